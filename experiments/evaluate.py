@@ -1,0 +1,69 @@
+"""Scores a trained run on a split: metrics with intervals, predictions, pictures.
+
+    scripts/run experiments/evaluate.py --workdir=runs/resnet --split=validation
+    scripts/run experiments/evaluate.py --workdir=runs/resnet --split=test
+
+Writes `<workdir>/evaluation/<split>/`: metrics.json, predictions.csv, roc.png, precision_recall.png,
+confusion_matrix.png, learning_curves.png. Everything it needs to know about the run it reads from the workdir.
+"""
+
+import dataclasses
+import pathlib
+
+from absl import flags
+
+from experiments.flags import fail, run
+from pneumojax.config import ThresholdConfig
+
+WORKDIR = flags.DEFINE_string("workdir", "runs/latest", "folder of the run")
+SPLIT = flags.DEFINE_enum("split", "validation", ("train", "validation", "test"), "split to score")
+CHECKPOINT = flags.DEFINE_enum("checkpoint", "best", ("best", "latest"), "best by val/auroc, or the latest")
+DATA_DIR = flags.DEFINE_string("data_dir", None, "folder of prepared data sets (default: where the run found them)")
+IMAGE_PX = flags.DEFINE_integer("image_px", None, "size of the images; must be the run's own, which is the default")
+RULE = flags.DEFINE_enum(
+    "threshold_rule", None, ("target_sensitivity", "youden", "fixed"), "how validation sets the threshold (default: the run's)"
+)
+TARGET = flags.DEFINE_float("target_sensitivity", None, "sensitivity that rule target_sensitivity reaches (default: the run's)")
+FIXED = flags.DEFINE_float("fixed_threshold", None, "threshold of rule fixed (default: the run's)")
+
+
+def main() -> int:
+    from pneumojax.evaluate import evaluate, open_run  # Imports JAX: after the flags are known to be good.
+    from pneumojax.sharding import initialize
+
+    initialize(multihost=False)
+    opened = open_run(WORKDIR.value, CHECKPOINT.value, DATA_DIR.value)
+    size = opened.config.data.image_px
+    if IMAGE_PX.value not in (None, size):
+        return fail(f"--image_px={IMAGE_PX.value}: this run was trained at {size} px and is scored at {size} px. Drop the flag.")
+    given = {flag.name: flag.value for flag in (RULE, TARGET, FIXED) if flag.value is not None}
+    rules: ThresholdConfig = dataclasses.replace(opened.config.threshold, **given)
+    results = evaluate(opened, SPLIT.value, rules)
+    print(format_results(results))
+    print(f"Written to {pathlib.Path(WORKDIR.value) / 'evaluation' / SPLIT.value}")
+    return 0
+
+
+def format_results(results: dict) -> str:
+    """The metrics as a table, with the threshold and what it means for the reading."""
+    threshold, counts, split = results["threshold"], results["counts"], results["run"]["split"]["name"]
+    classes = ", ".join(f"{number} {name}" for name, number in counts["classes"].items())
+    lines = [f"{split}: {counts['images']} images of {counts['patients']} patients ({classes})"]
+    if results["run"]["data"]["synthetic"]:
+        lines.append("Drawn radiographs, not patients: these figures say nothing about X-rays.")
+    lines += ["", f"{'metric':<24}{'value':>8}   95 % interval (bootstrap by patient)"]
+    for name, metric in results["metrics"].items():
+        value = "     -  " if metric["value"] is None else f"{metric['value']:8.4f}"
+        interval = "{:.4f} to {:.4f}".format(*metric["ci95"]) if metric["ci95"] else metric.get("reason", "")
+        lines.append(f"{name:<24}{value}   {interval}")
+    source = f"chosen on {threshold['split']}" if threshold["split"] else "given, not chosen"
+    lines += ["", f"threshold {threshold['value']:.6f} ({threshold['rule']}, {source}) at step {threshold['checkpoint_step']}"]
+    if threshold["split"] == split:
+        lines.append("The threshold, and the best epoch, were chosen on this very split: its figures flatter. Score test.")
+    elif split == "validation":
+        lines.append("The best epoch was chosen on this very split: its figures flatter a little. Score test.")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run(main)

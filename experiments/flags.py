@@ -1,0 +1,87 @@
+"""One absl flag for each config field, and how a script ends."""
+
+import errno
+import logging
+import os
+import sys
+import typing
+from collections.abc import Callable
+
+from absl import app, flags
+from absl import logging as absl_logging
+
+from pneumojax.config import Config, config_fields, config_from_dict
+from pneumojax.errors import UserError
+
+
+def define_config_flags() -> None:
+    """Defines a flag for each field of the config, with its default, help and type."""
+    for field in config_fields():
+        help_text = field.metadata["help"]
+        kinds = [kind for kind in (field.type, *typing.get_args(field.type)) if kind in (bool, int, float, str)]
+        if field.metadata["choices"]:
+            flags.DEFINE_enum(field.name, field.default, field.metadata["choices"], help_text)
+        elif typing.get_origin(field.type) is tuple:
+            flags.DEFINE_list(field.name, [str(value) for value in field.default], f"{help_text}, separated by commas")
+        else:
+            define = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
+            define[kinds[0]](field.name, field.default, help_text)
+
+
+def config_from_flags() -> Config:
+    """Rebuilds the config from the flags of this process.
+
+    Raises:
+      UserError: a value is outside its limits, or two do not go together.
+    """
+    values = {field.name: flags.FLAGS[field.name].value for field in config_fields()}
+    for field in config_fields():
+        if typing.get_origin(field.type) is tuple:
+            try:
+                values[field.name] = [int(number) for number in values[field.name]]
+            except ValueError as error:
+                raise UserError(f"{field.name} must be whole numbers separated by commas: {error}.") from error
+    return config_from_dict(values)
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Parses the flags and runs `main()`, whose return value is the exit code.
+
+    What the user can mend ends in one sentence and code 1, without a traceback: UserError, a full disk, a place that may
+    not be written. Unknown flags and values end with absl's sentence and code 1.
+    """
+
+    def guarded(argv: list[str]) -> int | None:
+        if argv[1:]:
+            return fail(f"unexpected argument {argv[1]}: flags are written --name=value.")
+        _show_log()
+        try:
+            return main()
+        except UserError as error:
+            return fail(str(error))
+        except KeyboardInterrupt:
+            return fail("interrupted.", 130)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR):
+                raise
+            return fail(f"{error.filename or 'a file'} cannot be written: {error.strerror}. Check --workdir and --data_dir.")
+
+    app.run(guarded)
+
+
+def _show_log() -> None:
+    """Shows our own messages; those of Orbax and TFDS, at every step and of no use to the user, only where they are errors."""
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    for name in ("pneumojax", "experiments"):
+        logger = logging.getLogger(name)
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+
+
+def fail(sentence: str, code: int = 1) -> int:
+    """Prints why the script ends to standard error; returns the exit code."""
+    print(f"{os.path.basename(sys.argv[0])}: {sentence}", file=sys.stderr)
+    return code

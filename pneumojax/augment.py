@@ -1,0 +1,166 @@
+"""Augmentation: pure functions of a key and an image, run inside the compiled step.
+
+Each image has its own key, so the result does not depend on the batch it is in, nor on how many devices share the batch.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from pneumojax.config import AugmentConfig
+
+
+def make_augment(config: AugmentConfig) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """Chooses what the config switches on.
+
+    Args:
+      config: the ranges; a range of zero leaves its step out of the compiled program.
+
+    Returns:
+      `augment(keys, images)`: keys [B], images [B, H, W] float32 0..1 -> [B, H, W] float32 0..1.
+    """
+    geometry = config.rotate_degrees or config.shift or config.zoom or config.crop_min_area < 1 or config.flip
+    steps = (
+        (geometry, lambda key, image: resample(image, draw_transform(key, config))),
+        (
+            config.brightness or config.contrast or config.gamma,
+            lambda key, image: change_intensity(key, image, config.brightness, config.contrast, config.gamma),
+        ),
+        (config.erase_probability, lambda key, image: erase(key, image, config.erase_probability)),
+    )
+
+    def augment_one(key, image):
+        for i, (wanted, step) in enumerate(steps):
+            if wanted:
+                image = step(jax.random.fold_in(key, i), image)
+        return image
+
+    return jax.vmap(augment_one)
+
+
+def draw_transform(key: jax.Array, config: AugmentConfig) -> jax.Array:
+    """Draws one affine map for all geometry, so that the image is resampled once.
+
+    Returns:
+      [2, 3] float32: output place (x, y, 1), in -1..1 from edge to edge, -> input place.
+
+    References:
+      Szegedy et al., "Going Deeper with Convolutions", 2015: the random resized crop, aspect 3/4 to 4/3.
+    """
+    keys = jax.random.split(key, 7)
+    angle = math.radians(config.rotate_degrees) * jax.random.uniform(keys[0], minval=-1, maxval=1)
+    scale = 1 / (1 + config.zoom * jax.random.uniform(keys[1], minval=-1, maxval=1))
+    # The side is 2 long in these units.
+    shift = 2 * config.shift * jax.random.uniform(keys[2], (2,), minval=-1, maxval=1)
+    cos, sin = scale * jnp.cos(angle), scale * jnp.sin(angle)
+    linear = jnp.array([[cos, -sin], [sin, cos]])
+    if config.crop_min_area < 1:
+        area = jax.random.uniform(keys[3], minval=config.crop_min_area, maxval=1)
+        aspect = jnp.exp(jax.random.uniform(keys[4], minval=math.log(3 / 4), maxval=math.log(4 / 3)))
+        # Half width and half height of the box. A box wider than the image is cut to it.
+        box = jnp.minimum(jnp.sqrt(area * jnp.stack([aspect, 1 / aspect])), 1)
+        linear = linear * box
+        shift = shift + (1 - box) * jax.random.uniform(keys[5], (2,), minval=-1, maxval=1)
+    if config.flip:
+        linear = linear.at[:, 0].multiply(jax.random.rademacher(keys[6], (), linear.dtype))
+    return jnp.concatenate([linear, shift[:, None]], axis=1)
+
+
+def resample(image: jax.Array, transform: jax.Array) -> jax.Array:
+    """Bilinear resampling of an image under an affine map; outside the image it is black, as beyond the collimator.
+
+    Args:
+      image: [H, W] float32.
+      transform: [2, 3], output place (x, y, 1), in -1..1 from edge to edge, -> input place.
+
+    Returns:
+      [H, W] float32.
+    """
+    height, width = image.shape
+    x = (2 * jnp.arange(width) + 1) / width - 1
+    y = (2 * jnp.arange(height) + 1) / height - 1
+    place = transform[:, 0, None, None] * x + transform[:, 1, None, None] * y[:, None] + transform[:, 2, None, None]
+    # One black pixel all around makes the edge fade like the inside, and lets every place outside be clipped to it.
+    image = jnp.pad(image, 1)
+    column = jnp.clip((place[0] + 1) * width / 2 + 0.5, 0, width + 1)
+    row = jnp.clip((place[1] + 1) * height / 2 + 0.5, 0, height + 1)
+    left = jnp.minimum(column.astype(jnp.int32), width)
+    top = jnp.minimum(row.astype(jnp.int32), height)
+    across, down = column - left, row - top
+    pixels = image.reshape(-1)
+    corner = top * (width + 2) + left
+
+    def pixel_at(offset):
+        return pixels.at[corner + offset].get(mode="promise_in_bounds")
+
+    upper = pixel_at(0) * (1 - across) + pixel_at(1) * across
+    lower = pixel_at(width + 2) * (1 - across) + pixel_at(width + 3) * across
+    return upper * (1 - down) + lower * down
+
+
+def change_intensity(key: jax.Array, image: jax.Array, brightness: float, contrast: float, gamma: float) -> jax.Array:
+    """Changes brightness, contrast (about the image's mean) and gamma by amounts drawn evenly from their ranges.
+
+    Args:
+      key: PRNG key.
+      image: [H, W] float32, 0..1.
+      brightness: largest amount added.
+      contrast: largest relative change.
+      gamma: gamma is drawn between 1 / (1 + gamma) and 1 + gamma, evenly in its logarithm.
+
+    Returns:
+      [H, W] float32, 0..1.
+    """
+    draws = jax.random.uniform(key, (3,), minval=-1, maxval=1)
+    mean = image.mean()
+    image = (image - mean) * (1 + contrast * draws[0]) + mean + brightness * draws[1]
+    image = jnp.clip(image, 0, 1)
+    if not gamma:
+        return image
+    # The floor keeps log, and with it the compiled power, finite.
+    return jnp.maximum(image, 1e-6) ** jnp.exp(math.log1p(gamma) * draws[2])
+
+
+def erase(key: jax.Array, image: jax.Array, probability: float) -> jax.Array:
+    """Paints a rectangle of 2 to 20 % of the area in one grey, in a share of the images.
+
+    References:
+      Zhong et al., "Random Erasing Data Augmentation", 2020.
+    """
+    keys = jax.random.split(key, 5)
+    height, width = image.shape
+    area = jax.random.uniform(keys[0], minval=0.02, maxval=0.2)
+    aspect = jnp.exp(jax.random.uniform(keys[1], minval=math.log(0.3), maxval=math.log(1 / 0.3)))
+    size = jnp.sqrt(area * jnp.stack([aspect, 1 / aspect])) * jnp.array([height, width])
+    start = jax.random.uniform(keys[2], (2,)) * (jnp.array([height, width]) - size)
+    rows, columns = jnp.arange(height)[:, None], jnp.arange(width)
+    inside = (rows >= start[0]) & (rows < start[0] + size[0]) & (columns >= start[1]) & (columns < start[1] + size[1])
+    drawn = jax.random.bernoulli(keys[3], probability)
+    return jnp.where(inside & drawn, jax.random.uniform(keys[4]), image)
+
+
+def mixup(keys: jax.Array, alpha: float, first: tuple, second: tuple) -> tuple:
+    """Blends each image and its target with a partner.
+
+    Args:
+      keys: [B] PRNG keys.
+      alpha: parameter of the beta distribution of the share; the larger share stays with `first`.
+      first: (images [B, H, W] float32, targets [B, C] float32).
+      second: the partners, of the same shapes.
+
+    Returns:
+      (images, targets) of the same shapes.
+
+    References:
+      Zhang et al., "mixup: Beyond Empirical Risk Minimization", 2018.
+    """
+    share = jax.vmap(lambda key: jax.random.beta(key, alpha, alpha))(keys)
+    share = jnp.maximum(share, 1 - share)
+
+    def blend(a, b):
+        weight = share.reshape(-1, *[1] * (a.ndim - 1))
+        return weight * a + (1 - weight) * b
+
+    return tuple(blend(a, b) for a, b in zip(first, second, strict=True))

@@ -1,0 +1,208 @@
+"""Checkpoints of a run, with all that is needed to open it again.
+
+Layout of a workdir:
+    config.json            the run: config, class names, pixel range, data fingerprints, versions, device
+    metrics.jsonl          one row of JSON for each chunk and each validation
+    learning_curves.png
+    threshold.json         the operating point that validation chose
+    checkpoints/STEP/      Orbax: `state` (arrays in nested dicts), `run` (the content of config.json), metrics
+    evaluation/SPLIT/      what evaluation wrote
+"""
+
+import contextlib
+import json
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from flax import serialization
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from pneumojax.config import config_fields
+from pneumojax.errors import UserError
+from pneumojax.sharding import put
+from pneumojax.state import TrainState
+
+
+def open_checkpoints(workdir: pathlib.Path, read_only: bool = False) -> ocp.CheckpointManager:
+    """Opens a run's checkpoints: the latest and the best by val/auroc are kept, saving goes on beside training."""
+    keep = [
+        preservation_policy.LatestN(1),
+        preservation_policy.BestN(get_metric_fn=_auroc, n=1, keep_checkpoints_without_metrics=False),
+    ]
+    options = ocp.CheckpointManagerOptions(
+        # Not max_to_keep with best_fn: that deletes the newest step when it is not among the best.
+        preservation_policy=preservation_policy.AnyPreservationPolicy(keep),
+        best_fn=_auroc,  # decides nothing beside a policy, but without it metrics are not written
+        cleanup_tmp_directories=not read_only,  # of a save that was killed
+        create=not read_only,
+        read_only=read_only,
+    )
+    return ocp.CheckpointManager(_directory(workdir), options=options, item_names=("state", "run"))
+
+
+def save_checkpoint(
+    checkpoints: ocp.CheckpointManager, step: int, state: TrainState, run: dict, auroc: float | None
+) -> None:
+    """Starts to save; the files appear under their final name only when they are complete.
+
+    Args:
+      checkpoints: from `open_checkpoints`.
+      step: the state's step.
+      state: the state to save.
+      run: content of config.json.
+      auroc: val/auroc of this state; None between validations: such a checkpoint is never the best.
+
+    Raises:
+      UserError: this or the save before it could not be written.
+    """
+    items = ocp.args.Composite(state=ocp.args.StandardSave(_to_dict(state)), run=ocp.args.JsonSave(run))
+    metrics = None if auroc is None else {"val/auroc": auroc}
+    with _sentences(checkpoints.directory, "written"):
+        checkpoints.save(step, args=items, metrics=metrics, force=True)
+
+
+def wait_for_checkpoints(checkpoints: ocp.CheckpointManager) -> None:
+    """Waits until all saves are on disk.
+
+    Raises:
+      UserError: one could not be written.
+    """
+    with _sentences(checkpoints.directory, "written"):
+        checkpoints.wait_until_finished()
+
+
+def find_best(checkpoints: ocp.CheckpointManager) -> tuple[int, float] | None:
+    """(step, val/auroc) of the best checkpoint; of equals the latest; None before the first validation."""
+    scored = [(_auroc(metrics), step) for step in checkpoints.all_steps() if (metrics := checkpoints.metrics(step))]
+    return max(scored)[::-1] if scored else None
+
+
+def restore_state(checkpoints: ocp.CheckpointManager, step: int, fresh: TrainState, mesh) -> TrainState:
+    """Restores a state onto the devices of this process, whatever devices it was saved from.
+
+    Args:
+      checkpoints: from `open_checkpoints`.
+      step: which checkpoint.
+      fresh: a state of the same run, for the structure.
+      mesh: the devices.
+
+    Raises:
+      UserError: the checkpoint is damaged or of another network.
+    """
+    with _sentences(checkpoints.directory / str(step)):
+        saved = _load_arrays(checkpoints, step)
+        wanted = _to_dict(fresh)
+        _check_shapes(saved, wanted)
+        restored = serialization.from_state_dict(wanted, saved)
+        opt_state = serialization.from_state_dict(fresh.opt_state, restored["opt_state"])
+        state = TrainState(**restored | {"opt_state": opt_state})
+    return jax.tree.map(lambda leaf: put(leaf, mesh), state)
+
+
+def load_run(workdir: pathlib.Path, which: str) -> tuple[dict, dict, int]:
+    """Opens a run to predict with it; needs nothing but the workdir.
+
+    Args:
+      workdir: folder of the run.
+      which: best (by val/auroc) or latest.
+
+    Returns:
+      (run, variables, step): the content of config.json as the checkpoint holds it, {"params", "batch_stats"} as numpy
+      arrays (the moving averages if the run kept them), and the step.
+
+    Raises:
+      UserError: there is no such run, or its checkpoint is damaged.
+    """
+    if not _directory(workdir).is_dir():
+        raise UserError(f"{workdir} holds no checkpoints. Train a run there first: experiments/train.py --workdir={workdir}")
+    with contextlib.closing(open_checkpoints(workdir, read_only=True)) as checkpoints:
+        with _sentences(checkpoints.directory):
+            best = find_best(checkpoints)
+        step = best[0] if which == "best" and best else checkpoints.latest_step()
+        if step is None:
+            raise UserError(f"{workdir} holds no finished checkpoint yet. Go on with the same training command.")
+        with _sentences(checkpoints.directory / str(step)):
+            run = checkpoints.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
+            saved = _load_arrays(checkpoints, step)
+            variables = saved.get("ema") or {"params": saved["params"], "batch_stats": saved.get("batch_stats", {})}
+            run["config"], run["class_names"]
+    return run, variables, step
+
+
+def check_same_run(path: pathlib.Path, run: dict) -> None:
+    """Refuses to continue a run with another config or other data.
+
+    Args:
+      path: config.json of the earlier start.
+      run: the run that wants to go on there.
+
+    Raises:
+      UserError: names each field that differs, with both values.
+    """
+    try:
+        earlier = json.loads(path.read_text())
+        old, new = earlier["config"], run["config"]
+        fields = [field.name for field in config_fields() if field.metadata["identity"]]
+        differing = [f"{name} was {old.get(name)}, is {new[name]}" for name in fields if old.get(name) != new[name]]
+        if earlier["data"]["fingerprint"] != run["data"]["fingerprint"]:
+            differing.append(f"the data was {earlier['data']['fingerprint']}, is {run['data']['fingerprint']}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({error!r}). Restore it, or begin anew with --restart.") from error
+    if differing:
+        raise UserError(
+            f"{path.parent} holds a run of another config: {'; '.join(differing)}. "
+            "Use another --workdir, or the earlier values, or begin anew with --restart (which deletes the old run)."
+        )
+
+
+def _directory(workdir: pathlib.Path) -> pathlib.Path:
+    return workdir.resolve() / "checkpoints"  # Orbax raises on relative paths.
+
+
+def _auroc(metrics: dict[str, float]) -> float:
+    return metrics["val/auroc"]
+
+
+def _to_dict(state: TrainState) -> dict[str, Any]:
+    """Nested dicts with string keys; Orbax leaves empty ones out, so they are left out here."""
+    fields = {name: getattr(state, name) for name in ("step", "params", "batch_stats", "opt_state", "ema")}
+    return serialization.to_state_dict(fields)
+
+
+def _load_arrays(checkpoints: ocp.CheckpointManager, step: int) -> dict[str, Any]:
+    """The saved arrays as numpy: a checkpoint of eight devices opens on one."""
+    reader = ocp.PyTreeCheckpointer()
+    directory = checkpoints.directory / str(step) / "state"
+    tree = reader.metadata(directory).item_metadata.tree
+    restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    return reader.restore(directory, args=ocp.args.PyTreeRestore(restore_args=restore_args))
+
+
+def _check_shapes(saved: dict, wanted: dict) -> None:
+    saved_shapes, wanted_shapes = _shapes(saved), _shapes(wanted)
+    for name in sorted(saved_shapes.keys() | wanted_shapes.keys()):
+        if saved_shapes.get(name) != wanted_shapes.get(name):
+            raise ValueError(f"{name} has shape {saved_shapes.get(name)}, the run's network {wanted_shapes.get(name)}")
+
+
+def _shapes(tree: dict) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
+
+
+@contextlib.contextmanager
+def _sentences(directory, action: str = "opened"):
+    """Turns what Orbax raises (many kinds) for a damaged or foreign checkpoint, or a full disk, into a sentence."""
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        advice = (
+            "It is damaged or not of this run. Delete that folder to go on from the one before it, or train with --restart."
+            if action == "opened"
+            else "The checkpoints before it are kept. Make room there and start the same command again to go on."
+        )
+        raise UserError(f"the checkpoint in {directory} cannot be {action} ({reason}). {advice}") from error

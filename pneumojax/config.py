@@ -1,0 +1,179 @@
+"""Every choice of a run: its type, default, help text and limits, in frozen dataclasses.
+
+Each default is written here once. `experiments/flags.py` makes one flag of each field; the library never sees flags.
+"""
+
+import dataclasses
+from typing import Any
+
+from pneumojax.errors import UserError
+
+# Index = class label. A network's score for pneumonia is 1 - P(NORMAL) in both tasks.
+CLASS_NAMES = {"binary": ("NORMAL", "PNEUMONIA"), "three_class": ("NORMAL", "BACTERIA", "VIRUS")}
+
+
+def _field(default, help, choices=None, at_least=None, above=None, at_most=None, below=None, identity=True):
+    """A dataclass field with its help text and limits; identity=False: may change when a run is continued."""
+    limits = {"choices": choices, "at_least": at_least, "above": above, "at_most": at_most, "below": below}
+    return dataclasses.field(default=default, metadata={"help": help, "identity": identity, **limits})
+
+
+class _Checked:
+    """Checks each field against its limits when the dataclass is made."""
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            for number in value if isinstance(value, tuple) else (value,):
+                _check(field, number)
+
+
+def _check(field, value):
+    limits = field.metadata
+    if value is None or dataclasses.is_dataclass(value):
+        return
+    tests = (
+        (limits["choices"], lambda limit: value in limit, "one of"),
+        (limits["at_least"], lambda limit: value >= limit, "at least"),
+        (limits["above"], lambda limit: value > limit, "greater than"),
+        (limits["at_most"], lambda limit: value <= limit, "at most"),
+        (limits["below"], lambda limit: value < limit, "less than"),
+    )
+    for limit, holds, words in tests:
+        if limit is not None and not holds(limit):
+            limit = ", ".join(limit) if isinstance(limit, tuple) else limit
+            raise UserError(f"{field.name} must be {words} {limit}, not {value}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig(_Checked):
+    dataset: str = _field("phantom", "data set: drawn radiographs, or the Kermany X-rays", choices=("phantom", "kermany"))
+    data_dir: str | None = _field(
+        None, "folder of prepared data sets (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)", identity=False
+    )
+    image_px: int = _field(64, "height and width of the images that the network sees, in pixels", at_least=16)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig(_Checked):
+    model: str = _field("cnn", "network", choices=("mlp", "cnn", "resnet18", "resnet34", "resnet50"))
+    task: str = _field("binary", "NORMAL / PNEUMONIA, or NORMAL / BACTERIA / VIRUS", choices=tuple(CLASS_NAMES))
+    mlp_widths: tuple[int, ...] = _field((512, 128), "units of each hidden layer of mlp", at_least=1)
+    cnn_widths: tuple[int, ...] = _field((32, 64, 128, 256), "channels of each convolution of cnn", at_least=1)
+    resnet_width: int = _field(64, "channels of a resnet's first stage; each stage doubles them", at_least=1)
+    dropout: float = _field(0.0, "share of the last features dropped in training", at_least=0.0, below=1.0)
+    dtype: str = _field(
+        "float32", "compute type; parameters, statistics and loss stay float32", choices=("float32", "bfloat16")
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentConfig(_Checked):
+    rotate_degrees: float = _field(10.0, "largest rotation, in degrees, either way", at_least=0.0, at_most=180.0)
+    shift: float = _field(0.05, "largest shift, as a share of the image's side", at_least=0.0, below=1.0)
+    zoom: float = _field(0.1, "largest zoom: scale is drawn between 1 - zoom and 1 + zoom", at_least=0.0, below=1.0)
+    crop_min_area: float = _field(
+        1.0, "smallest area of the random resized crop, as a share of the image; 1: no crop", above=0.0, at_most=1.0
+    )
+    brightness: float = _field(0.1, "largest change of brightness; pixels are 0..1", at_least=0.0, at_most=1.0)
+    contrast: float = _field(0.2, "largest relative change of contrast", at_least=0.0, below=1.0)
+    gamma: float = _field(0.2, "gamma is drawn between 1 / (1 + gamma) and 1 + gamma", at_least=0.0)
+    flip: bool = _field(False, "mirror half of the images left to right (the heart changes sides)")
+    erase_probability: float = _field(0.0, "share of images with a rectangle erased", at_least=0.0, at_most=1.0)
+    mixup_alpha: float = _field(0.0, "parameter of mixup's beta distribution; 0: no mixup", at_least=0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig(_Checked):
+    optimizer: str = _field("adamw", "optimizer", choices=("adamw", "sgd"))
+    learning_rate: float = _field(1e-3, "largest learning rate, reached after the warm-up", above=0.0)
+    momentum: float = _field(0.9, "Nesterov momentum of sgd", at_least=0.0, below=1.0)
+    weight_decay: float = _field(1e-2, "weight decay of kernels", at_least=0.0)
+    warmup: float = _field(
+        0.1, "share of all steps in which the learning rate rises from 0; then it falls as a cosine", at_least=0.0, below=1.0
+    )
+    label_smoothing: float = _field(0.0, "share of each label spread over all classes", at_least=0.0, below=1.0)
+    class_weights: str = _field(
+        "none", "weight of each class in the loss: equal, or inverse to its frequency", choices=("none", "balanced")
+    )
+    ema_decay: float | None = _field(
+        None, "decay of the moving average of the weights that is evaluated (default: no average)", above=0.0, below=1.0
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig(_Checked):
+    epochs: int = _field(12, "passes over the training images", at_least=1)
+    batch_size: int = _field(32, "images of a step, over all devices", at_least=1)
+    chunk_steps: int | None = _field(
+        16, "about how many steps one compiled call takes (None: a whole epoch); see data.split_epoch", at_least=1
+    )
+    eval_batch_size: int = _field(128, "images of a prediction step, over all devices", at_least=1)
+    seed: int = _field(0, "seed of initialisation, order and augmentation", at_least=0, at_most=2**31 - 1)
+    parallel: str = _field("jit", "how the batch is spread over the devices", choices=("jit", "shard_map", "pmap"))
+    batch_norm: str = _field(
+        "global", "whose batch statistics: of the global batch, or of each device's share", choices=("global", "local")
+    )
+    multihost: bool = _field(False, "call jax.distributed.initialize(): one process of several", identity=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class ThresholdConfig(_Checked):
+    threshold_rule: str = _field(
+        "target_sensitivity", "how validation sets the threshold", choices=("target_sensitivity", "youden", "fixed")
+    )
+    target_sensitivity: float = _field(0.95, "sensitivity that rule target_sensitivity reaches", above=0.0, at_most=1.0)
+    fixed_threshold: float = _field(0.5, "threshold of rule fixed", at_least=0.0, at_most=1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(_Checked):
+    """A whole run. Field names are unique over all groups, so that each is one flag.
+
+    Raises:
+      UserError: a value is outside its limits, or two fields do not go together.
+    """
+
+    data: DataConfig = _field(DataConfig(), "")
+    model: ModelConfig = _field(ModelConfig(), "")
+    augment: AugmentConfig = _field(AugmentConfig(), "")
+    optimizer: OptimizerConfig = _field(OptimizerConfig(), "")
+    train: TrainConfig = _field(TrainConfig(), "")
+    threshold: ThresholdConfig = _field(ThresholdConfig(), "")
+
+    def __post_init__(self):
+        super().__post_init__()
+        train = self.train
+        if train.batch_norm == "local" and train.parallel == "jit":
+            raise UserError("batch_norm=local needs parallel=shard_map or parallel=pmap: jit sees only the global batch.")
+        if train.multihost and train.parallel == "pmap":
+            raise UserError("multihost needs parallel=jit or parallel=shard_map: pmap here spreads over one process only.")
+
+
+def config_to_dict(config: Config) -> dict[str, Any]:
+    """The config as one flat dict {field name: value} that JSON can hold."""
+    groups = (getattr(config, group.name) for group in dataclasses.fields(config))
+    flat = {field.name: getattr(group, field.name) for group in groups for field in dataclasses.fields(group)}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in flat.items()}
+
+
+def config_from_dict(values: dict[str, Any]) -> Config:
+    """Rebuilds a config from `config_to_dict`; a missing field takes its default.
+
+    Raises:
+      UserError: a field is unknown or a value outside its limits.
+    """
+    values = dict(values)
+    groups = {}
+    for group in dataclasses.fields(Config):
+        kind = type(group.default)
+        given = {field.name: values.pop(field.name) for field in dataclasses.fields(kind) if field.name in values}
+        groups[group.name] = kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+    if values:
+        raise UserError(f"unknown config fields: {', '.join(sorted(values))}.")
+    return Config(**groups)
+
+
+def config_fields() -> list[dataclasses.Field]:
+    """All fields of all groups, in order."""
+    return [field for group in dataclasses.fields(Config) for field in dataclasses.fields(type(group.default))]

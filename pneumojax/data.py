@@ -1,0 +1,228 @@
+"""A prepared data set as arrays: decoded once for each size, kept beside the data set, memory-mapped on reading."""
+
+import dataclasses
+import json
+import logging
+import math
+import os
+import pathlib
+import shutil
+import tempfile
+
+import numpy as np
+
+from pneumojax.config import CLASS_NAMES, DataConfig
+from pneumojax.errors import UserError
+from pneumojax.images import decode_images
+from tfds_builder import kermany_pneumonia
+
+logger = logging.getLogger(__name__)
+
+SUBTYPES = CLASS_NAMES["three_class"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """One split, in the order of the prepared data set.
+
+    Attributes:
+      name: train, validation or test.
+      images: [N, H, W] uint8, 0..255, grey; memory-mapped, read-only.
+      subtypes: [N] int32, index into NORMAL, BACTERIA, VIRUS.
+      patient_ids: N strings; no patient is in two splits.
+      filenames: N strings, unique in the split.
+      fingerprint: sha256 of the split's names, labels, patients and image bytes.
+    """
+
+    name: str
+    images: np.ndarray
+    subtypes: np.ndarray
+    patient_ids: np.ndarray
+    filenames: np.ndarray
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.subtypes)
+
+    def labels(self, task: str) -> np.ndarray:
+        """[N] int32 class indices of the task (binary: 1 = pneumonia)."""
+        return self.subtypes if task == "three_class" else (self.subtypes > 0).astype(np.int32)
+
+
+def read_record(config: DataConfig) -> dict:
+    """The prepared data set's record: fingerprints, counts, source. Draws the phantom set if it is not there yet.
+
+    Raises:
+      UserError: the data set is not prepared, or its record is damaged.
+    """
+    directory = _dataset_dir(config)
+    if not directory.exists():
+        if config.dataset != "phantom":
+            where = f" --data_dir={config.data_dir}" if config.data_dir else ""
+            raise UserError(
+                f"{config.dataset} is not prepared in {directory}. Prepare it first: "
+                f"scripts/run scripts/prepare_data.py --source=PATH{where}"
+            )
+        logger.info("Drawing the phantom data set (once) in %s", directory)
+        try:
+            kermany_pneumonia.prepare("phantom", _data_dir(config))
+        except kermany_pneumonia.SourceError as error:
+            raise UserError(str(error)) from error
+    record = directory / "metadata.json"
+    try:
+        record = json.loads(record.read_text())
+        record["fingerprint"], record["fingerprints"]["train"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{record} is damaged ({error}). Prepare the data set again with --overwrite.") from error
+    return record
+
+
+def load_split(config: DataConfig, name: str) -> Split:
+    """Loads one split at the config's size, from the cache if it is there.
+
+    Args:
+      config: which data set, where, and at what size.
+      name: train, validation or test.
+
+    Raises:
+      UserError: the data set is not prepared or damaged, or has no such split.
+    """
+    record = read_record(config)
+    if name not in record["fingerprints"]:
+        raise UserError(
+            f"the data set in {_dataset_dir(config)} has no {name} split: "
+            f"its source ({record['source']}) had no folder of that name."
+        )
+    fingerprint = record["fingerprints"][name]
+    cache = _cache_dir(config, name, fingerprint)
+    if not cache.exists():
+        images, examples = _decode_split(config, name)
+        try:
+            _write_cache(cache, images, examples)
+        except OSError as error:
+            # A read-only or full data set folder costs time at the next start, not the run.
+            logger.warning("could not keep the decoded images in %s (%s); they are decoded anew each time", cache, error)
+            return _make_split(name, images, examples, fingerprint)
+    try:
+        images = np.load(cache / "images.npy", mmap_mode="r")
+        examples = json.loads((cache / "examples.json").read_text())
+        if images.shape != (len(examples["subtype"]), config.image_px, config.image_px) or images.dtype != np.uint8:
+            raise ValueError(f"its images are {images.shape} {images.dtype}")
+        return _make_split(name, images, examples, fingerprint)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"the decoded images in {cache} are damaged ({error}). Delete that folder and run again.") from error
+
+
+def split_epoch(num_images: int, batch_size: int, chunk_steps: int | None) -> tuple[int, int]:
+    """Cuts an epoch into chunks of equal length, so that the chunk compiles once.
+
+    The length is near `chunk_steps`. What is left over (less than one batch, and less than one step for each chunk) sits
+    out this epoch; each shuffle leaves out other images.
+
+    Args:
+      num_images: N, images of the training split.
+      batch_size: B.
+      chunk_steps: the wished length of a chunk in steps; None: one chunk for the epoch.
+
+    Returns:
+      (chunks of an epoch, steps of a chunk).
+
+    Raises:
+      UserError: the batch is larger than the split.
+    """
+    steps = num_images // batch_size
+    if steps == 0:
+        raise UserError(f"batch_size {batch_size} is larger than the training split of {num_images} images.")
+    chunks = max(1, round(steps / chunk_steps)) if chunk_steps else 1
+    return chunks, steps // chunks
+
+
+def make_epoch_batches(num_images: int, batch_size: int, chunks: int, steps: int, seed: int, epoch: int) -> np.ndarray:
+    """The image indices of one epoch, shuffled; a function of its arguments alone, so that a run can be continued.
+
+    Returns:
+      [chunks, steps, batch_size] int32, each index at most once.
+    """
+    order = np.random.default_rng((seed, epoch)).permutation(num_images).astype(np.int32)
+    return order[: chunks * steps * batch_size].reshape(chunks, steps, batch_size)
+
+
+def make_eval_batches(num_images: int, batch_size: int, devices: int) -> np.ndarray:
+    """Indices of all images in order, padded at the end with image 0 to whole batches.
+
+    Args:
+      num_images: N.
+      batch_size: wished batch; raised to a multiple of `devices`, and not much larger than the split.
+      devices: D.
+
+    Returns:
+      [S, B] int32; the first N in row order are 0..N-1, what follows is to be dropped.
+    """
+    batch_size = math.ceil(min(batch_size, num_images) / devices) * devices
+    batches = np.zeros((math.ceil(num_images / batch_size), batch_size), np.int32)
+    batches.reshape(-1)[:num_images] = np.arange(num_images)
+    return batches
+
+
+def _data_dir(config: DataConfig) -> pathlib.Path:
+    return pathlib.Path(config.data_dir or kermany_pneumonia.default_data_dir()).expanduser().resolve()
+
+
+def _dataset_dir(config: DataConfig) -> pathlib.Path:
+    return pathlib.Path(kermany_pneumonia.dataset_dir(config.dataset, _data_dir(config)))
+
+
+def _cache_dir(config: DataConfig, name: str, fingerprint: str) -> pathlib.Path:
+    return _dataset_dir(config).parent / "decoded" / f"{name}-{config.image_px}px-{fingerprint[:16]}"
+
+
+def _decode_split(config: DataConfig, name: str) -> tuple[np.ndarray, dict[str, list]]:
+    """Reads the stored bytes and decodes them; returns [N, H, W] uint8 and the columns of the examples."""
+    import tensorflow_datasets as tfds  # Only here: a start from the cache need not wait for it.
+
+    directory = _dataset_dir(config)
+    try:
+        builder = tfds.builder_from_directory(directory)
+        source = builder.as_data_source(split=name, decoders={"image": tfds.decode.SkipDecoding()})
+        columns: dict[str, list] = {"subtype": [], "patient_id": [], "filename": []}
+        files = []
+        for example in source:
+            files.append(example["image"])
+            columns["subtype"].append(int(example["subtype"]))
+            columns["patient_id"].append(example["patient_id"].decode())
+            columns["filename"].append(example["filename"].decode())
+    except Exception as error:  # TFDS and array_record raise many kinds for a damaged folder.
+        raise UserError(
+            f"the data set in {directory} cannot be read ({error}). "
+            f"Check it with scripts/prepare_data.py --verify, or prepare it again with --overwrite."
+        ) from error
+    logger.info("Decoding %d %s images to %d px (once)", len(files), name, config.image_px)
+    return decode_images(files, columns["filename"], config.image_px), columns
+
+
+def _write_cache(cache: pathlib.Path, images: np.ndarray, examples: dict[str, list]) -> None:
+    """Writes beside the final name, then renames: a reader sees all of it or nothing."""
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    temporary = pathlib.Path(tempfile.mkdtemp(prefix=cache.name + ".", dir=cache.parent))
+    try:
+        np.save(temporary / "images.npy", images)
+        (temporary / "examples.json").write_text(json.dumps(examples))
+        os.chmod(temporary, 0o755)  # mkdtemp makes it private; a data set is shared.
+        try:
+            temporary.rename(cache)
+        except OSError:
+            if not cache.exists():  # else another process was first, with the same content.
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _make_split(name: str, images: np.ndarray, examples: dict[str, list], fingerprint: str) -> Split:
+    return Split(
+        name=name,
+        images=images,
+        subtypes=np.array(examples["subtype"], np.int32),
+        patient_ids=np.array(examples["patient_id"]),
+        filenames=np.array(examples["filename"]),
+        fingerprint=fingerprint,
+    )

@@ -1,0 +1,8 @@
+"""The one error that is written for the user."""
+
+
+class UserError(Exception):
+    """Something the user can mend: its text is a full sentence that names the file or the field and what to do.
+
+    The scripts print that sentence without a traceback and exit with code 1.
+    """

@@ -1,0 +1,280 @@
+"""Opens a run, scores a whole split, and writes the numbers with their intervals."""
+
+import csv
+import dataclasses
+import datetime
+import io
+import json
+import logging
+import pathlib
+
+import jax
+import numpy as np
+
+from pneumojax import figures, metrics
+from pneumojax.checkpoint import load_run
+from pneumojax.config import Config, ThresholdConfig, config_from_dict
+from pneumojax.data import Split, load_split, make_eval_batches, read_record
+from pneumojax.errors import UserError
+from pneumojax.sharding import make_mesh, put
+from pneumojax.steps import make_graph, make_predict
+from pneumojax.writer import read_rows, write_json, write_text
+
+logger = logging.getLogger(__name__)
+
+BOOTSTRAP_RESAMPLES = 1000
+BOOTSTRAP_SEED = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A trained network, opened to predict with.
+
+    Attributes:
+      workdir: folder of the run.
+      info: content of config.json: class names, data fingerprints, versions, device.
+      config: the run's config.
+      variables: {"params", "batch_stats"} as numpy arrays.
+      step: training step of the checkpoint.
+      checkpoint: best or latest.
+    """
+
+    workdir: pathlib.Path
+    info: dict
+    config: Config
+    variables: dict
+    step: int
+    checkpoint: str
+
+
+def open_run(workdir: str | pathlib.Path, checkpoint: str = "best", data_dir: str | None = None) -> Run:
+    """Opens the best (by val/auroc) or latest checkpoint of a workdir; needs neither its data nor its devices.
+
+    Args:
+      workdir: folder of the run.
+      checkpoint: best or latest.
+      data_dir: where the data sets lie now, if not where the run found them.
+
+    Raises:
+      UserError: there is no run, or it is damaged.
+    """
+    workdir = pathlib.Path(workdir).expanduser()
+    info, variables, step = load_run(workdir, checkpoint)
+    config = config_from_dict(info["config"] | ({"data_dir": data_dir} if data_dir else {}))
+    return Run(workdir, info, config, variables, step, checkpoint)
+
+
+def predict(run: Run, images: np.ndarray) -> np.ndarray:
+    """Class logits of images, exact whatever the number of devices.
+
+    Args:
+      run: from `open_run`.
+      images: [N, H, W] uint8, 0..255, of the size that the run was trained at (`images.decode_image` makes them).
+
+    Returns:
+      [N, C] float32 logits in the order of `run.info["class_names"]`.
+
+    Raises:
+      UserError: the images have another size or type than the network was trained on.
+    """
+    size = run.config.data.image_px
+    if images.ndim != 3 or images.shape[1:] != (size, size) or images.dtype != np.uint8:
+        raise UserError(
+            f"{run.workdir} was trained on uint8 images of {size} x {size} pixels, "
+            f"not on {images.dtype} images of shape {'x'.join(map(str, images.shape[1:]))}: decode them at image_px={size}."
+        )
+    if len(images) == 0:
+        raise UserError("there are no images to predict.")
+    mesh = make_mesh()
+    predict_batches = make_predict(make_graph(run.config), mesh)
+    variables = jax.tree.map(lambda leaf: put(leaf, mesh), run.variables)
+    batches = put(make_eval_batches(len(images), run.config.train.eval_batch_size, mesh.size), mesh, axis=1)
+    logits = jax.device_get(predict_batches(variables, put(images, mesh), batches))
+    return logits.reshape(-1, logits.shape[-1])[: len(images)]
+
+
+def compute_probabilities(logits: np.ndarray) -> np.ndarray:
+    """[N, C] logits -> [N, C] float64 probabilities. In float64, where sure cases do not all become 1.0."""
+    logits = np.asarray(logits, np.float64)
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
+
+
+def store_threshold(run: Run, rules: ThresholdConfig, validation: Split, probabilities: np.ndarray) -> dict:
+    """Chooses the operating point on validation and keeps it with the run in threshold.json.
+
+    Args:
+      run: the run.
+      rules: how to choose.
+      validation: the validation split.
+      probabilities: [N, C] of that split.
+
+    Returns:
+      The content of threshold.json.
+
+    Raises:
+      UserError: validation has no pneumonia or no NORMAL, so there is nothing to choose by.
+    """
+    scores = metrics.compute_binary_scores(probabilities)
+    try:
+        value = metrics.choose_threshold(
+            validation.labels("binary"),
+            scores,
+            rules.threshold_rule,
+            target_sensitivity=rules.target_sensitivity,
+            fixed=rules.fixed_threshold,
+        )
+    except ValueError as error:
+        raise UserError(f"threshold_rule={rules.threshold_rule} cannot choose on validation: {error}") from error
+    threshold = {
+        "value": value,
+        "rule": rules.threshold_rule,
+        **({"target_sensitivity": rules.target_sensitivity} if rules.threshold_rule == "target_sensitivity" else {}),
+        "split": None if rules.threshold_rule == "fixed" else "validation",
+        "checkpoint_step": run.step,
+        "data_fingerprint": validation.fingerprint,
+        "date": _now(),
+    }
+    if jax.process_index() == 0:
+        write_json(run.workdir / "threshold.json", threshold)
+    return threshold
+
+
+def load_threshold(run: Run, rules: ThresholdConfig) -> dict:
+    """The run's stored threshold if it follows these rules at this checkpoint; else chosen on validation and stored.
+
+    Raises:
+      UserError: threshold.json is damaged, or validation is needed and missing.
+    """
+    path = run.workdir / "threshold.json"
+    if path.exists():
+        try:
+            stored = json.loads(path.read_text())
+            follows = (stored["rule"], stored["checkpoint_step"]) == (rules.threshold_rule, run.step)
+            if follows and rules.threshold_rule == "target_sensitivity":
+                follows = stored["target_sensitivity"] == rules.target_sensitivity
+            if follows and rules.threshold_rule == "fixed":
+                follows = stored["value"] == rules.fixed_threshold
+            float(stored["value"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is damaged ({error!r}). Delete it: the threshold is then chosen again.") from error
+        if follows:
+            return stored
+    validation = load_split(run.config.data, "validation")
+    return store_threshold(run, rules, validation, compute_probabilities(predict(run, validation.images)))
+
+
+def evaluate(run: Run, split_name: str, rules: ThresholdConfig | None = None) -> dict:
+    """Scores a split and writes metrics.json, predictions.csv and pictures to `<workdir>/evaluation/<split>/`.
+
+    Args:
+      run: from `open_run`.
+      split_name: validation or test (or train, to see how much was memorised).
+      rules: of the threshold; None: the run's own. The threshold comes from validation whatever split is scored.
+
+    Returns:
+      The content of metrics.json: {"metrics": {name: {"value", "ci95"}}, "threshold", "counts", "run"}.
+
+    Raises:
+      UserError: the split or the run is missing or damaged.
+    """
+    split = load_split(run.config.data, split_name)
+    threshold = load_threshold(run, rules or run.config.threshold)
+    task = run.config.model.task
+    labels = split.labels(task)
+    probabilities = compute_probabilities(predict(run, split.images))
+    results = {
+        "metrics": metrics.compute_metrics(
+            labels, probabilities, threshold["value"], split.patient_ids, BOOTSTRAP_RESAMPLES, BOOTSTRAP_SEED
+        ),
+        "threshold": threshold,
+        "counts": _count(split, labels, probabilities, threshold["value"], run.info["class_names"]),
+        "run": {
+            "workdir": str(run.workdir),
+            "checkpoint": {"which": run.checkpoint, "step": run.step},
+            "split": {"name": split_name, "fingerprint": split.fingerprint},
+            "trained_on_this_data": _check_data(run),
+            "bootstrap": {"resamples": BOOTSTRAP_RESAMPLES, "seed": BOOTSTRAP_SEED, "unit": "patient"},
+            "date": _now(),
+            **run.info,
+        },
+    }
+    directory = run.workdir / "evaluation" / split_name
+    write_json(directory / "metrics.json", results)
+    write_text(directory / "predictions.csv", _format_predictions(run, split, labels, probabilities, threshold["value"]))
+    _draw(run, split, labels, probabilities, results, directory)
+    return results
+
+
+def _check_data(run: Run) -> bool:
+    """Whether the run was trained on the training split that belongs to the data set that is scored now."""
+    record = read_record(run.config.data)
+    same = record["fingerprints"]["train"] == run.info["data"]["fingerprints"]["train"]
+    if not same:
+        logger.warning(
+            "this data set's training split is not the one the run was trained on: images that are scored now may have been "
+            "trained on. Read the figures with that in mind."
+        )
+    return same
+
+
+def _count(split: Split, labels: np.ndarray, probabilities: np.ndarray, threshold: float, class_names: list[str]) -> dict:
+    scores = metrics.compute_binary_scores(probabilities)
+    decisions = metrics.compute_decisions(scores, threshold)
+    confusion = {"at_threshold": metrics.compute_confusion(split.labels("binary"), decisions, 2).tolist()}
+    if len(class_names) == 3:
+        confusion["most_probable_class"] = metrics.compute_confusion(labels, probabilities.argmax(-1), 3).tolist()
+    return {
+        "images": len(split),
+        "patients": len(np.unique(split.patient_ids)),
+        "classes": {name: int((labels == i).sum()) for i, name in enumerate(class_names)},
+        "confusion_matrix": {"rows": "true class", "columns": "decided class", **confusion},
+    }
+
+
+def _format_predictions(
+    run: Run, split: Split, labels: np.ndarray, probabilities: np.ndarray, threshold: float
+) -> str:
+    """CSV text: one row for each image. Python's shortest exact form of a float: reading it back gives the same decision."""
+    names = run.info["class_names"]
+    scores = metrics.compute_binary_scores(probabilities)
+    decisions = metrics.compute_decisions(scores, threshold)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    probability_columns = [f"probability_{name}" for name in names]
+    class_column = ["most_probable_class"] if len(names) == 3 else []
+    writer.writerow(["filename", "patient_id", "label", *probability_columns, "score", "decision", *class_column])
+    for i in range(len(split)):
+        row = [split.filenames[i], split.patient_ids[i], names[labels[i]], *map(float, probabilities[i]), float(scores[i])]
+        row.append("PNEUMONIA" if decisions[i] else "NORMAL")
+        writer.writerow(row + ([names[probabilities[i].argmax()]] if class_column else []))
+    return text.getvalue()
+
+
+def _draw(
+    run: Run, split: Split, labels: np.ndarray, probabilities: np.ndarray, results: dict, directory: pathlib.Path
+) -> None:
+    binary, scores = split.labels("binary"), metrics.compute_binary_scores(probabilities)
+    values, threshold = results["metrics"], results["threshold"]["value"]
+    for save, compute, name in (
+        (figures.save_roc, metrics.compute_roc_curve, "roc.png"),
+        (figures.save_precision_recall, metrics.compute_pr_curve, "precision_recall.png"),
+    ):
+        curve = compute(binary, scores, split.patient_ids, BOOTSTRAP_RESAMPLES, BOOTSTRAP_SEED)
+        save(directory / name, curve, values, threshold, split.name)
+    confusion = results["counts"]["confusion_matrix"]
+    figures.save_confusion_matrix(
+        directory / "confusion_matrix.png", np.array(confusion["at_threshold"]), ("NORMAL", "PNEUMONIA"), split.name
+    )
+    if "most_probable_class" in confusion:
+        figures.save_confusion_matrix(
+            directory / "confusion_matrix_three_class.png",
+            np.array(confusion["most_probable_class"]),
+            run.info["class_names"],
+            split.name,
+        )
+    figures.save_learning_curves(directory / "learning_curves.png", read_rows(run.workdir / "metrics.jsonl"))
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -1,0 +1,312 @@
+"""Pictures of an evaluation and of a training run, as PNG files.
+
+Each function takes the numbers of `pneumojax.metrics`, draws one picture and replaces the file in one go, so a reader
+never finds half of one. Where there is nothing to draw, the picture says why; the set of files is the same for every
+split.
+"""
+
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito, Color universal design, 2008: told apart by colour-blind readers too.
+BLUE, ORANGE, GREY, INK = "#0072B2", "#D55E00", "#767676", "#222222"
+
+BAND = {"color": BLUE, "alpha": 0.18, "linewidth": 0}
+REFERENCE = {"color": GREY, "linewidth": 1, "linestyle": (0, (4, 3))}
+
+STYLE = {
+    "font.family": "DejaVu Sans",  # Ships with matplotlib, so a picture looks the same everywhere.
+    "font.size": 9,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": GREY,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.titlepad": 10,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E6E6E6",
+    "grid.linewidth": 0.6,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "lines.linewidth": 1.8,
+    "figure.constrained_layout.w_pad": 0.12,  # Inches of white around everything.
+    "figure.constrained_layout.h_pad": 0.12,
+    "savefig.dpi": 150,
+}
+
+PANELS = {"loss": "Loss", "auroc": "AUROC", "accuracy": "Accuracy"}
+
+
+def save_roc(path: str | Path, curve: Mapping | None, metrics: Mapping, threshold: float, title: str = "") -> None:
+    """Draws the ROC curve with its 95 % band, the area with its interval, and the operating point.
+
+    Args:
+      path: PNG file to write; its folder exists.
+      curve: of `metrics.compute_roc_curve`; None draws the reason instead.
+      metrics: of `metrics.compute_metrics`; auroc, sensitivity and specificity are read.
+      threshold: of the operating point.
+      title: what was scored, as "test, 624 images".
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    heading = _join("ROC curve", title)
+    if curve is None:
+        return _save_reason(path, heading, metrics["auroc"])
+    with _style():
+        figure, axes = _make_square(heading, "1 - specificity (false positive rate)", "Sensitivity")
+        axes.plot([0, 1], [0, 1], **REFERENCE)
+        axes.text(0.15, 0.13, "chance", color=GREY, va="top")
+        if curve["band"] is not None:
+            band = curve["band"]
+            axes.fill_between(band["false_positive_rate"], band["low"], band["high"], **BAND)
+        axes.plot(curve["false_positive_rate"], curve["sensitivity"], color=BLUE, solid_joinstyle="miter")
+
+        lines = [(BLUE, f"AUROC {_format_interval(metrics['auroc'])}")]
+        sensitivity, specificity = metrics["sensitivity"]["value"], metrics["specificity"]["value"]
+        _mark_operating_point(axes, 1 - specificity, sensitivity)
+        lines.append((ORANGE, f"At threshold {_format_threshold(threshold)}"))
+        lines.append((INK, f"sensitivity {_format_interval(metrics['sensitivity'])}"))
+        lines.append((INK, f"specificity {_format_interval(metrics['specificity'])}"))
+        if curve["band"] is not None:
+            lines.append((GREY, "brackets, band: 95 % interval"))
+        _write_lines(axes, lines, x=0.97, bottom=0.04, align="right")
+        _save(figure, path)
+
+
+def save_precision_recall(
+    path: str | Path, curve: Mapping | None, metrics: Mapping, threshold: float, title: str = ""
+) -> None:
+    """Draws precision over sensitivity with its 95 % band, the prevalence, and the operating point.
+
+    Args:
+      path: PNG file to write; its folder exists.
+      curve: of `metrics.compute_pr_curve`; None draws the reason instead.
+      metrics: of `metrics.compute_metrics`; auprc, sensitivity and precision are read. Without any positive decision
+        the operating point has no precision and is not drawn.
+      threshold: of the operating point.
+      title: what was scored, as "test, 624 images".
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    heading = _join("Precision-recall curve", title)
+    if curve is None:
+        return _save_reason(path, heading, metrics["auprc"])
+    with _style():
+        figure, axes = _make_square(heading, "Sensitivity (recall)", "Precision")
+        prevalence = curve["prevalence"]
+        axes.axhline(prevalence, **REFERENCE)
+        axes.text(0.02, prevalence - 0.015, f"prevalence {prevalence:.3f}", color=GREY, va="top")
+        if curve["band"] is not None:
+            band = curve["band"]
+            axes.fill_between(band["sensitivity"], band["low"], band["high"], step="pre", **BAND)
+        sensitivity, precision = [0.0, *curve["sensitivity"]], [curve["precision"][0], *curve["precision"]]
+        axes.plot(sensitivity, precision, color=BLUE, drawstyle="steps-pre", solid_joinstyle="miter")
+
+        lines = [(BLUE, f"AUPRC {_format_interval(metrics['auprc'])}")]
+        lines.append((ORANGE, f"At threshold {_format_threshold(threshold)}"))
+        if metrics["precision"]["value"] is not None:
+            _mark_operating_point(axes, metrics["sensitivity"]["value"], metrics["precision"]["value"])
+        lines.append((INK, f"sensitivity {_format_interval(metrics['sensitivity'])}"))
+        lines.append((INK, f"precision {_format_interval(metrics['precision'])}"))
+        if curve["band"] is not None:
+            lines.append((GREY, "brackets, band: 95 % interval"))
+        _write_lines(axes, lines, x=0.03, bottom=0.04, align="left")
+        _save(figure, path)
+
+
+def save_confusion_matrix(path: str | Path, confusion: np.ndarray, class_names: Sequence[str], title: str = "") -> None:
+    """Draws counts of images by true and decided class, coloured by the share of the true class.
+
+    Args:
+      path: PNG file to write; its folder exists.
+      confusion: [C, C] int, rows are the true class, as of `metrics.compute_confusion`. A class without images has no
+        shares.
+      class_names: C names.
+      title: what was scored, as "test, 624 images, threshold 0.31".
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    confusion = np.asarray(confusion)
+    totals = confusion.sum(axis=1)
+    shares = confusion / np.maximum(totals, 1)[:, None]
+    classes = len(class_names)
+    with _style():
+        side = 1.15 * classes
+        figure = _make_figure(side + 1.7, side + 1.3)
+        axes = figure.add_subplot()
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        for row in range(classes):
+            for column in range(classes):
+                colour = "white" if shares[row, column] > 0.5 else INK
+                share = f"{shares[row, column]:.1%}" if totals[row] else ""
+                count = f"{confusion[row, column]:,}"
+                axes.text(column, row - 0.08, count, ha="center", va="center", color=colour, size=15)
+                axes.text(column, row + 0.24, share, ha="center", va="center", color=colour)
+        axes.set_xticks(range(classes), class_names)
+        axes.set_yticks(range(classes), [f"{name}\n{n:,} images" for name, n in zip(class_names, totals, strict=True)])
+        axes.set(xlabel="Decision", ylabel="Truth")
+        axes.set_title(_join("Confusion matrix", title), x=0, ha="left")
+        axes.grid(visible=False)
+        axes.spines[:].set_visible(False)
+        axes.tick_params(length=0)
+        # White seams between the cells: two light neighbours stay two cells.
+        for edge in np.arange(0.5, classes - 1):
+            axes.axhline(edge, color="white", linewidth=2)
+            axes.axvline(edge, color="white", linewidth=2)
+        _save(figure, path)
+
+
+def save_learning_curves(path: str | Path, rows: Iterable[Mapping], title: str = "") -> None:
+    """Draws loss, AUROC and accuracy over the epochs, in training and validation, and marks the best epoch.
+
+    Best is the largest val/auroc, the first of equals.
+
+    Args:
+      path: PNG file to write; its folder exists.
+      rows: of a run's log, as {"step": int, "epoch": float, "train/loss": float, "val/auroc": float}; any key but step
+        and epoch may be missing or None. Of rows with the same step the later one counts, as after a resumed run. A
+        panel without values is left out.
+      title: what was trained.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    rows = list(rows)
+    heading = _join("Learning curves", title)
+    curves = {name: _read_curve(rows, name) for panel in PANELS for name in (f"train/{panel}", f"val/{panel}")}
+    panels = [panel for panel in PANELS if len(curves[f"train/{panel}"][0]) + len(curves[f"val/{panel}"][0])]
+    if not panels:
+        return _save_reason(path, heading, {"reason": "The log holds no values yet."})
+    with _style():
+        figure = _make_figure(0.6 + 3.4 * len(panels), 3.3)
+        figure.suptitle(heading, x=0.01, ha="left", size=10)
+        epochs, aurocs = curves["val/auroc"]
+        best = int(np.argmax(aurocs)) if len(aurocs) else None
+        last = max(epochs[-1] for epochs, _ in curves.values() if len(epochs))
+        row_of_axes = figure.subplots(1, len(panels), squeeze=False)[0]
+        for axes, panel in zip(row_of_axes, panels, strict=True):
+            for part, label, colour in (("train", "training", BLUE), ("val", "validation", ORANGE)):
+                x, y = curves[f"{part}/{panel}"]
+                # A line of one point is invisible, so few points get a mark each.
+                axes.plot(x, y, color=colour, label=label, marker="o" if len(x) <= 40 else None, markersize=3.5)
+            panel_title = PANELS[panel]
+            if best is not None:
+                axes.axvline(epochs[best], **REFERENCE)
+                if panel == "auroc":
+                    panel_title += f": best {aurocs[best]:.4f} at epoch {epochs[best]:.3g} (dashed)"
+            axes.set(title=panel_title, xlabel="Epoch", xlim=(0, last * 1.03 or 1))
+            axes.xaxis.get_major_locator().set_params(integer=last >= 1)
+            if panel == "loss":
+                axes.set_ylim(bottom=0)
+        # On the title's line, where no curve can run into it.
+        legend = {"loc": "lower right", "bbox_to_anchor": (1, 1), "ncols": 2, "handlelength": 1.2, "borderaxespad": 0.3}
+        row_of_axes[0].legend(frameon=False, **legend)
+        _save(figure, path)
+
+
+def _read_curve(rows: list[Mapping], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Epochs and values of one logged name, by step."""
+    by_step = {row["step"]: (row["epoch"], row[name]) for row in rows if row.get(name) is not None}
+    points = np.array([by_step[step] for step in sorted(by_step)], np.float64).reshape(-1, 2)
+    points = points[np.isfinite(points[:, 1])]
+    return points[:, 0], points[:, 1]
+
+
+def _style():
+    import matplotlib
+
+    return matplotlib.rc_context(STYLE)
+
+
+def _make_figure(width_inches: float, height_inches: float) -> "Figure":
+    # A Figure of its own, not pyplot's: nothing to close, and no window system is asked for.
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width_inches, height_inches), layout="constrained")
+
+
+def _make_square(heading: str, x_label: str, y_label: str) -> tuple["Figure", "Axes"]:
+    """A figure with one square pair of axes from 0 to 1."""
+    figure = _make_figure(4.8, 5.0)
+    axes = figure.add_subplot()
+    # A little room around: curves of good models run along the edges.
+    axes.set(xlabel=x_label, ylabel=y_label, xlim=(-0.015, 1.015), ylim=(-0.015, 1.015), aspect="equal")
+    axes.set_title(heading)
+    return figure, axes
+
+
+def _mark_operating_point(axes: "Axes", x: float, y: float) -> None:
+    axes.plot([x], [y], marker="o", markersize=8, color=ORANGE, markeredgecolor="white", clip_on=False, zorder=5)
+
+
+def _write_lines(axes: "Axes", lines: list[tuple[str, str]], x: float, bottom: float, align: str) -> None:
+    """Writes coloured lines of text into a corner that the curve leaves free; the last line stands at bottom."""
+    for i, (colour, text) in enumerate(reversed(lines)):
+        axes.text(
+            x,
+            bottom + 0.052 * i,
+            text,
+            color=colour,
+            ha=align,
+            va="bottom",
+            transform=axes.transAxes,
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
+        )
+
+
+def _save_reason(path: str | Path, heading: str, metric: Mapping) -> None:
+    with _style():
+        figure = _make_figure(4.8, 1.6)
+        figure.text(0.04, 0.9, heading, size=10, va="top")
+        figure.text(0.04, 0.5, f"Not drawn. {metric['reason']}", color=GREY, va="top", wrap=True)
+        _save(figure, path)
+
+
+def _save(figure: "Figure", path: str | Path) -> None:
+    path = Path(path)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        # Without the software's version in it, equal numbers make equal files.
+        figure.savefig(unfinished, format="png", metadata={"Software": None})
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _join(what: str, title: str) -> str:
+    return f"{what}\n{title}" if title else what
+
+
+def _format_interval(metric: Mapping) -> str:
+    """As "0.967 (0.951 to 0.980)"."""
+    if metric["value"] is None:
+        return "does not exist"
+    if metric["ci95"] is None:
+        return f"{metric['value']:.3f} (no interval)"
+    low, high = metric["ci95"]
+    return f"{metric['value']:.3f} ({low:.3f} to {high:.3f})"
+
+
+def _format_threshold(threshold: float) -> str:
+    # Confident networks have thresholds such as 0.99998, which must not be shown as 1.
+    if 0.9 < threshold < 1:
+        return f"{threshold:.{1 - math.floor(math.log10(1 - threshold))}f}"
+    return f"{threshold:.3g}"

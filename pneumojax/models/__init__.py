@@ -1,0 +1,41 @@
+"""The networks. Each maps float images [B, H, W, 1] to logits [B, outputs]; a binary network has one output."""
+
+from flax import nnx
+
+from pneumojax.config import CLASS_NAMES, ModelConfig
+from pneumojax.models.cnn import CNN
+from pneumojax.models.mlp import MLP
+from pneumojax.models.resnet import ResNet
+
+MODELS = {
+    "mlp": lambda config, image_px, **common: MLP(image_px, config.mlp_widths, **common),
+    "cnn": lambda config, image_px, **common: CNN(config.cnn_widths, **common),
+    "resnet18": lambda config, image_px, **common: ResNet((2, 2, 2, 2), False, config.resnet_width, **common),
+    "resnet34": lambda config, image_px, **common: ResNet((3, 4, 6, 3), False, config.resnet_width, **common),
+    "resnet50": lambda config, image_px, **common: ResNet((3, 4, 6, 3), True, config.resnet_width, **common),
+}
+
+
+def make_model(config: ModelConfig, image_px: int, key, axis_name: str | None = None) -> nnx.Module:
+    """Makes the configured network with fresh parameters.
+
+    Args:
+      config: which network, its widths, task and compute type.
+      image_px: height and width of the images.
+      key: PRNG key of the initialisation.
+      axis_name: mapped axis over which batch statistics are averaged, if any.
+
+    Returns:
+      A module called as `model(images, train, keys)`: images [B, H, W, 1] float, keys [B] PRNG keys of the dropout
+      (None when not training); returns [B, outputs] float32 logits.
+    """
+    classes = len(CLASS_NAMES[config.task])
+    return MODELS[config.model](
+        config,
+        image_px,
+        num_outputs=1 if classes == 2 else classes,
+        dropout=config.dropout,
+        dtype=config.dtype,
+        axis_name=axis_name,
+        rngs=nnx.Rngs(key),
+    )

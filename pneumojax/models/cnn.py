@@ -1,0 +1,36 @@
+"""A plain convolutional network."""
+
+import jax
+from flax import nnx
+
+from pneumojax.models.layers import Head, make_batch_norm, make_conv
+
+
+class CNN(nnx.Module):
+    """For each width: 3x3 convolution, batch normalisation, ReLU, 2x2 max-pooling. Then the average over all places."""
+
+    def __init__(
+        self,
+        widths: tuple[int, ...],
+        num_outputs: int,
+        dropout: float,
+        dtype: str,
+        axis_name: str | None,
+        rngs: nnx.Rngs,
+    ):
+        self.depth = len(widths)
+        channels = 1
+        for i, width in enumerate(widths):
+            setattr(self, f"conv{i + 1}", make_conv(channels, width, 3, 1, dtype, rngs))
+            setattr(self, f"norm{i + 1}", make_batch_norm(width, dtype, axis_name, rngs))
+            channels = width
+        self.head = Head(channels, num_outputs, dropout, rngs)
+
+    def __call__(self, images: jax.Array, train: bool, keys: jax.Array | None = None) -> jax.Array:
+        x = images
+        for i in range(self.depth):
+            x = getattr(self, f"conv{i + 1}")(x)
+            x = nnx.relu(getattr(self, f"norm{i + 1}")(x, use_running_average=not train))
+            # 'SAME' keeps the odd last row and column, and a 1-pixel map as it is, whatever the depth.
+            x = nnx.max_pool(x, (2, 2), strides=(2, 2), padding="SAME")
+        return self.head(x.mean((1, 2), dtype="float32"), train, keys)

@@ -1,0 +1,50 @@
+"""Layers that several networks share."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+def make_conv(in_channels: int, out_channels: int, kernel: int, stride: int, dtype: str, rngs: nnx.Rngs) -> nnx.Conv:
+    """A square convolution without bias, padded by kernel // 2 on each side (as PyTorch's; 'SAME' differs at stride 2).
+
+    References:
+      He et al., "Delving Deep into Rectifiers", 2015: the initialisation.
+    """
+    return nnx.Conv(
+        in_channels,
+        out_channels,
+        (kernel, kernel),
+        strides=stride,
+        padding=kernel // 2,
+        use_bias=False,
+        kernel_init=nnx.initializers.variance_scaling(2.0, "fan_out", "normal"),
+        dtype=dtype,
+        rngs=rngs,
+    )
+
+
+def make_batch_norm(
+    channels: int, dtype: str, axis_name: str | None, rngs: nnx.Rngs, scale_init=nnx.initializers.ones_init()
+) -> nnx.BatchNorm:
+    """Batch normalisation with PyTorch's constants; statistics are float32 whatever the compute type."""
+    return nnx.BatchNorm(
+        channels, momentum=0.9, epsilon=1e-5, dtype=dtype, scale_init=scale_init, axis_name=axis_name, rngs=rngs
+    )
+
+
+class Head(nnx.Module):
+    """Dropout and the last linear layer, in float32."""
+
+    def __init__(self, features: int, num_outputs: int, dropout: float, rngs: nnx.Rngs):
+        self.dropout = dropout
+        self.linear = nnx.Linear(features, num_outputs, rngs=rngs)
+
+    def __call__(self, features: jax.Array, train: bool, keys: jax.Array | None) -> jax.Array:
+        """[B, F] features -> [B, num_outputs] float32 logits."""
+        features = features.astype(jnp.float32)
+        if train and self.dropout:
+            # One key for each image, not for each device's share: the mask does not depend on how many devices there are.
+            keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.dropout, features.shape[1:]))(keys)
+            features = jnp.where(keep, features / (1 - self.dropout), 0)
+        return self.linear(features)

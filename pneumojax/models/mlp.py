@@ -1,0 +1,34 @@
+"""A multilayer perceptron on the pixels: the baseline that cannot see shapes."""
+
+import jax
+from flax import nnx
+
+from pneumojax.models.layers import Head
+
+
+class MLP(nnx.Module):
+    """Hidden layers of the given widths with ReLU, then the head."""
+
+    def __init__(
+        self,
+        image_px: int,
+        widths: tuple[int, ...],
+        num_outputs: int,
+        dropout: float,
+        dtype: str,
+        axis_name: str | None,
+        rngs: nnx.Rngs,
+    ):
+        del axis_name  # Nothing here is normalised over the batch.
+        self.depth = len(widths)
+        features = image_px * image_px
+        for i, width in enumerate(widths):
+            setattr(self, f"hidden{i + 1}", nnx.Linear(features, width, dtype=dtype, rngs=rngs))
+            features = width
+        self.head = Head(features, num_outputs, dropout, rngs)
+
+    def __call__(self, images: jax.Array, train: bool, keys: jax.Array | None = None) -> jax.Array:
+        x = images.reshape(len(images), -1)
+        for i in range(self.depth):
+            x = nnx.relu(getattr(self, f"hidden{i + 1}")(x))
+        return self.head(x, train, keys)

@@ -1,0 +1,88 @@
+"""Residual networks for grey images.
+
+References:
+  He et al., "Deep Residual Learning for Image Recognition", 2016. The stride sits in the 3x3 convolution of a
+  bottleneck (v1.5), and the last normalisation of each block starts at zero (Goyal et al., "Accurate, Large Minibatch
+  SGD", 2017).
+"""
+
+import jax
+from flax import nnx
+
+from pneumojax.models.layers import Head, make_batch_norm, make_conv
+
+
+class Block(nnx.Module):
+    """The sum of a shortcut and two 3x3 convolutions, or, as a bottleneck, 1x1, 3x3 and 1x1 with four times the width."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        width: int,
+        stride: int,
+        bottleneck: bool,
+        dtype: str,
+        axis_name: str | None,
+        rngs: nnx.Rngs,
+    ):
+        out_channels = 4 * width if bottleneck else width
+        if bottleneck:
+            plan = [(in_channels, width, 1, 1), (width, width, 3, stride), (width, out_channels, 1, 1)]
+        else:
+            plan = [(in_channels, width, 3, stride), (width, width, 3, 1)]
+        self.depth = len(plan)
+        for i, (channels, features, kernel, step) in enumerate(plan):
+            scale_init = nnx.initializers.zeros_init() if i == self.depth - 1 else nnx.initializers.ones_init()
+            setattr(self, f"conv{i + 1}", make_conv(channels, features, kernel, step, dtype, rngs))
+            setattr(self, f"norm{i + 1}", make_batch_norm(features, dtype, axis_name, rngs, scale_init))
+        self.projects = stride != 1 or in_channels != out_channels
+        if self.projects:
+            self.shortcut_conv = make_conv(in_channels, out_channels, 1, stride, dtype, rngs)
+            self.shortcut_norm = make_batch_norm(out_channels, dtype, axis_name, rngs)
+
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        shortcut = x
+        if self.projects:
+            shortcut = self.shortcut_norm(self.shortcut_conv(x), use_running_average=not train)
+        for i in range(self.depth):
+            x = getattr(self, f"conv{i + 1}")(x)
+            x = getattr(self, f"norm{i + 1}")(x, use_running_average=not train)
+            if i < self.depth - 1:
+                x = nnx.relu(x)
+        return nnx.relu(x + shortcut)
+
+
+class ResNet(nnx.Module):
+    """Stem (7x7 at stride 2, max-pooling at stride 2), four stages of blocks, the average over all places, the head."""
+
+    def __init__(
+        self,
+        stage_blocks: tuple[int, ...],
+        bottleneck: bool,
+        width: int,
+        num_outputs: int,
+        dropout: float,
+        dtype: str,
+        axis_name: str | None,
+        rngs: nnx.Rngs,
+    ):
+        self.stem_conv = make_conv(1, width, 7, 2, dtype, rngs)
+        self.stem_norm = make_batch_norm(width, dtype, axis_name, rngs)
+        self.block_names = []
+        channels = width
+        for stage, blocks in enumerate(stage_blocks):
+            for i in range(blocks):
+                name = f"stage{stage + 1}_block{i + 1}"
+                stride = 2 if stage > 0 and i == 0 else 1
+                block = Block(channels, width * 2**stage, stride, bottleneck, dtype, axis_name, rngs)
+                setattr(self, name, block)
+                self.block_names.append(name)
+                channels = width * 2**stage * (4 if bottleneck else 1)
+        self.head = Head(channels, num_outputs, dropout, rngs)
+
+    def __call__(self, images: jax.Array, train: bool, keys: jax.Array | None = None) -> jax.Array:
+        x = nnx.relu(self.stem_norm(self.stem_conv(images), use_running_average=not train))
+        x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        for name in self.block_names:
+            x = getattr(self, name)(x, train)
+        return self.head(x.mean((1, 2), dtype="float32"), train, keys)

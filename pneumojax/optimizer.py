@@ -1,0 +1,33 @@
+"""The optimizer and its schedule."""
+
+import jax
+import optax
+
+from pneumojax.config import OptimizerConfig
+
+
+def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
+    """Learning rate of each step: straight up from 0, then a cosine down to 0."""
+    warmup_steps = round(config.warmup * total_steps)
+    return optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup_steps, max(total_steps, warmup_steps + 1))
+
+
+def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
+    """AdamW, or SGD with Nesterov momentum and weight decay in the gradient.
+
+    Only kernels decay: biases and normalisation have one axis.
+
+    References:
+      Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019.
+    """
+
+    def is_kernel(params):
+        return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+    schedule = make_schedule(config, total_steps)
+    if config.optimizer == "adamw":
+        return optax.adamw(schedule, weight_decay=config.weight_decay, mask=is_kernel)
+    return optax.chain(
+        optax.add_decayed_weights(config.weight_decay, mask=is_kernel),
+        optax.sgd(schedule, momentum=config.momentum, nesterov=True),
+    )

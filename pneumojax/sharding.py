@@ -1,0 +1,58 @@
+"""Devices: one mesh with one axis, and how arrays lie on it."""
+
+import os
+import pathlib
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from pneumojax.errors import UserError
+
+AXIS = "data"
+
+
+def initialize(multihost: bool) -> None:
+    """Prepares JAX: the compile cache, and with `multihost` the other processes. Call before the first computation.
+
+    The cache lies in $JAX_COMPILATION_CACHE_DIR or ~/.cache/pneumojax; a second start of a run then skips compilation.
+
+    Raises:
+      UserError: the processes do not find each other.
+    """
+    if not jax.config.jax_compilation_cache_dir:
+        cache_home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(cache_home) / "pneumojax" / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    if multihost and not jax.distributed.is_initialized():
+        try:
+            jax.distributed.initialize()
+        except (RuntimeError, ValueError) as error:
+            raise UserError(
+                f"multihost: the processes do not find each other ({error}). Start it under Slurm, Open MPI, GKE or Cloud TPU, "
+                "or set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID in each process."
+            ) from error
+
+
+def make_mesh() -> Mesh:
+    """All devices of all processes on one axis."""
+    return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def put(array: np.ndarray, mesh: Mesh, axis: int | None = None) -> jax.Array:
+    """Puts a host array, the same in every process, on the devices.
+
+    Args:
+      array: any shape.
+      mesh: the devices.
+      axis: the array axis that is cut over the devices; None: a whole copy on each.
+    """
+    spec = PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, AXIS)
+    with jax.transfer_guard("allow"):  # JAX counts this call as a hidden transfer; it is what the function is for.
+        return jax.make_array_from_callback(array.shape, NamedSharding(mesh, spec), lambda index: array[index])

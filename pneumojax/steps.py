@@ -1,0 +1,185 @@
+"""The compiled functions: everything that runs on the devices, and every jit."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from pneumojax.augment import make_augment, mixup
+from pneumojax.config import CLASS_NAMES, Config
+from pneumojax.losses import as_class_logits, compute_cross_entropy, make_targets
+from pneumojax.models import make_model
+from pneumojax.sharding import AXIS, put, replicated
+from pneumojax.state import TrainState
+
+# Radiographs have a mean near 0.5 and a standard deviation near 0.25 of their range. Constants, not statistics of the
+# training split: a network needs nothing but its weights to be used on an image.
+PIXEL_MEAN, PIXEL_STD = 0.5, 0.25
+
+
+def scale_pixels(images: jax.Array) -> jax.Array:
+    """[B, H, W] uint8 0..255 -> float32 0..1."""
+    return images.astype(jnp.float32) / 255
+
+
+def normalise(images: jax.Array) -> jax.Array:
+    """[B, H, W] float32 0..1 -> [B, H, W, 1] float32 -2..2, what a network takes."""
+    return ((images - PIXEL_MEAN) / PIXEL_STD)[..., None]
+
+
+def make_graph(config: Config) -> nnx.GraphDef:
+    """The network without its arrays. Batch statistics are averaged over the mapped axis where there is one."""
+    mapped = config.train.parallel != "jit" and config.train.batch_norm == "global"
+    model = nnx.eval_shape(
+        lambda: make_model(config.model, config.data.image_px, jax.random.key(0), AXIS if mapped else None)
+    )
+    return nnx.graphdef(model)
+
+
+def init_state(config: Config, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """A fresh state on every device, a function of the config's seed."""
+
+    def init(key):
+        model = make_model(config.model, config.data.image_px, key)
+        params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+        batch_stats = nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+        ema = {"params": params, "batch_stats": batch_stats} if config.optimizer.ema_decay else {}
+        # Copies: a donated state must not hold one buffer twice.
+        return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params), jax.tree.map(jnp.copy, ema))
+
+    return jax.jit(init, out_shardings=replicated(mesh))(jax.random.key(config.train.seed))
+
+
+def make_train_step(
+    config: Config, graph: nnx.GraphDef, tx: optax.GradientTransformation, class_weights: np.ndarray, mapped: bool
+) -> Callable:
+    """Builds one step of training.
+
+    Args:
+      config: the run.
+      graph: from `make_graph`.
+      tx: the optimizer.
+      class_weights: [C] float32, weight of each class in the loss.
+      mapped: whether the step runs under a mapped axis on its device's share of the batch, or on the whole batch.
+
+    Returns:
+      `train_step(state, images, labels, index, key) -> (state, metrics)`: images [N, H, W] uint8, labels [N] int32, index
+      [B] int32 (or the device's share of it), key the run's PRNG key. Metrics are sums over the batch: `loss`, `correct`,
+      `count`, float32.
+    """
+    augment = make_augment(config.augment)
+    classes = len(CLASS_NAMES[config.model.task])
+    smoothing, alpha, ema_decay = config.optimizer.label_smoothing, config.augment.mixup_alpha, config.optimizer.ema_decay
+
+    def gather(images, labels, index):
+        return scale_pixels(images[index]), make_targets(labels[index], classes, smoothing)
+
+    def compute_loss(params, batch_stats, images, targets, keys):
+        model = nnx.merge(graph, params, batch_stats)
+        logits = as_class_logits(model(normalise(images), train=True, keys=keys))
+        losses = compute_cross_entropy(logits, targets, class_weights)
+        return losses.mean(), (losses, logits, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
+
+    def train_step(state, images, labels, index, key):
+        # A key for each image by its place in the global batch: the same whatever the number of devices.
+        place = jnp.arange(len(index)) + (lax.axis_index(AXIS) * len(index) if mapped else 0)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, state.step), place)
+        mixup_keys, augment_keys, dropout_keys = jax.vmap(jax.random.split, (0, None), 1)(keys, 3)
+
+        batch, targets = gather(images, labels, index)
+        if alpha:
+            batch, targets = mixup(mixup_keys, alpha, (batch, targets), gather(images, labels, partner(index)))
+        batch = augment(augment_keys, batch)
+        gradient = jax.value_and_grad(compute_loss, has_aux=True)
+        (_, (losses, logits, batch_stats)), grads = gradient(state.params, state.batch_stats, batch, targets, dropout_keys)
+        if mapped:
+            grads, batch_stats = lax.pmean((grads, batch_stats), AXIS)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+
+        correct = logits.argmax(-1) == labels[index]
+        metrics = {"loss": losses.sum(), "correct": correct.sum(dtype=jnp.float32), "count": jnp.float32(len(index))}
+        if mapped:
+            metrics = lax.psum(metrics, AXIS)
+        ema = average(state.ema, {"params": params, "batch_stats": batch_stats}, state.step) if ema_decay else {}
+        return TrainState(state.step + 1, params, batch_stats, opt_state, ema), metrics
+
+    def partner(index):
+        """The image one place on in the global batch."""
+        if not mapped:
+            return jnp.roll(index, -1)
+        devices = lax.axis_size(AXIS)
+        first_of_next = lax.ppermute(index[:1], AXIS, [((d + 1) % devices, d) for d in range(devices)])
+        return jnp.concatenate([index[1:], first_of_next])
+
+    def average(ema, variables, step):
+        # Young averages forget faster, else the random start would stay in them for 1 / (1 - decay) steps.
+        decay = jnp.minimum(ema_decay, (1 + step) / (10 + step))
+        return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, variables)
+
+    return train_step
+
+
+def make_train_chunk(
+    config: Config, graph: nnx.GraphDef, tx: optax.GradientTransformation, class_weights: np.ndarray, mesh: Mesh
+) -> Callable:
+    """Compiles many steps as one call, spread over the devices in the config's way.
+
+    Returns:
+      `train_chunk(state, images, labels, batches, key) -> (state, metrics)`: batches from `put_batches`, metrics [S]
+      float32 each, all else as in `make_train_step`. The state's memory is taken over by the new state.
+    """
+    train_step = make_train_step(config, graph, tx, class_weights, mapped=config.train.parallel != "jit")
+
+    def train_chunk(state, images, labels, batches, key):
+        return lax.scan(lambda state, index: train_step(state, images, labels, index, key), state, batches)
+
+    if config.train.parallel == "pmap":
+        return jax.pmap(
+            train_chunk, AXIS, in_axes=(None, None, None, 1, None), out_axes=(None, None), donate_argnums=(0,)
+        )
+    if config.train.parallel == "shard_map":
+        train_chunk = jax.shard_map(
+            train_chunk,
+            mesh=mesh,
+            in_specs=(PartitionSpec(), PartitionSpec(), PartitionSpec(), PartitionSpec(None, AXIS), PartitionSpec()),
+            out_specs=PartitionSpec(),
+            # With the check on, the mean of gradients comes out as their sum (jax 0.10 to 0.12).
+            check_vma=False,
+        )
+    copies = replicated(mesh)
+    in_shardings = (copies, copies, copies, NamedSharding(mesh, PartitionSpec(None, AXIS)), copies)
+    return jax.jit(train_chunk, in_shardings=in_shardings, out_shardings=copies, donate_argnums=(0,))
+
+
+def put_batches(batches: np.ndarray, config: Config, mesh: Mesh) -> jax.Array:
+    """Puts index batches [S, B] int32 on the devices, cut along B, as `train_chunk` takes them."""
+    if config.train.parallel == "pmap":  # pmap wants the devices as an axis.
+        batches = batches.reshape(len(batches), mesh.size, -1)
+    return put(batches, mesh, axis=1)
+
+
+def make_predict(graph: nnx.GraphDef, mesh: Mesh) -> Callable:
+    """Compiles prediction over many batches as one call.
+
+    Returns:
+      `predict(variables, images, batches) -> logits`: variables {"params", "batch_stats"}, images [N, H, W] uint8,
+      batches [S, B] int32 indices cut along B; returns [S, B, C] float32 class logits, on every device.
+    """
+
+    def predict(variables, images, batches):
+        model = nnx.merge(graph, variables["params"], variables["batch_stats"])
+
+        def predict_batch(index):
+            return as_class_logits(model(normalise(scale_pixels(images[index])), train=False))
+
+        return lax.map(predict_batch, batches)
+
+    copies = replicated(mesh)
+    in_shardings = (copies, copies, NamedSharding(mesh, PartitionSpec(None, AXIS)))
+    return jax.jit(predict, in_shardings=in_shardings, out_shardings=copies)

@@ -1,0 +1,317 @@
+"""fit(): trains a run from its config to its checkpoints, and goes on where an earlier start of it stopped."""
+
+import contextlib
+import dataclasses
+import datetime
+import fcntl
+import importlib.metadata
+import logging
+import pathlib
+import platform
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from pneumojax import figures, metrics, steps
+from pneumojax.checkpoint import (
+    check_same_run,
+    find_best,
+    open_checkpoints,
+    restore_state,
+    save_checkpoint,
+    wait_for_checkpoints,
+)
+from pneumojax.config import CLASS_NAMES, Config, config_to_dict
+from pneumojax.data import Split, load_split, make_epoch_batches, make_eval_batches, read_record, split_epoch
+from pneumojax.errors import UserError
+from pneumojax.evaluate import compute_probabilities, load_threshold, open_run
+from pneumojax.losses import compute_class_weights
+from pneumojax.optimizer import make_optimizer, make_schedule
+from pneumojax.sharding import initialize, make_mesh, put, replicated
+from pneumojax.writer import append_row, read_rows, truncate_rows, write_json
+
+logger = logging.getLogger(__name__)
+
+VERSIONED = ("pneumojax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+@dataclasses.dataclass(frozen=True)
+class FitResult:
+    """What a call of `fit` reached.
+
+    Attributes:
+      step: training steps of the run so far.
+      total_steps: training steps of the whole run.
+      steps_per_epoch: training steps of an epoch.
+      best_step: step of the best checkpoint; None before the first validation.
+      best_auroc: its val/auroc.
+      threshold: content of threshold.json; None as long as the run is not finished.
+      stopped_by: number of the signal that ended the call early, or None.
+    """
+
+    step: int
+    total_steps: int
+    steps_per_epoch: int
+    best_step: int | None
+    best_auroc: float | None
+    threshold: dict | None
+    stopped_by: int | None
+
+
+def fit(
+    config: Config,
+    workdir: str | pathlib.Path,
+    restart: bool = False,
+    report: Callable[[dict, int], None] = lambda row, total_steps: None,
+) -> FitResult:
+    """Trains until the config's last epoch; a workdir with an unfinished run of the same config is continued exactly.
+
+    SIGTERM and Ctrl-C save a checkpoint at the end of the chunk in hand and end the call; a killed run goes on from
+    its last checkpoint.
+
+    Args:
+      config: the run.
+      workdir: folder of the run; `checkpoint.py` says what lies in it.
+      restart: delete what an earlier run left in the workdir.
+      report: called with each row of metrics.jsonl and the number of steps of the whole run.
+
+    Returns:
+      What was reached.
+
+    Raises:
+      UserError: bad data, a workdir of another run, a batch that does not fit, or a loss that is not finite.
+    """
+    workdir = pathlib.Path(workdir).expanduser()
+    train = config.train
+    initialize(train.multihost)
+    mesh = make_mesh()
+    if train.batch_size % mesh.size:
+        raise UserError(f"batch_size {train.batch_size} is not divisible by the {mesh.size} devices it is spread over.")
+    data, validation = load_split(config.data, "train"), load_split(config.data, "validation")
+    chunks, chunk_steps = split_epoch(len(data), train.batch_size, train.chunk_steps)
+    total_steps = train.epochs * chunks * chunk_steps
+    run = describe_run(config)
+
+    labels = data.labels(config.model.task)
+    tx = make_optimizer(config.optimizer, total_steps)
+    graph = steps.make_graph(config)
+    class_weights = compute_class_weights(labels, config.model.task, config.optimizer.class_weights)
+    train_chunk = steps.make_train_chunk(config, graph, tx, class_weights, mesh)
+    validate = _make_validate(config, steps.make_predict(graph, mesh), validation, mesh)
+
+    with _hold_workdir(workdir, run, restart), contextlib.closing(open_checkpoints(workdir)) as checkpoints:
+        state = _resume(workdir, checkpoints, steps.init_state(config, tx, mesh), mesh)
+        log = _Log(workdir, config, chunks * chunk_steps, total_steps, report)
+        images, labels = put(data.images, mesh), put(labels, mesh)
+        # One key for the whole run; each step folds its number into it, so there is no random state to save.
+        key = jax.device_put(jax.random.fold_in(jax.random.key(train.seed), 1), replicated(mesh))
+        step = int(state.step)
+        with _catch_signals() as caught, jax.transfer_guard("disallow"):
+            while step < total_steps and not _any_process(bool(caught)):
+                epoch, chunk = divmod(step // chunk_steps, chunks)
+                batches = make_epoch_batches(len(data), train.batch_size, chunks, chunk_steps, train.seed, epoch)[chunk]
+                log.start_chunk()
+                state, sums = train_chunk(state, images, labels, steps.put_batches(batches, config, mesh), key)
+                step += chunk_steps
+                log.end_chunk(step, sums)
+                if chunk == chunks - 1:
+                    log.flush()
+                    auroc = log.validation(step, validate(state))
+                    save_checkpoint(checkpoints, step, state, run, auroc)
+            log.flush()
+            if step != checkpoints.latest_step():
+                save_checkpoint(checkpoints, step, state, run, auroc=None)
+        wait_for_checkpoints(checkpoints)
+        best_step, best_auroc = find_best(checkpoints) or (None, None)
+        threshold = None
+        if step == total_steps:
+            threshold = load_threshold(open_run(workdir, "best", config.data.data_dir), config.threshold)
+        if jax.process_index() == 0:
+            figures.save_learning_curves(workdir / "learning_curves.png", read_rows(workdir / "metrics.jsonl"))
+    stopped_by = caught[0] if caught and step < total_steps else None
+    return FitResult(step, total_steps, chunks * chunk_steps, best_step, best_auroc, threshold, stopped_by)
+
+
+def describe_run(config: Config) -> dict:
+    """What config.json and each checkpoint hold, so that the run can be opened without its code's defaults or its data."""
+    record = read_record(config.data)
+    devices = jax.devices()
+    return {
+        "config": config_to_dict(config),
+        "class_names": list(CLASS_NAMES[config.model.task]),
+        "image_px": config.data.image_px,
+        "pixels": {"dtype": "uint8", "range": [0, 255], "mean": steps.PIXEL_MEAN, "std": steps.PIXEL_STD},
+        "data": {name: record.get(name) for name in ("fingerprint", "fingerprints", "source", "synthetic", "counts")},
+        "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in VERSIONED},
+        "device": {"kind": devices[0].device_kind, "platform": devices[0].platform, "count": len(devices)},
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _make_validate(config: Config, predict_batches: Callable, split: Split, mesh) -> Callable:
+    """Returns `validate(state) -> {"val/loss", "val/accuracy", "val/auroc"}`, exact over the split."""
+    labels = split.labels(config.model.task)
+    if len(np.unique(labels > 0)) < 2:
+        raise UserError("the validation split has one class only: no model can be chosen on it. Prepare more images.")
+    images = put(split.images, mesh)
+    batches = put(make_eval_batches(len(split), config.train.eval_batch_size, mesh.size), mesh, axis=1)
+
+    def validate(state):
+        logits = jax.device_get(predict_batches(state.eval_variables(), images, batches))
+        probabilities = compute_probabilities(logits.reshape(-1, logits.shape[-1])[: len(labels)])
+        if not np.isfinite(probabilities).all():
+            return {"val/loss": float("nan")}
+        true_class = probabilities[np.arange(len(labels)), labels]
+        return {
+            "val/loss": float(-np.log(np.maximum(true_class, 1e-300)).mean()),
+            "val/accuracy": float((probabilities.argmax(-1) == labels).mean()),
+            "val/auroc": metrics.compute_auroc(labels, metrics.compute_binary_scores(probabilities)),
+        }
+
+    return validate
+
+
+class _Log:
+    """Rows of metrics.jsonl. A chunk's sums are fetched when the next chunk is already under way."""
+
+    def __init__(self, workdir: pathlib.Path, config: Config, steps_per_epoch: int, total_steps: int, report: Callable):
+        self.path = workdir / "metrics.jsonl"
+        self.steps_per_epoch = steps_per_epoch
+        self.total_steps = total_steps
+        self.report = report
+        self.schedule = make_schedule(config.optimizer, total_steps)
+        self.pending = None
+        self.started = None
+        self.fetched = None
+
+    def start_chunk(self) -> None:
+        self.started = time.perf_counter()
+
+    def end_chunk(self, step: int, sums: dict) -> None:
+        """Takes the sums of a chunk that was just dispatched; writes the row of the one before it."""
+        current = (step, sums, self.started)
+        self.flush()
+        self.pending = current
+
+    def flush(self) -> None:
+        """Writes the row of the chunk that is still on its way.
+
+        Raises:
+          UserError: its loss is not finite.
+        """
+        if self.pending is None:
+            return
+        step, sums, started = self.pending
+        self.pending = None
+        sums = jax.device_get(sums)
+        now = time.perf_counter()
+        losses, count = sums["loss"] / sums["count"], sums["count"].sum()
+        if not np.isfinite(losses).all():
+            self._stop(step - len(losses) + 1 + int(np.argmin(np.isfinite(losses))))
+        with jax.transfer_guard("allow"):
+            learning_rate = float(self.schedule(step - 1))
+        row = {
+            "train/loss": float(sums["loss"].sum() / count),
+            "train/accuracy": float(sums["correct"].sum() / count),
+            "train/learning_rate": learning_rate,
+        }
+        if self.fetched is not None:  # The first chunk of a start compiles.
+            row["perf/images_per_second"] = float(count / (now - max(started, self.fetched)))
+        self.fetched = now
+        self._write(step, row)
+
+    def validation(self, step: int, row: dict) -> float:
+        """Writes a row of validation; returns its AUROC.
+
+        Raises:
+          UserError: the loss is not finite.
+        """
+        if not np.isfinite(row["val/loss"]):
+            self._stop(step)
+        self._write(step, row)
+        return row["val/auroc"]
+
+    def _write(self, step: int, row: dict) -> None:
+        row = {"step": step, "epoch": step / self.steps_per_epoch} | row
+        if jax.process_index() == 0:
+            append_row(self.path, row)
+        self.report(row, self.total_steps)
+
+    def _stop(self, step: int) -> None:
+        raise UserError(
+            f"the loss is not finite at step {step} of {self.total_steps}. The last good checkpoint is kept in "
+            f"{self.path.parent}; a lower --learning_rate in another --workdir is the usual cure."
+        )
+
+
+def _resume(workdir: pathlib.Path, checkpoints, fresh, mesh):
+    """The latest checkpoint's state, or the fresh one; the log is cut to it."""
+    step = checkpoints.latest_step()
+    state = fresh if step is None else restore_state(checkpoints, step, fresh, mesh)
+    if jax.process_index() == 0:
+        truncate_rows(workdir / "metrics.jsonl", step or 0)
+    if step is not None:
+        logger.info("Going on from step %d of %s", step, workdir)
+    return state
+
+
+@contextlib.contextmanager
+def _hold_workdir(workdir: pathlib.Path, run: dict, restart: bool) -> Iterator[None]:
+    """Makes or checks the workdir, and keeps other trainings out of it meanwhile."""
+    with contextlib.ExitStack() as stack:
+        if jax.process_index() == 0:
+            workdir.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context((workdir / ".lock").open("w"))
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(f"another training is running in {workdir}. Wait for it, or use another --workdir.") from error
+            _prepare_workdir(workdir, run, restart)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("workdir")
+        yield
+
+
+def _prepare_workdir(workdir: pathlib.Path, run: dict, restart: bool) -> None:
+    names = ("config.json", "metrics.jsonl", "learning_curves.png", "threshold.json", "checkpoints", "evaluation")
+    if restart:
+        for path in (workdir / name for name in names):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    if (workdir / "config.json").exists():
+        check_same_run(workdir / "config.json", run)
+    elif (workdir / "checkpoints").exists():
+        raise UserError(f"{workdir} holds checkpoints but no config.json: not a run of pneumojax. Use another --workdir.")
+    else:
+        write_json(workdir / "config.json", run)
+
+
+@contextlib.contextmanager
+def _catch_signals() -> Iterator[list[int]]:
+    """Collects SIGTERM and SIGINT in a list, instead of ending in the middle of a step. A second Ctrl-C ends at once."""
+    caught: list[int] = []
+
+    def remember(number, frame):
+        del frame
+        if caught and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    earlier = {number: signal.signal(number, remember) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield caught
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+
+
+def _any_process(flag: bool) -> bool:
+    """Whether the flag is up in any process: all must leave the loop at the same step."""
+    if jax.process_count() == 1:
+        return flag
+    with jax.transfer_guard("allow"):
+        return bool(multihost_utils.process_allgather(np.array(flag)).any())

@@ -1,0 +1,125 @@
+"""pneumojax.figures: a picture of every split, none half-written."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pneumojax import figures, metrics
+
+
+def draw_all(folder, labels, probabilities, threshold):
+    """Draws a split as an evaluation does; returns the files."""
+    patient_ids = np.arange(len(labels))
+    scores = metrics.compute_binary_scores(probabilities)
+    result = metrics.compute_metrics(labels, probabilities, threshold, patient_ids, resamples=50)
+    roc = metrics.compute_roc_curve(labels, scores, patient_ids, resamples=50)
+    pr = metrics.compute_pr_curve(labels, scores, patient_ids, resamples=50)
+    confusion = metrics.compute_confusion(labels, probabilities.argmax(axis=1), probabilities.shape[1])
+    figures.save_roc(folder / "roc.png", roc, result, threshold, title="test")
+    figures.save_precision_recall(folder / "pr.png", pr, result, threshold, title="test")
+    figures.save_confusion_matrix(folder / "confusion.png", confusion, "ABC"[: len(confusion)])
+    return sorted(file.name for file in folder.iterdir())
+
+
+def is_picture(path, colour="#FFFFFF", top=1.0):
+    """Whether a PNG decodes and holds a colour in its upper part."""
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        pixels = np.asarray(image.convert("RGB"))
+    assert min(pixels.shape[:2]) > 200
+    return np.all(pixels[: int(top * len(pixels))] == tuple(bytes.fromhex(colour[1:])), axis=-1).any()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("classes", [2, 3])
+def test_pictures_of_a_split(tmp_path, classes):
+    labels = np.arange(60) % classes
+    probabilities = (np.random.default_rng(0).dirichlet(np.ones(classes), size=60) + np.eye(classes)[labels]) / 2
+    assert draw_all(tmp_path, labels, probabilities, 0.5) == ["confusion.png", "pr.png", "roc.png"]
+    for name in ("pr.png", "roc.png"):
+        assert is_picture(tmp_path / name, figures.BLUE)  # the curve
+        assert is_picture(tmp_path / name, figures.ORANGE, top=0.5)  # the operating point; its text stands below
+    assert is_picture(tmp_path / "confusion.png")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("labels", [[0], [1], [0, 0, 0], [1, 1, 1], [0, 1]])
+@pytest.mark.parametrize("threshold", [0.0, 0.5, 0.99999, 1.0])
+def test_pictures_of_splits_that_lack_something(tmp_path, labels, threshold):
+    probabilities = np.full((len(labels), 2), 0.5)
+    assert draw_all(tmp_path, labels, probabilities, threshold) == ["confusion.png", "pr.png", "roc.png"]
+    assert is_picture(tmp_path / "roc.png", figures.BLUE) == (len(set(labels)) == 2)
+    assert is_picture(tmp_path / "pr.png", figures.BLUE) == (1 in labels)
+
+
+@pytest.mark.filterwarnings("error")
+def test_learning_curves_of_a_log(tmp_path):
+    path = tmp_path / "learning_curves.png"
+    rows = [{"step": s, "epoch": s / 10, "train/loss": 1 / s, "perf/images_per_second": 900.0} for s in range(1, 31)]
+    rows += [{"step": s, "epoch": s / 10, "val/loss": 0.5, "val/auroc": 0.9, "val/accuracy": 0.8} for s in (10, 20, 30)]
+    figures.save_learning_curves(path, rows, title="cnn")
+    assert is_picture(path, figures.BLUE) and is_picture(path, figures.ORANGE)
+    with Image.open(path) as image:
+        three_panels = image.width
+    figures.save_learning_curves(path, rows[:30])
+    with Image.open(path) as image:
+        assert image.width < three_panels / 2
+    assert is_picture(path, figures.BLUE)
+    figures.save_learning_curves(path, [])
+    assert is_picture(path) and not is_picture(path, figures.BLUE)
+
+
+def test_log_of_a_resumed_run_is_read_by_step():
+    rows = [
+        {"step": 1, "epoch": 0.5, "val/auroc": 0.6},
+        {"step": 2, "epoch": 1.0, "val/auroc": 0.7},
+        {"step": 3, "epoch": 1.5, "val/auroc": None, "val/loss": 0.3},
+        {"step": 2, "epoch": 1.0, "val/auroc": 0.8},
+        {"step": 4, "epoch": 2.0, "val/auroc": float("nan")},
+    ]
+    epochs, values = figures._read_curve(rows, "val/auroc")
+    assert epochs.tolist() == [0.5, 1.0]
+    assert values.tolist() == [0.6, 0.8]
+
+
+@pytest.mark.parametrize(
+    ("threshold", "text"),
+    [(0.5, "0.5"), (0.31249, "0.312"), (3.2e-7, "3.2e-07"), (0.95, "0.950"), (0.99998, "0.999980"), (1.0, "1")],
+)
+def test_threshold_is_never_rounded_to_one(threshold, text):
+    assert figures._format_threshold(threshold) == text
+
+
+def test_a_failed_picture_leaves_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "confusion.png"
+    figures.save_confusion_matrix(path, np.eye(2, dtype=int), ("NORMAL", "PNEUMONIA"))
+    before = path.read_bytes()
+
+    def fail(self, file, **_):
+        file.write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", fail)
+    with pytest.raises(OSError, match="No space left"):
+        figures.save_confusion_matrix(path, np.zeros((2, 2), int), ("NORMAL", "PNEUMONIA"))
+    assert [file.name for file in tmp_path.iterdir()] == ["confusion.png"]
+    assert path.read_bytes() == before
+
+
+def test_equal_numbers_make_equal_files(tmp_path):
+    for name in ("a.png", "b.png"):
+        figures.save_confusion_matrix(tmp_path / name, np.eye(3, dtype=int), ("NORMAL", "BACTERIA", "VIRUS"))
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_import_is_light_and_drawing_leaves_pyplot_alone(tmp_path):
+    code = (
+        "import sys; from pneumojax import figures, metrics; import numpy as np;"
+        "assert not {'matplotlib', 'sklearn', 'jax'} & set(sys.modules);"
+        f"figures.save_confusion_matrix({str(tmp_path / 'a.png')!r}, np.eye(2, dtype=int), ('NORMAL', 'PNEUMONIA'));"
+        "assert 'matplotlib.pyplot' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

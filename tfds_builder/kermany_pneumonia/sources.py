@@ -1,0 +1,311 @@
+"""Finds the chest X-rays in a folder or a zip, whatever its layout, and reads file names."""
+
+import collections
+import dataclasses
+import hashlib
+import io
+import os
+import pathlib
+import re
+import zipfile
+import zlib
+from collections.abc import Iterator
+
+from PIL import Image
+
+from tfds_builder.kermany_pneumonia.progress import map_in_threads
+
+LABELS = ("NORMAL", "PNEUMONIA")
+SUBTYPES = ("NORMAL", "BACTERIA", "VIRUS")
+FOLDERS = ("train", "val", "test")
+IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png")
+OCT_CLASSES = ("CNV", "DME", "DRUSEN")  # v3's zip holds retinal scans in OCT/train/{CNV,DME,DRUSEN,NORMAL} as well.
+
+# Series and number name a patient as far as file names can: v2 counts persons per folder, class and series.
+LAYOUTS = {
+    "person1_bacteria_2": re.compile(r"(?P<series>person)(?P<number>\d+)_(?P<subtype>bacteria|virus)_\d+(_\d+)*"),
+    "IM-0115-0001 (also NORMAL2-IM-...)": re.compile(r"(?P<series>(NORMAL2-)?IM)-(?P<number>\d+)(-\d+)+"),
+    "BACTERIA-7422-0001 (also VIRUS-, NORMAL-)": re.compile(
+        r"(?P<subtype>BACTERIA|VIRUS|NORMAL)-(?P<number>\d+)(-\d+)+"
+    ),
+}
+
+
+class SourceError(ValueError):
+    """The source or the place to write to can't be used; the message is a sentence for the user."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageFile:
+    """One image of the source, known by its path alone.
+
+    Attributes:
+        path: where it lies in the source, with slashes.
+        folder: train, val or test, as the source has it.
+        label: NORMAL or PNEUMONIA, the folder it lies in.
+        filename: base name.
+        size: bytes.
+    """
+
+    path: str
+    folder: str
+    label: str
+    filename: str
+    size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Name:
+    """What a file name says: subtype, and the patient as series and number within it."""
+
+    subtype: str
+    series: str
+    number: str
+
+
+def parse_name(filename: str, label: str) -> Name:
+    """Reads a file name of Mendeley v2, Kaggle or Mendeley v3.
+
+    Args:
+        filename: base name, such as `person1_bacteria_2.jpeg`.
+        label: class folder that holds it, NORMAL or PNEUMONIA.
+
+    Raises:
+        SourceError: no layout knows the name, or it contradicts the class folder.
+    """
+    stem = filename.rsplit(".", 1)[0]
+    for pattern in LAYOUTS.values():
+        match = pattern.fullmatch(stem)
+        if match:
+            parts = match.groupdict()
+            name = Name(
+                subtype=parts.get("subtype", "NORMAL").upper(),
+                series=parts.get("series", "patient"),
+                number=parts["number"],
+            )
+            if (name.subtype == "NORMAL") != (label == "NORMAL"):
+                raise SourceError(f"{filename} lies in a {label} folder, but its name says {name.subtype}.")
+            return name
+    raise SourceError(f"No layout knows the file name {filename}. Known are: {', '.join(LAYOUTS)}.")
+
+
+class Source:
+    """A folder or zip opened for reading; finds its chest X-rays and gives their bytes.
+
+    Attributes:
+        name: base name of the folder or zip.
+        images: every chest X-ray, in the order of official folder, class and name.
+        skipped: files left aside, counted by reason.
+        layout: Mendeley v2, Kaggle or Mendeley v3.
+        listing: sha256 over folders, classes, names and sizes; the same for a zip and its unpacked folder.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        """Opens the source and lists it.
+
+        Args:
+            path: a folder at any level above `train`, or a zip.
+
+        Raises:
+            SourceError: nothing is there, or it is not a whole set of chest X-rays.
+        """
+        self._path = pathlib.Path(path).expanduser()
+        self.name = self._path.resolve().name
+        self._zip: zipfile.ZipFile | None = None
+        if self._path.is_dir():
+            files = _list_folder(self._path)
+        elif self._path.exists():
+            self._zip = _open_zip(self._path)
+            # Zips made on Windows may hold backslashes.
+            self._members = {member.filename.replace("\\", "/"): member for member in self._zip.infolist()}
+            files = [(name, member.file_size) for name, member in self._members.items() if not member.is_dir()]
+        else:
+            raise SourceError(f"The source {path} does not exist.")
+        try:
+            self._find_images(files)
+        except SourceError:
+            self.close()
+            raise
+
+    def __enter__(self) -> "Source":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the zip; a folder needs no closing."""
+        if self._zip:
+            self._zip.close()
+
+    def read(self, path: str) -> bytes:
+        """Returns the bytes of one image.
+
+        Raises:
+            SourceError: the file or zip member can't be read.
+        """
+        try:
+            if self._zip:
+                return self._zip.read(self._members[path])
+            return (self._path / path).read_bytes()
+        except (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+            # RuntimeError and NotImplementedError: the member is encrypted or packed in a way Python does not know.
+            raise SourceError(f"{path} in {self.name} can't be read: {error}.") from error
+
+    def _find_images(self, files: list[tuple[str, int]]) -> None:
+        self.skipped = collections.Counter()
+        roots: dict[tuple[str, ...], list[ImageFile]] = collections.defaultdict(list)
+        split_paths = [(tuple(path.split("/")), size) for path, size in sorted(files)]
+        oct_roots = {parts[:-3] for parts, _ in split_paths if len(parts) >= 3 and parts[-2].upper() in OCT_CLASSES}
+        for parts, size in split_paths:
+            reason = _litter(parts)
+            if not reason and parts[:-3] in oct_roots:
+                reason = "retinal scan (OCT)"
+            if not reason and not (len(parts) >= 3 and parts[-3].lower() in FOLDERS and parts[-2].upper() in LABELS):
+                reason = "outside the class folders"
+            if reason:
+                self.skipped[reason] += 1
+                continue
+            image = ImageFile("/".join(parts), parts[-3].lower(), parts[-2].upper(), parts[-1], size)
+            roots[parts[:-3]].append(image)
+        if not roots:
+            raise SourceError(self._nothing_found(files))
+        self.images = self._keep_one_copy(roots)
+        self._check_class_folders()
+        if any(re.match(r"(BACTERIA|VIRUS|NORMAL)-\d", image.filename) for image in self.images):
+            self.layout = "Mendeley v3"
+        elif any(image.folder == "val" for image in self.images):
+            self.layout = "Kaggle"
+        else:
+            self.layout = "Mendeley v2"
+        lines = sorted(f"{image.folder}/{image.label}/{image.filename} {image.size}" for image in self.images)
+        self.listing = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    def _keep_one_copy(self, roots: dict[tuple[str, ...], list[ImageFile]]) -> list[ImageFile]:
+        """Keeps the outermost copy: Kaggle's zip holds a second one in chest_xray/chest_xray."""
+        outermost = min(roots, key=lambda root: (len(root), root))
+        images = roots.pop(outermost)
+        known = {(image.folder, image.label, image.filename) for image in images}
+        for root, copies in roots.items():
+            if root[: len(outermost)] != outermost:
+                one, other = "/".join(outermost), "/".join(root)
+                raise SourceError(f"{self.name} holds two image sets, {one} and {other}; point to one of them.")
+            for copy in copies:
+                if (copy.folder, copy.label, copy.filename) not in known:
+                    raise SourceError(
+                        f"{copy.path} in {self.name} lies in a second copy and is missing from the first; "
+                        "the source looks unfinished."
+                    )
+                self.skipped["second copy of the set"] += 1
+        return sorted(images, key=lambda image: (image.folder, image.label, image.filename))
+
+    def _check_class_folders(self) -> None:
+        present = {(image.folder, image.label) for image in self.images}
+        for folder in FOLDERS:
+            if folder == "train" or any((folder, label) in present for label in LABELS):
+                for label in LABELS:
+                    if (folder, label) not in present:
+                        raise SourceError(f"The class folder {folder}/{label} of {self.name} is missing or empty.")
+
+    def _nothing_found(self, files: list[tuple[str, int]]) -> str:
+        """Says what is wrong with a source without chest X-rays, and what to point to instead."""
+        if not files:
+            return f"The source {self._path} is empty."
+        message = f"The source {self._path} holds no chest X-rays in train/NORMAL and train/PNEUMONIA"
+        tops = {path.split("/")[0].upper() for path, _ in files}
+        if tops & set(LABELS):
+            return f"{message}; point to the folder above it."
+        zips = sorted(path for path, _ in files if path.lower().endswith(".zip"))
+        if zips:
+            advice = "unpack that first" if self._zip else "point to that file"
+            return f"{message}, but it holds {zips[0]}: {advice}."
+        return f"{message}."
+
+
+def _litter(parts: tuple[str, ...]) -> str | None:
+    """Reason to leave a file aside, judged by its path."""
+    if parts[0] == "" or ".." in parts:
+        return "path leads out of the zip"
+    if "__MACOSX" in parts or any(part.startswith(".") for part in parts):
+        return "litter (__MACOSX, .DS_Store and the like)"
+    if not parts[-1].lower().endswith(IMAGE_SUFFIXES):
+        return "not an image by its name"
+    return None
+
+
+def _open_zip(path: pathlib.Path) -> zipfile.ZipFile:
+    try:
+        with path.open("rb") as file:
+            is_cut = file.read(4) == b"PK\x03\x04"
+        return zipfile.ZipFile(path)
+    except zipfile.BadZipFile as error:
+        if is_cut:
+            raise SourceError(f"The zip {path} is cut short or damaged: {error}.") from error
+        raise SourceError(f"The source {path} is neither a folder nor a zip.") from error
+    except OSError as error:
+        raise SourceError(f"The source {path} can't be read: {error.strerror}.") from error
+
+
+def _list_folder(folder: pathlib.Path) -> list[tuple[str, int]]:
+    """Lists (path relative to folder, bytes) of every file; follows links to folders, but not in circles."""
+    files = []
+    seen = set()
+    top = folder.resolve()
+
+    def fail(error: OSError) -> None:
+        raise SourceError(f"The folder {error.filename} can't be read: {error.strerror}.") from error
+
+    for directory, subfolders, filenames in os.walk(folder, followlinks=True, onerror=fail):
+        subfolders.sort()
+        for subfolder in list(subfolders):
+            target = pathlib.Path(directory, subfolder).resolve()
+            if target in seen or top.is_relative_to(target):
+                subfolders.remove(subfolder)
+            seen.add(target)
+        for filename in filenames:
+            path = pathlib.Path(directory, filename)
+            # A link to nothing is listed with no bytes, and later found unreadable.
+            size = path.stat().st_size if path.exists() else 0
+            files.append((path.relative_to(folder).as_posix(), size))
+    return files
+
+
+@dataclasses.dataclass
+class ImageFacts:
+    """What the bytes of an image say: sha256 in hex, height and width in pixels, number of channels."""
+
+    sha256: str
+    height: int
+    width: int
+    channels: int
+
+
+def read_facts(source: Source, path: str) -> ImageFacts:
+    """Reads one image, decodes it completely and describes it.
+
+    Raises:
+        SourceError: it can't be read, or does not decode.
+    """
+    data = source.read(path)
+    if not data:
+        raise SourceError(f"{path} in {source.name} is empty (zero bytes).")
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+            image.load()
+            return ImageFacts(hashlib.sha256(data).hexdigest(), image.height, image.width, len(image.getbands()))
+    except Exception as error:  # Damaged bytes make Pillow raise nearly anything, from SyntaxError to struct.error.
+        # Pillow's own message for unknown bytes names a memory address.
+        reason = "it is neither JPEG nor PNG" if isinstance(error, Image.UnidentifiedImageError) else error
+        raise SourceError(f"{path} in {source.name} does not decode: {reason}.") from error
+
+
+def map_images(source: Source) -> Iterator[tuple[ImageFile, ImageFacts | SourceError]]:
+    """Yields each image of the source with its facts, or with the error that reading it gave."""
+
+    def describe(image: ImageFile) -> ImageFacts | SourceError:
+        try:
+            return read_facts(source, image.path)
+        except SourceError as error:
+            return error
+
+    yield from zip(source.images, map_in_threads(describe, source.images, "reading images"), strict=True)
