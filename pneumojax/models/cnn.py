@@ -3,7 +3,8 @@
 import jax
 from flax import nnx
 
-from pneumojax.models.layers import Head, make_batch_norm, make_conv
+from pneumojax.models.layers import Conv, Head, make_batch_norm
+from pneumojax.models.spatial import max_pool
 
 
 class CNN(nnx.Module):
@@ -21,7 +22,7 @@ class CNN(nnx.Module):
         self.depth = len(widths)
         channels = 1
         for i, width in enumerate(widths):
-            setattr(self, f"conv{i + 1}", make_conv(channels, width, 3, 1, dtype, rngs))
+            setattr(self, f"conv{i + 1}", Conv(channels, width, 3, 1, dtype, rngs))
             setattr(self, f"norm{i + 1}", make_batch_norm(width, dtype, axis_name, rngs))
             channels = width
         self.head = Head(channels, num_outputs, dropout, rngs)
@@ -31,6 +32,5 @@ class CNN(nnx.Module):
         for i in range(self.depth):
             x = getattr(self, f"conv{i + 1}")(x)
             x = nnx.relu(getattr(self, f"norm{i + 1}")(x, use_running_average=not train))
-            # 'SAME' keeps the odd last row and column, and a 1-pixel map as it is, whatever the depth.
-            x = nnx.max_pool(x, (2, 2), strides=(2, 2), padding="SAME")
+            x = max_pool(x, 2)
         return self.head(x.mean((1, 2), dtype="float32"), train, keys)

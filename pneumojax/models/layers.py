@@ -4,24 +4,25 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from pneumojax.models.spatial import convolve
 
-def make_conv(in_channels: int, out_channels: int, kernel: int, stride: int, dtype: str, rngs: nnx.Rngs) -> nnx.Conv:
+
+class Conv(nnx.Module):
     """A square convolution without bias, padded by kernel // 2 on each side (as PyTorch's; 'SAME' differs at stride 2).
 
     References:
       He et al., "Delving Deep into Rectifiers", 2015: the initialisation.
     """
-    return nnx.Conv(
-        in_channels,
-        out_channels,
-        (kernel, kernel),
-        strides=stride,
-        padding=kernel // 2,
-        use_bias=False,
-        kernel_init=nnx.initializers.variance_scaling(2.0, "fan_out", "normal"),
-        dtype=dtype,
-        rngs=rngs,
-    )
+
+    def __init__(self, in_channels: int, out_channels: int, size: int, stride: int, dtype: str, rngs: nnx.Rngs):
+        init = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
+        self.kernel = nnx.Param(init(rngs.params(), (size, size, in_channels, out_channels), jnp.float32))
+        self.stride = stride
+        self.dtype = dtype
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """[B, H, W, I] -> [B, ceil(H / stride), ceil(W / stride), O] in the compute type."""
+        return convolve(images.astype(self.dtype), self.kernel[...].astype(self.dtype), self.stride)
 
 
 def make_batch_norm(

@@ -9,7 +9,8 @@ References:
 import jax
 from flax import nnx
 
-from pneumojax.models.layers import Head, make_batch_norm, make_conv
+from pneumojax.models.layers import Conv, Head, make_batch_norm
+from pneumojax.models.spatial import max_pool
 
 
 class Block(nnx.Module):
@@ -33,11 +34,11 @@ class Block(nnx.Module):
         self.depth = len(plan)
         for i, (channels, features, kernel, step) in enumerate(plan):
             scale_init = nnx.initializers.zeros_init() if i == self.depth - 1 else nnx.initializers.ones_init()
-            setattr(self, f"conv{i + 1}", make_conv(channels, features, kernel, step, dtype, rngs))
+            setattr(self, f"conv{i + 1}", Conv(channels, features, kernel, step, dtype, rngs))
             setattr(self, f"norm{i + 1}", make_batch_norm(features, dtype, axis_name, rngs, scale_init))
         self.projects = stride != 1 or in_channels != out_channels
         if self.projects:
-            self.shortcut_conv = make_conv(in_channels, out_channels, 1, stride, dtype, rngs)
+            self.shortcut_conv = Conv(in_channels, out_channels, 1, stride, dtype, rngs)
             self.shortcut_norm = make_batch_norm(out_channels, dtype, axis_name, rngs)
 
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -66,7 +67,7 @@ class ResNet(nnx.Module):
         axis_name: str | None,
         rngs: nnx.Rngs,
     ):
-        self.stem_conv = make_conv(1, width, 7, 2, dtype, rngs)
+        self.stem_conv = Conv(1, width, 7, 2, dtype, rngs)
         self.stem_norm = make_batch_norm(width, dtype, axis_name, rngs)
         self.block_names = []
         channels = width
@@ -82,7 +83,7 @@ class ResNet(nnx.Module):
 
     def __call__(self, images: jax.Array, train: bool, keys: jax.Array | None = None) -> jax.Array:
         x = nnx.relu(self.stem_norm(self.stem_conv(images), use_running_average=not train))
-        x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        x = max_pool(x, 3)
         for name in self.block_names:
             x = getattr(self, name)(x, train)
         return self.head(x.mean((1, 2), dtype="float32"), train, keys)
