@@ -4,6 +4,7 @@ Each default is written here once. `experiments/flags.py` makes one flag of each
 """
 
 import dataclasses
+import math
 from typing import Any
 
 from pneumojax.errors import UserError
@@ -32,6 +33,8 @@ def _check(field, value):
     limits = field.metadata
     if value is None or dataclasses.is_dataclass(value):
         return
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{field.name} must be a finite number, not {value}.")
     tests = (
         (limits["choices"], lambda limit: value in limit, "one of"),
         (limits["at_least"], lambda limit: value >= limit, "at least"),
@@ -103,7 +106,7 @@ class OptimizerConfig(_Checked):
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(_Checked):
-    epochs: int = _field(12, "passes over the training images", at_least=1)
+    epochs: int = _field(30, "passes over the training images", at_least=1)
     batch_size: int = _field(32, "images of a step, over all devices", at_least=1)
     chunk_steps: int | None = _field(
         16, "about how many steps one compiled call takes (None: a whole epoch); see data.split_epoch", at_least=1

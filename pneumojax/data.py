@@ -68,12 +68,12 @@ def read_record(config: DataConfig) -> dict:
             kermany_pneumonia.prepare("phantom", _data_dir(config))
         except kermany_pneumonia.SourceError as error:
             raise UserError(str(error)) from error
-    record = directory / "metadata.json"
+    path = directory / "metadata.json"
     try:
-        record = json.loads(record.read_text())
+        record = json.loads(path.read_text())
         record["fingerprint"], record["fingerprints"]["train"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{record} is damaged ({error}). Prepare the data set again with --overwrite.") from error
+        raise UserError(f"{path} is damaged ({error}). Prepare the data set again with --overwrite.") from error
     return record
 
 
@@ -109,7 +109,7 @@ def load_split(config: DataConfig, name: str) -> Split:
         if images.shape != (len(examples["subtype"]), config.image_px, config.image_px) or images.dtype != np.uint8:
             raise ValueError(f"its images are {images.shape} {images.dtype}")
         return _make_split(name, images, examples, fingerprint)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:  # EOFError: an empty file.
         raise UserError(f"the decoded images in {cache} are damaged ({error}). Delete that folder and run again.") from error
 
 

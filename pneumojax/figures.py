@@ -177,7 +177,7 @@ def save_confusion_matrix(path: str | Path, confusion: np.ndarray, class_names: 
 def save_learning_curves(path: str | Path, rows: Iterable[Mapping], title: str = "") -> None:
     """Draws loss, AUROC and accuracy over the epochs, in training and validation, and marks the best epoch.
 
-    Best is the largest val/auroc, the first of equals.
+    Best is the largest val/auroc, the last of equals, as the checkpoints keep it.
 
     Args:
       path: PNG file to write; its folder exists.
@@ -199,7 +199,7 @@ def save_learning_curves(path: str | Path, rows: Iterable[Mapping], title: str =
         figure = _make_figure(0.6 + 3.4 * len(panels), 3.3)
         figure.suptitle(heading, x=0.01, ha="left", size=10)
         epochs, aurocs = curves["val/auroc"]
-        best = int(np.argmax(aurocs)) if len(aurocs) else None
+        best = len(aurocs) - 1 - int(np.argmax(aurocs[::-1])) if len(aurocs) else None
         last = max(epochs[-1] for epochs, _ in curves.values() if len(epochs))
         row_of_axes = figure.subplots(1, len(panels), squeeze=False)[0]
         for axes, panel in zip(row_of_axes, panels, strict=True):

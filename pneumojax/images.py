@@ -26,14 +26,17 @@ def decode_image(data: bytes, image_px: int) -> np.ndarray:
     Raises:
       OSError: the bytes are not a complete image.
     """
-    with Image.open(io.BytesIO(data)) as image:
+    try:
+        image = Image.open(io.BytesIO(data))
         # A large JPEG is decoded at 1/2, 1/4 or 1/8, never below twice the target, so that the filter still has
         # something to average. The luma plane is read as it is: no RGB in between.
         image.draft("L", (2 * image_px, 2 * image_px))
-        if image.mode.startswith("I"):  # 16-bit PNG: convert("L") would clip at 255.
-            image = Image.fromarray((np.asarray(image, np.uint32) // 257).astype(np.uint8))
-        grey = image.convert("L").resize((image_px, image_px), Image.Resampling.BILINEAR)
-    return np.asarray(grey)
+        image.load()
+    except (SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's other errors for damaged bytes.
+        raise OSError(str(error)) from error
+    if image.mode.startswith("I"):  # 16-bit PNG: convert("L") would clip at 255.
+        image = Image.fromarray((np.asarray(image, np.uint32) // 257).astype(np.uint8))
+    return np.asarray(image.convert("L").resize((image_px, image_px), Image.Resampling.BILINEAR))
 
 
 def decode_images(files: Sequence[bytes], names: Sequence[str], image_px: int) -> np.ndarray:
@@ -55,7 +58,7 @@ def decode_images(files: Sequence[bytes], names: Sequence[str], image_px: int) -
     def decode_into(i: int) -> None:
         try:
             images[i] = decode_image(files[i], image_px)
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
+        except OSError as error:
             raise UserError(f"{names[i]} is not a complete JPEG or PNG image ({error}).") from error
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -174,8 +174,9 @@ def compute_metrics(
     accuracy of three classes.
 
     The interval holds the middle 95 % of the resamples in which the metric exists; the others are left out. It is
-    None where fewer than 40 are left, and where they do not differ: a sensitivity of 1 is 1 in every resample, and
-    anything of a single patient stays as it is, but neither is certain.
+    None where fewer than 40 are left, or where they do not differ, as with a single patient. A metric of exactly 1 or 0
+    does not differ between resamples either, but is not certain: there the other end is the exact binomial bound
+    0.025 ** (1 / n), with n the patients of the rarest class.
 
     The order of images has no influence on the result.
 
@@ -195,6 +196,7 @@ def compute_metrics(
 
     References:
       Efron and Tibshirani, An introduction to the bootstrap, 1993: percentile intervals.
+      Clopper and Pearson, The use of confidence or fiducial limits, 1934: the bound where all resamples agree.
       Obuchowski, Nonparametric analysis of clustered ROC curve data, 1997: why images of one patient go together.
     """
     labels, probabilities, patient_ids = np.asarray(labels), np.asarray(probabilities), np.asarray(patient_ids)
@@ -202,7 +204,8 @@ def compute_metrics(
     # Row 0 is the split itself, so a value and its resamples go through the same arithmetic.
     weights = np.concatenate([np.ones((1, len(labels))), compute_bootstrap_weights(patient_ids, resamples, seed)])
     values = compute_metric_values(labels, probabilities, threshold, weights)
-    return {name: _summarise(name, value[0], value[1:]) for name, value in values.items()}
+    patients = min(len(np.unique(patient_ids[labels == label])) for label in np.unique(labels))
+    return {name: _summarise(name, value[0], value[1:], patients) for name, value in values.items()}
 
 
 def compute_metric_values(
@@ -484,7 +487,7 @@ def _one_vs_rest(confusions: np.ndarray, c: int) -> dict[str, np.ndarray]:
     }
 
 
-def _summarise(name: str, value: float, resampled: np.ndarray) -> dict:
+def _summarise(name: str, value: float, resampled: np.ndarray, patients: int) -> dict:
     if np.isnan(value):
         return {"value": None, "ci95": None, "reason": _explain(name)}
     existing = resampled[~np.isnan(resampled)]
@@ -492,9 +495,14 @@ def _summarise(name: str, value: float, resampled: np.ndarray) -> dict:
         reason = f"Exists in {len(existing)} of {len(resampled)} resamples; an interval needs "
         return {"value": float(value), "ci95": None, "reason": f"{reason}{MIN_RESAMPLES_FOR_INTERVAL}."}
     low, high = np.percentile(existing, [2.5, 97.5]).tolist()
-    if high - low < 1e-12:  # Equal but for rounding.
-        return {"value": float(value), "ci95": None, "reason": "The resamples do not differ, so they give no interval."}
-    return {"value": float(value), "ci95": [low, high]}
+    if high - low > 1e-12:  # Else they are equal but for rounding.
+        return {"value": float(value), "ci95": [low, high]}
+    bound = 0.025 ** (1 / patients)
+    if value > 1 - 1e-12:
+        return {"value": float(value), "ci95": [bound, 1.0]}
+    if value < 1e-12:
+        return {"value": float(value), "ci95": [0.0, 1 - bound]}
+    return {"value": float(value), "ci95": None, "reason": "The resamples do not differ, so they give no interval."}
 
 
 def _explain(name: str) -> str:

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn import metrics as oracle
 
 from pneumojax import metrics
@@ -217,7 +218,21 @@ def test_interval_is_of_the_resamples_that_have_the_metric():
 def test_no_interval_where_resamples_cannot_differ():
     labels, probabilities, _ = make_split(20, 2)
     result = metrics.compute_metrics(labels, probabilities, 0.5, ["one patient"] * 20, resamples=100)
-    assert all(metric["ci95"] is None and "do not differ" in metric["reason"] for metric in result.values())
+    between = [metric for metric in result.values() if 0 < metric["value"] < 1]
+    assert between
+    assert all(metric["ci95"] is None and "do not differ" in metric["reason"] for metric in between)
+
+
+def test_a_perfect_metric_has_the_exact_binomial_bound_of_the_rarest_class():
+    labels = np.array([0] * 12 + [1] * 30)
+    patients = [f"normal {i // 2}" for i in range(12)] + [f"pneumonia {i}" for i in range(30)]
+    probabilities = np.stack([1 - labels, labels], 1) * 0.8 + 0.1
+    exact = stats.binomtest(6, 6).proportion_ci(0.95, "exact")
+    for metric in metrics.compute_metrics(labels, probabilities, 0.5, patients).values():
+        assert metric["value"] == 1
+        np.testing.assert_allclose(metric["ci95"], exact)
+    reversed_metrics = metrics.compute_metrics(1 - labels, probabilities, 0.5, patients)
+    np.testing.assert_allclose(reversed_metrics["auroc"]["ci95"], [0, 1 - exact.low])
 
 
 def brute_force_rates(labels, scores):
