@@ -21,9 +21,14 @@ CHECKPOINT = flags.DEFINE_enum("checkpoint", "best", ("best", "latest"), "best b
 DATA_DIR = flags.DEFINE_string("data_dir", None, "folder of prepared data sets (default: where the run found them)")
 IMAGE_PX = flags.DEFINE_integer("image_px", None, "size of the images; must be the run's own, which is the default")
 RULE = flags.DEFINE_enum(
-    "threshold_rule", None, ("target_sensitivity", "youden", "fixed"), "how validation sets the threshold (default: the run's)"
+    "threshold_rule",
+    None,
+    ("target_sensitivity", "youden", "fixed"),
+    "how validation sets the threshold (default: the run's)",
 )
-TARGET = flags.DEFINE_float("target_sensitivity", None, "sensitivity that rule target_sensitivity reaches (default: the run's)")
+TARGET = flags.DEFINE_float(
+    "target_sensitivity", None, "sensitivity that rule target_sensitivity reaches (default: the run's)"
+)
 FIXED = flags.DEFINE_float("fixed_threshold", None, "threshold of rule fixed (default: the run's)")
 
 
@@ -35,7 +40,9 @@ def main() -> int:
     opened = open_run(WORKDIR.value, CHECKPOINT.value, DATA_DIR.value)
     size = opened.config.data.image_px
     if IMAGE_PX.value not in (None, size):
-        return fail(f"--image_px={IMAGE_PX.value}: this run was trained at {size} px and is scored at {size} px. Drop the flag.")
+        return fail(
+            f"--image_px={IMAGE_PX.value}: this run was trained at {size} px and is scored at {size} px. Drop the flag."
+        )
     given = {flag.name: flag.value for flag in (RULE, TARGET, FIXED) if flag.value is not None}
     rules: ThresholdConfig = dataclasses.replace(opened.config.threshold, **given)
     results = evaluate(opened, SPLIT.value, rules)
@@ -57,9 +64,14 @@ def format_results(results: dict) -> str:
         interval = "{:.4f} to {:.4f}".format(*metric["ci95"]) if metric["ci95"] else metric.get("reason", "")
         lines.append(f"{name:<24}{value}   {interval}")
     source = f"chosen on {threshold['split']}" if threshold["split"] else "given, not chosen"
-    lines += ["", f"threshold {threshold['value']:.6f} ({threshold['rule']}, {source}) at step {threshold['checkpoint_step']}"]
+    lines += [
+        "",
+        f"threshold {threshold['value']:.6f} ({threshold['rule']}, {source}) at step {threshold['checkpoint_step']}",
+    ]
     if threshold["split"] == split:
-        lines.append("The threshold, and the best epoch, were chosen on this very split: its figures flatter. Score test.")
+        lines.append(
+            "The threshold, and the best epoch, were chosen on this very split: its figures flatter. Score test."
+        )
     elif split == "validation":
         lines.append("The best epoch was chosen on this very split: its figures flatter a little. Score test.")
     return "\n".join(lines)

@@ -13,6 +13,8 @@ from absl import logging as absl_logging
 from pneumojax.config import Config, config_fields, config_from_dict
 from pneumojax.errors import UserError
 
+flags.disclaim_key_flags()  # The flags belong to the script that calls: its --help lists them.
+
 
 def define_config_flags() -> None:
     """Defines a flag for each field of the config, with its default, help and type."""
