@@ -108,8 +108,8 @@ class OptimizerConfig(_Checked):
 class TrainConfig(_Checked):
     epochs: int = _field(30, "passes over the training images", at_least=1)
     batch_size: int = _field(32, "images of a step, over all devices", at_least=1)
-    chunk_steps: int | None = _field(
-        16, "about how many steps one compiled call takes (None: a whole epoch); see data.split_epoch", at_least=1
+    chunk_steps: int = _field(
+        16, "about how many steps one compiled call takes; more than an epoch has: the whole epoch", at_least=1
     )
     eval_batch_size: int = _field(128, "images of a prediction step, over all devices", at_least=1)
     seed: int = _field(0, "seed of initialisation, order and augmentation", at_least=0, at_most=2**31 - 1)
