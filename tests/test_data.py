@@ -193,7 +193,7 @@ def test_a_damaged_cache_is_named_and_mended_by_its_removal(config, damage):
     whole = dataclasses.replace(mapped, images=np.array(mapped.images))  # The map itself would be cut with its file.
     (cache,) = decoded(config)
     damage(cache)
-    with pytest.raises(UserError, match="are damaged .* Delete that folder and run again") as caught:
+    with pytest.raises(UserError, match="are damaged .* Delete that folder") as caught:
         load_split(config, "validation")
     assert str(cache) in str(caught.value)
     shutil.rmtree(cache)
