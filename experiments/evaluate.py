@@ -21,9 +21,18 @@ CHECKPOINT = flags.DEFINE_enum("checkpoint", "best", ("best", "latest"), "best b
 DATA_DIR = flags.DEFINE_string("data_dir", None, "folder of prepared data sets (default: where the run found them)")
 IMAGE_PX = flags.DEFINE_integer("image_px", None, "size of the images; must be the run's own, which is the default")
 RULE = flags.DEFINE_enum(
-    "threshold_rule", None, ("target_sensitivity", "youden", "fixed"), "how validation sets the threshold (default: the run's)"
+    "threshold_rule",
+    None,
+    ("target_sensitivity", "youden", "cost_ratio", "fixed"),
+    "how validation sets the threshold (default: the run's)",
 )
 TARGET = flags.DEFINE_float("target_sensitivity", None, "sensitivity that rule target_sensitivity reaches (default: the run's)")
+COST_RATIO = flags.DEFINE_float(
+    "cost_ratio", None, "cost of a missed patient in false alarms, for rule cost_ratio (default: the run's)"
+)
+PREVALENCE = flags.DEFINE_float(
+    "prevalence", None, "share of pneumonia where the network will be used, for rule cost_ratio (default: the run's)"
+)
 FIXED = flags.DEFINE_float("fixed_threshold", None, "threshold of rule fixed (default: the run's)")
 
 
@@ -36,7 +45,7 @@ def main() -> int:
     size = opened.config.data.image_px
     if IMAGE_PX.value not in (None, size):
         return fail(f"--image_px={IMAGE_PX.value}: this run was trained at {size} px and is scored at {size} px. Drop the flag.")
-    given = {flag.name: flag.value for flag in (RULE, TARGET, FIXED) if flag.value is not None}
+    given = {flag.name: flag.value for flag in (RULE, TARGET, COST_RATIO, PREVALENCE, FIXED) if flag.value is not None}
     rules: ThresholdConfig = dataclasses.replace(opened.config.threshold, **given)
     results = evaluate(opened, SPLIT.value, rules)
     print(format_results(results))
@@ -51,18 +60,33 @@ def format_results(results: dict) -> str:
     lines = [f"{split}: {counts['images']} images of {counts['patients']} patients ({classes})"]
     if results["run"]["data"]["synthetic"]:
         lines.append("Drawn radiographs, not patients: these figures say nothing about X-rays.")
-    lines += ["", f"{'metric':<24}{'value':>8}   95 % interval (bootstrap by patient)"]
+    lines += ["", f"{'metric':<34}{'value':>8}   95 % interval (bootstrap by patient)"]
     for name, metric in results["metrics"].items():
         value = "     -  " if metric["value"] is None else f"{metric['value']:8.4f}"
         interval = "{:.4f} to {:.4f}".format(*metric["ci95"]) if metric["ci95"] else metric.get("reason", "")
-        lines.append(f"{name:<24}{value}   {interval}")
+        lines.append(f"{name:<34}{value}   {interval}")
     source = f"chosen on {threshold['split']}" if threshold["split"] else "given, not chosen"
     lines += ["", f"threshold {threshold['value']:.6f} ({threshold['rule']}, {source}) at step {threshold['checkpoint_step']}"]
+    lines += ["", f"{'operating point of validation':<34}{'threshold':>12}   sensitivity, specificity (95 % intervals)"]
+    for name, point in results["operating_points"].items():
+        if point["threshold"] is None:
+            lines.append(f"{name:<34}{'-':>12}   {point['reason']}")
+            continue
+        rates = ", ".join(_format_metric(point["metrics"][rate]) for rate in ("sensitivity", "specificity"))
+        lines.append(f"{name:<34}{point['threshold']:12.6f}   {rates}")
     if threshold["split"] == split:
         lines.append("The threshold, and the best epoch, were chosen on this very split: its figures flatter. Score test.")
     elif split == "validation":
         lines.append("The best epoch was chosen on this very split: its figures flatter a little. Score test.")
     return "\n".join(lines)
+
+
+def _format_metric(metric: dict) -> str:
+    """As "0.967 (0.951 to 0.980)"; a dash for what does not exist."""
+    if metric["value"] is None:
+        return "-"
+    interval = " ({:.3f} to {:.3f})".format(*metric["ci95"]) if metric["ci95"] else ""
+    return f"{metric['value']:.3f}{interval}"
 
 
 if __name__ == "__main__":

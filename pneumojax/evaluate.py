@@ -122,18 +122,21 @@ def store_threshold(run: Run, rules: ThresholdConfig, validation: Split, probabi
             scores,
             rules.threshold_rule,
             target_sensitivity=rules.target_sensitivity,
+            cost_ratio=rules.cost_ratio,
+            prevalence=rules.prevalence,
             fixed=rules.fixed_threshold,
         )
     except ValueError as error:
         raise UserError(f"threshold_rule={rules.threshold_rule} cannot choose on validation: {error}") from error
     threshold = {
         "value": value,
-        "rule": rules.threshold_rule,
-        **({"target_sensitivity": rules.target_sensitivity} if rules.threshold_rule == "target_sensitivity" else {}),
+        **_describe_rule(rules),
         "split": None if rules.threshold_rule == "fixed" else "validation",
         "checkpoint_step": run.step,
         "data_fingerprint": validation.fingerprint,
         "date": _now(),
+        # Always on validation, whatever the rule of the value above.
+        "operating_points": metrics.choose_operating_points(validation.labels("binary"), scores),
     }
     if jax.process_index() == 0:
         write_json(run.workdir / "threshold.json", threshold)
@@ -150,12 +153,9 @@ def load_threshold(run: Run, rules: ThresholdConfig) -> dict:
     if path.exists():
         try:
             stored = json.loads(path.read_text())
-            follows = (stored["rule"], stored["checkpoint_step"]) == (rules.threshold_rule, run.step)
-            if follows and rules.threshold_rule == "target_sensitivity":
-                follows = stored["target_sensitivity"] == rules.target_sensitivity
-            if follows and rules.threshold_rule == "fixed":
-                follows = stored["value"] == rules.fixed_threshold
-            float(stored["value"])
+            follows = stored["checkpoint_step"] == run.step
+            follows = follows and all(stored[name] == wanted for name, wanted in _describe_rule(rules).items())
+            float(stored["value"]), dict(stored["operating_points"])
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is damaged ({error!r}). Delete it: the threshold is then chosen again.") from error
         if follows:
@@ -173,7 +173,8 @@ def evaluate(run: Run, split_name: str, rules: ThresholdConfig | None = None) ->
       rules: of the threshold; None: the run's own. The threshold comes from validation whatever split is scored.
 
     Returns:
-      The content of metrics.json: {"metrics": {name: {"value", "ci95"}}, "threshold", "counts", "run"}.
+      The content of metrics.json: {"metrics": {name: {"value", "ci95"}}, "threshold", "operating_points", "counts",
+      "run"}.
 
     Raises:
       UserError: the split or the run is missing or damaged.
@@ -188,6 +189,14 @@ def evaluate(run: Run, split_name: str, rules: ThresholdConfig | None = None) ->
             labels, probabilities, threshold["value"], split.patient_ids, BOOTSTRAP_RESAMPLES, BOOTSTRAP_SEED
         ),
         "threshold": threshold,
+        "operating_points": metrics.compute_operating_points(
+            split.labels("binary"),
+            metrics.compute_binary_scores(probabilities),
+            threshold["operating_points"],
+            split.patient_ids,
+            BOOTSTRAP_RESAMPLES,
+            BOOTSTRAP_SEED,
+        ),
         "counts": _count(split, labels, probabilities, threshold["value"], run.info["class_names"]),
         "run": {
             "workdir": str(run.workdir),
@@ -204,6 +213,17 @@ def evaluate(run: Run, split_name: str, rules: ThresholdConfig | None = None) ->
     write_text(directory / "predictions.csv", _format_predictions(run, split, labels, probabilities, threshold["value"]))
     _draw(run, split, labels, probabilities, results, directory)
     return results
+
+
+def _describe_rule(rules: ThresholdConfig) -> dict:
+    """The rule and the numbers that it uses, as threshold.json holds them; rule comes first."""
+    numbers = {
+        "target_sensitivity": {"target_sensitivity": rules.target_sensitivity},
+        "youden": {},
+        "cost_ratio": {"cost_ratio": rules.cost_ratio, "prevalence": rules.prevalence},
+        "fixed": {"value": rules.fixed_threshold},
+    }
+    return {"rule": rules.threshold_rule} | numbers[rules.threshold_rule]
 
 
 def _check_data(run: Run) -> bool:
