@@ -3,8 +3,9 @@
     scripts/run experiments/evaluate.py --workdir=runs/resnet --split=validation
     scripts/run experiments/evaluate.py --workdir=runs/resnet --split=test
 
-Writes `<workdir>/evaluation/<split>/`: metrics.json, predictions.csv, roc.png, precision_recall.png,
-confusion_matrix.png, learning_curves.png. Everything it needs to know about the run it reads from the workdir.
+Writes `<workdir>/evaluation/<split>/`: metrics.json, predictions.csv, curves.json, roc.png,
+precision_recall.png, reliability.png, predictive_values.png, confusion_matrix.png, learning_curves.png. Everything it
+needs to know about the run it reads from the workdir.
 """
 
 import dataclasses
@@ -31,7 +32,9 @@ COST_RATIO = flags.DEFINE_float(
     "cost_ratio", None, "cost of a missed patient in false alarms, for rule cost_ratio (default: the run's)"
 )
 PREVALENCE = flags.DEFINE_float(
-    "prevalence", None, "share of pneumonia where the network will be used, for rule cost_ratio (default: the run's)"
+    "prevalence",
+    None,
+    "share of pneumonia where the network will be used: for rule cost_ratio, predictive values and scores there",
 )
 FIXED = flags.DEFINE_float("fixed_threshold", None, "threshold of rule fixed (default: the run's)")
 
@@ -74,11 +77,23 @@ def format_results(results: dict) -> str:
             continue
         rates = ", ".join(_format_metric(point["metrics"][rate]) for rate in ("sensitivity", "specificity"))
         lines.append(f"{name:<34}{point['threshold']:12.6f}   {rates}")
+    lines += ["", *_format_calibration(results)]
     if threshold["split"] == split:
         lines.append("The threshold, and the best epoch, were chosen on this very split: its figures flatter. Score test.")
     elif split == "validation":
         lines.append("The best epoch was chosen on this very split: its figures flatter a little. Score test.")
     return "\n".join(lines)
+
+
+def _format_calibration(results: dict) -> list[str]:
+    calibration, there = results["calibration"], results["at_prevalence"]
+    lines = [f"{'calibration':<34}as trained -> at temperature {calibration['temperature']:.3f} (fitted on validation)"]
+    for name, before in calibration["before"].items():
+        lines.append(f"{name:<34}{_format_metric(before)} -> {_format_metric(calibration['after'][name])}")
+    if there:
+        values = ", ".join(f"{name.upper()} {_format_metric(there[name])}" for name in ("ppv", "npv"))
+        lines.append(f"{'at a prevalence of ' + str(there['prevalence']):<34}{values}")
+    return lines
 
 
 def _format_metric(metric: dict) -> str:

@@ -133,7 +133,8 @@ class ThresholdConfig(_Checked):
     )
     prevalence: float | None = _field(
         None,
-        "share of pneumonia where the network will be used, for rule cost_ratio (default: that of validation)",
+        "share of pneumonia where the network will be used: for rule cost_ratio (default: that of validation) and "
+        "predictive values",
         above=0.0,
         below=1.0,
         identity=False,

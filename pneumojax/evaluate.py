@@ -12,18 +12,17 @@ import jax
 import numpy as np
 
 from pneumojax import figures, metrics
+from pneumojax.calibration import apply_temperature, fit_temperature, shift_prevalence
 from pneumojax.checkpoint import load_run
 from pneumojax.config import Config, ThresholdConfig, config_from_dict
 from pneumojax.data import Split, load_split, make_eval_batches, read_record
 from pneumojax.errors import UserError
 from pneumojax.sharding import make_mesh, put
+from pneumojax.statistics import BOOTSTRAP_RESAMPLES, BOOTSTRAP_SEED, compute_curves, compute_statistics
 from pneumojax.steps import make_graph, make_predict
 from pneumojax.writer import read_rows, write_json, write_text
 
 logger = logging.getLogger(__name__)
-
-BOOTSTRAP_RESAMPLES = 1000
-BOOTSTRAP_SEED = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,12 +159,59 @@ def load_threshold(run: Run, rules: ThresholdConfig) -> dict:
             raise UserError(f"{path} is damaged ({error!r}). Delete it: the threshold is then chosen again.") from error
         if follows:
             return stored
-    validation = load_split(run.config.data, "validation")
-    return store_threshold(run, rules, validation, compute_probabilities(predict(run, validation.images)))
+    validation, probabilities = _score_split(run, "validation")
+    store_calibration(run, validation, probabilities)
+    return store_threshold(run, rules, validation, probabilities)
+
+
+def store_calibration(run: Run, validation: Split, probabilities: np.ndarray) -> dict:
+    """Fits the temperature on validation and keeps it with the run in calibration.json.
+
+    Args:
+      run: the run.
+      validation: the validation split.
+      probabilities: [N, C] of that split.
+
+    Returns:
+      The content of calibration.json: the temperature, and the prevalence that calibrated scores go with.
+    """
+    labels = validation.labels(run.config.model.task)
+    temperature = fit_temperature(labels, probabilities)
+    calibration = {
+        "temperature": temperature or 1.0,
+        "prevalence": float(np.mean(labels > 0)),
+        "split": "validation",
+        "checkpoint_step": run.step,
+        "data_fingerprint": validation.fingerprint,
+        "date": _now(),
+    }
+    if temperature is None:
+        calibration["reason"] = "No temperature is best: validation is decided all right, or no better than by chance."
+    if jax.process_index() == 0:
+        write_json(run.workdir / "calibration.json", calibration)
+    return calibration
+
+
+def load_calibration(run: Run) -> dict:
+    """The run's stored calibration if it is of this checkpoint; else fitted on validation and stored.
+
+    Raises:
+      UserError: calibration.json is damaged, or validation is needed and missing.
+    """
+    path = run.workdir / "calibration.json"
+    if path.exists():
+        try:
+            stored = json.loads(path.read_text())
+            float(stored["temperature"]), float(stored["prevalence"])
+            if stored["checkpoint_step"] == run.step:
+                return stored
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is damaged ({error!r}). Delete it: it is then fitted again.") from error
+    return store_calibration(run, *_score_split(run, "validation"))
 
 
 def evaluate(run: Run, split_name: str, rules: ThresholdConfig | None = None) -> dict:
-    """Scores a split and writes metrics.json, predictions.csv and pictures to `<workdir>/evaluation/<split>/`.
+    """Scores a split and writes its numbers, predictions, curves and pictures to `<workdir>/evaluation/<split>/`.
 
     Args:
       run: from `open_run`.
@@ -173,30 +219,22 @@ def evaluate(run: Run, split_name: str, rules: ThresholdConfig | None = None) ->
       rules: of the threshold; None: the run's own. The threshold comes from validation whatever split is scored.
 
     Returns:
-      The content of metrics.json: {"metrics": {name: {"value", "ci95"}}, "threshold", "operating_points", "counts",
-      "run"}.
+      The content of metrics.json: what `statistics.compute_statistics` returns, and "threshold", "counts" and "run";
+      the temperature stands in "calibration".
 
     Raises:
       UserError: the split or the run is missing or damaged.
     """
-    split = load_split(run.config.data, split_name)
-    threshold = load_threshold(run, rules or run.config.threshold)
+    rules = rules or run.config.threshold
+    split, probabilities = _score_split(run, split_name)
+    threshold, calibration = load_threshold(run, rules), load_calibration(run)
     task = run.config.model.task
     labels = split.labels(task)
-    probabilities = compute_probabilities(predict(run, split.images))
+    numbers = compute_statistics(split, task, probabilities, threshold, calibration, rules.prevalence)
     results = {
-        "metrics": metrics.compute_metrics(
-            labels, probabilities, threshold["value"], split.patient_ids, BOOTSTRAP_RESAMPLES, BOOTSTRAP_SEED
-        ),
+        **numbers,
+        "calibration": calibration | numbers["calibration"],
         "threshold": threshold,
-        "operating_points": metrics.compute_operating_points(
-            split.labels("binary"),
-            metrics.compute_binary_scores(probabilities),
-            threshold["operating_points"],
-            split.patient_ids,
-            BOOTSTRAP_RESAMPLES,
-            BOOTSTRAP_SEED,
-        ),
         "counts": _count(split, labels, probabilities, threshold["value"], run.info["class_names"]),
         "run": {
             "workdir": str(run.workdir),
@@ -210,9 +248,17 @@ def evaluate(run: Run, split_name: str, rules: ThresholdConfig | None = None) ->
     }
     directory = run.workdir / "evaluation" / split_name
     write_json(directory / "metrics.json", results)
-    write_text(directory / "predictions.csv", _format_predictions(run, split, labels, probabilities, threshold["value"]))
-    _draw(run, split, labels, probabilities, results, directory)
+    write_text(directory / "predictions.csv", _format_predictions(run, split, labels, probabilities, results))
+    curves = compute_curves(split, probabilities, threshold, calibration)
+    write_json(directory / "curves.json", curves)
+    _draw(run, split, curves, results, directory)
     return results
+
+
+def _score_split(run: Run, name: str) -> tuple[Split, np.ndarray]:
+    """A split and its class probabilities [N, C]."""
+    split = load_split(run.config.data, name)
+    return split, compute_probabilities(predict(run, split.images))
 
 
 def _describe_rule(rules: ThresholdConfig) -> dict:
@@ -252,36 +298,41 @@ def _count(split: Split, labels: np.ndarray, probabilities: np.ndarray, threshol
     }
 
 
-def _format_predictions(
-    run: Run, split: Split, labels: np.ndarray, probabilities: np.ndarray, threshold: float
-) -> str:
+def _format_predictions(run: Run, split: Split, labels: np.ndarray, probabilities: np.ndarray, results: dict) -> str:
     """CSV text: one row for each image. Python's shortest exact form of a float: reading it back gives the same decision."""
     names = run.info["class_names"]
     scores = metrics.compute_binary_scores(probabilities)
-    decisions = metrics.compute_decisions(scores, threshold)
+    decisions = metrics.compute_decisions(scores, results["threshold"]["value"])
+    calibration, there = results["calibration"], results["at_prevalence"]
+    calibrated = metrics.compute_binary_scores(apply_temperature(probabilities, calibration["temperature"]))
+    calibrated_scores = {"calibrated_score": calibrated}
+    if there:
+        shifted = shift_prevalence(calibrated, calibration["prevalence"], there["prevalence"])
+        calibrated_scores["score_at_prevalence"] = shifted
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     probability_columns = [f"probability_{name}" for name in names]
     class_column = ["most_probable_class"] if len(names) == 3 else []
-    writer.writerow(["filename", "patient_id", "label", *probability_columns, "score", "decision", *class_column])
+    columns = ["filename", "patient_id", "label", *probability_columns, "score", "decision", *class_column]
+    writer.writerow([*columns, *calibrated_scores])
     for i in range(len(split)):
         row = [split.filenames[i], split.patient_ids[i], names[labels[i]], *map(float, probabilities[i]), float(scores[i])]
         row.append("PNEUMONIA" if decisions[i] else "NORMAL")
-        writer.writerow(row + ([names[probabilities[i].argmax()]] if class_column else []))
+        row += [names[probabilities[i].argmax()]] if class_column else []
+        writer.writerow(row + [float(column[i]) for column in calibrated_scores.values()])
     return text.getvalue()
 
 
-def _draw(
-    run: Run, split: Split, labels: np.ndarray, probabilities: np.ndarray, results: dict, directory: pathlib.Path
-) -> None:
-    binary, scores = split.labels("binary"), metrics.compute_binary_scores(probabilities)
+def _draw(run: Run, split: Split, curves: dict, results: dict, directory: pathlib.Path) -> None:
     values, threshold = results["metrics"], results["threshold"]["value"]
-    for save, compute, name in (
-        (figures.save_roc, metrics.compute_roc_curve, "roc.png"),
-        (figures.save_precision_recall, metrics.compute_pr_curve, "precision_recall.png"),
-    ):
-        curve = compute(binary, scores, split.patient_ids, BOOTSTRAP_RESAMPLES, BOOTSTRAP_SEED)
-        save(directory / name, curve, values, threshold, split.name)
+    figures.save_roc(directory / "roc.png", curves["roc"], values, threshold, split.name)
+    figures.save_precision_recall(
+        directory / "precision_recall.png", curves["precision_recall"], values, threshold, split.name
+    )
+    figures.save_reliability(directory / "reliability.png", curves["reliability"], results["calibration"], split.name)
+    figures.save_predictive_values(
+        directory / "predictive_values.png", curves["predictive_values"], results["counts"], threshold, split.name
+    )
     confusion = results["counts"]["confusion_matrix"]
     figures.save_confusion_matrix(
         directory / "confusion_matrix.png", np.array(confusion["at_threshold"]), ("NORMAL", "PNEUMONIA"), split.name

@@ -160,7 +160,7 @@ def compute_threshold_metrics(labels: ArrayLike, scores: ArrayLike, threshold: f
       ValueError: lengths differ, there is no image, or a score is not finite.
     """
     positive, scores = _check_binary(labels, scores)
-    values = _binary_decision_metrics(positive, scores, threshold, np.ones((1, len(scores))))
+    values = compute_decision_values(positive, scores, threshold, np.ones((1, len(scores))))
     return {name: _to_float(value[0]) for name, value in values.items()}
 
 
@@ -246,7 +246,7 @@ def compute_metric_values(
     for target in TARGET_SENSITIVITIES:
         name = f"specificity_at_sensitivity_{target:g}"
         values[name] = _specificity_at_sensitivity(true_positives, false_positives, target)
-    values |= _binary_decision_metrics(positive, scores, threshold, weights)
+    values |= compute_decision_values(positive, scores, threshold, weights)
     if classes == 2:
         return values
 
@@ -262,6 +262,26 @@ def compute_metric_values(
     for class_name, one in zip(CLASS_NAMES["three_class"], by_class, strict=True):
         values |= {f"{metric}_{class_name}": value for metric, value in one.items()}
     return values
+
+
+def compute_decision_values(
+    positive: np.ndarray, scores: ArrayLike, threshold: float, weights: np.ndarray
+) -> dict[str, np.ndarray]:
+    """The metrics of `compute_threshold_metrics` for each row of weights.
+
+    Args:
+      positive: [N] bool.
+      scores: [N] float, higher for positive.
+      threshold: where decisions turn positive.
+      weights: [R, N] float, 0 or more: how often each image counts.
+
+    Returns:
+      {name: [R] float64}, NaN where the metric does not exist.
+    """
+    confusions = _count_confusions(positive.astype(np.int64), compute_decisions(scores, threshold), 2, weights)
+    accuracy = _ratio(np.trace(confusions, axis1=1, axis2=2), confusions.sum(axis=(1, 2)))
+    rates = _one_vs_rest(confusions, 1)
+    return {"accuracy": accuracy, **rates, "balanced_accuracy": (rates["sensitivity"] + rates["specificity"]) / 2}
 
 
 def compute_bootstrap_weights(patient_ids: ArrayLike, resamples: int, seed: int) -> np.ndarray:
@@ -354,8 +374,8 @@ def choose_threshold(
       youden: the threshold with the largest sensitivity + specificity - 1; of several, the smallest, which misses the
         fewest patients.
       cost_ratio: the threshold of the smallest expected cost, where a missed patient costs as much as `cost_ratio`
-        false alarms and a share `prevalence` of all images is positive; of several, the smallest. Where it costs least to
-        decide for nobody, that is the next number above the highest score.
+        false alarms and a share `prevalence` of all images is positive; of several, the smallest. Where it costs least
+        to decide for nobody, that is the next number above the highest score.
       fixed: the number given.
 
     All but the last return one of the scores, not a rounded one. JSON keeps every float64, and so every float32, to the
@@ -487,7 +507,7 @@ def compute_operating_points(
                 "reason": "The split that it is chosen on lacks the images for the rule.",
             }
             continue
-        values = _binary_decision_metrics(positive, scores, threshold, weights)
+        values = compute_decision_values(positive, scores, threshold, weights)
         confusion = compute_confusion(positive.astype(np.int64), compute_decisions(scores, threshold), 2)
         points[name] = {
             "threshold": threshold,
@@ -623,15 +643,6 @@ def _specificity_at_sensitivity(true_positives: np.ndarray, false_positives: np.
     negatives = false_positives[:, -1]
     specificity = _ratio(negatives - alarms, negatives)
     return np.where(positives[:, 0] > 0, specificity, np.nan)
-
-
-def _binary_decision_metrics(
-    positive: np.ndarray, scores: np.ndarray, threshold: float, weights: np.ndarray
-) -> dict[str, np.ndarray]:
-    confusions = _count_confusions(positive.astype(np.int64), compute_decisions(scores, threshold), 2, weights)
-    accuracy = _ratio(np.trace(confusions, axis1=1, axis2=2), confusions.sum(axis=(1, 2)))
-    rates = _one_vs_rest(confusions, 1)
-    return {"accuracy": accuracy, **rates, "balanced_accuracy": (rates["sensitivity"] + rates["specificity"]) / 2}
 
 
 def _count_confusions(labels: np.ndarray, decisions: np.ndarray, classes: int, weights: np.ndarray) -> np.ndarray:

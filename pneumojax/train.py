@@ -278,7 +278,7 @@ def _hold_workdir(workdir: pathlib.Path, run: dict, restart: bool) -> Iterator[N
 
 
 def _prepare_workdir(workdir: pathlib.Path, run: dict, restart: bool) -> None:
-    names = ("config.json", "metrics.jsonl", "learning_curves.png", "threshold.json", "checkpoints", "evaluation")
+    names = ("config.json", "metrics.jsonl", "learning_curves.png", "threshold.json", "calibration.json", "checkpoints", "evaluation")
     if restart:
         for path in (workdir / name for name in names):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

@@ -1,13 +1,20 @@
 """The statistics of an evaluation, from a trained run to its files."""
 
+import csv
 import dataclasses
 import json
 import pathlib
 
+import numpy as np
 import pytest
+from sklearn import metrics as oracle
 
+from pneumojax import metrics
+from pneumojax.calibration import apply_temperature, compute_calibration, fit_temperature
 from pneumojax.config import config_from_dict
-from pneumojax.evaluate import evaluate, open_run
+from pneumojax.data import load_split
+from pneumojax.errors import UserError
+from pneumojax.evaluate import evaluate, load_calibration, open_run
 from pneumojax.train import fit
 
 
@@ -45,6 +52,69 @@ def test_operating_points_come_from_validation_and_keep_their_target_there(make_
     assert {name: point["threshold"] for name, point in on_test.items()} == {
         name: point["threshold"] for name, point in results["operating_points"].items()
     }
+
+
+def read_csv(workdir, split="validation"):
+    with (pathlib.Path(workdir) / "evaluation" / split / "predictions.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("task", ["binary", "three_class"])
+def test_calibration_is_fitted_once_on_validation_and_mends_it(make_run, task):
+    run = open_run(make_run(task=task))
+    stored = json.loads((run.workdir / "calibration.json").read_text())
+    results = evaluate(run, "validation")
+    validation = load_split(run.config.data, "validation")
+    rows = read_csv(run.workdir)
+    probabilities = np.array([[float(row[f"probability_{name}"]) for name in run.info["class_names"]] for row in rows])
+    assert stored["temperature"] == fit_temperature(validation.labels(task), probabilities)
+    assert stored["prevalence"] == np.mean(validation.subtypes > 0)
+    calibrated = apply_temperature(probabilities, stored["temperature"])
+    assert [float(row["calibrated_score"]) for row in rows] == metrics.compute_binary_scores(calibrated).tolist()
+    assert oracle.log_loss(validation.labels(task), calibrated) <= oracle.log_loss(
+        validation.labels(task), probabilities
+    )
+    expected = compute_calibration(validation.subtypes, calibrated, validation.patient_ids)
+    assert results["calibration"] == stored | {"before": results["calibration"]["before"], "after": expected}
+    assert evaluate(run, "test")["calibration"]["temperature"] == stored["temperature"]
+
+
+def test_lost_or_old_calibration_is_fitted_again_and_a_damaged_one_named(make_run):
+    run = open_run(make_run())
+    path = run.workdir / "calibration.json"
+    stored = json.loads(path.read_text())
+    for content in (None, stored | {"temperature": 9.0, "checkpoint_step": run.step + 1}):
+        path.unlink() if content is None else path.write_text(json.dumps(content))
+        assert load_calibration(run)["temperature"] == stored["temperature"]
+        assert json.loads(path.read_text())["temperature"] == stored["temperature"]
+    path.write_text('{"temperature": "warm"}')
+    with pytest.raises(UserError, match=r"calibration\.json is damaged"):
+        load_calibration(run)
+    path.write_text(json.dumps(stored))
+
+
+def test_stated_prevalence_gives_predictive_values_and_scores_there(make_run):
+    run = open_run(make_run())
+    assert evaluate(run, "validation")["at_prevalence"] is None
+    assert "score_at_prevalence" not in read_csv(run.workdir)[0]
+    results = evaluate(run, "validation", dataclasses.replace(run.config.threshold, prevalence=0.2))
+    rates = {name: results["metrics"][name]["value"] for name in ("sensitivity", "specificity")}
+    hits, alarms = 0.2 * rates["sensitivity"], 0.8 * (1 - rates["specificity"])
+    assert results["at_prevalence"]["ppv"]["value"] == pytest.approx(hits / (hits + alarms))
+    old = results["calibration"]["prevalence"]
+    for row in read_csv(run.workdir):
+        calibrated = float(row["calibrated_score"])
+        odds = calibrated / (1 - calibrated) * (0.2 / 0.8) / (old / (1 - old))
+        assert float(row["score_at_prevalence"]) == pytest.approx(odds / (1 + odds))
+
+
+def test_files_of_an_evaluation(make_run):
+    run = open_run(make_run())
+    evaluate(run, "validation")
+    names = {path.name for path in (run.workdir / "evaluation" / "validation").iterdir()}
+    assert {"metrics.json", "predictions.csv", "curves.json", "reliability.png", "predictive_values.png"} <= names
+    curves = json.loads((run.workdir / "evaluation" / "validation" / "curves.json").read_text())
+    assert {"roc", "precision_recall", "reliability", "predictive_values"} <= set(curves)
 
 
 def test_threshold_follows_the_rule_that_is_asked_for(make_run):
