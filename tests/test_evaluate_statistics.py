@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from sklearn import metrics as oracle
 
+from experiments import compare
 from pneumojax import metrics
 from pneumojax.calibration import apply_temperature, compute_calibration, fit_temperature
 from pneumojax.config import config_from_dict
 from pneumojax.data import load_split
 from pneumojax.errors import UserError
 from pneumojax.evaluate import evaluate, load_calibration, open_run
+from pneumojax.predictions import check_same_images, read_predictions
 from pneumojax.train import fit
 
 
@@ -115,6 +117,17 @@ def test_files_of_an_evaluation(make_run):
     assert {"metrics.json", "predictions.csv", "curves.json", "reliability.png", "predictive_values.png"} <= names
     curves = json.loads((run.workdir / "evaluation" / "validation" / "curves.json").read_text())
     assert {"roc", "precision_recall", "reliability", "predictive_values"} <= set(curves)
+
+
+def test_runs_of_two_tasks_are_compared_on_pneumonia(make_run):
+    runs = [open_run(make_run(task=task)) for task in ("binary", "three_class")]
+    values = [evaluate(run, "validation")["metrics"] for run in runs]
+    a, b = (read_predictions(run.workdir, "validation") for run in runs)
+    check_same_images(a, b)
+    results = compare.compare(a.to_binary(), b.to_binary())
+    for name in values[0]:
+        assert results["metrics"][name]["a"] == pytest.approx(values[0][name]["value"])
+        assert results["metrics"][name]["b"] == pytest.approx(values[1][name]["value"])
 
 
 def test_threshold_follows_the_rule_that_is_asked_for(make_run):
