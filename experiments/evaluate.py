@@ -4,8 +4,8 @@
     scripts/run experiments/evaluate.py --workdir=runs/resnet --split=test
 
 Writes `<workdir>/evaluation/<split>/`: metrics.json, predictions.csv, curves.json, roc.png,
-precision_recall.png, reliability.png, predictive_values.png, confusion_matrix.png, learning_curves.png. Everything it
-needs to know about the run it reads from the workdir.
+precision_recall.png, reliability.png, predictive_values.png, decision_curve.png, confusion_matrix.png,
+learning_curves.png. Everything it needs to know about the run it reads from the workdir.
 """
 
 import dataclasses

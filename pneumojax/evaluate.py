@@ -330,6 +330,7 @@ def _draw(run: Run, split: Split, curves: dict, results: dict, directory: pathli
         directory / "precision_recall.png", curves["precision_recall"], values, threshold, split.name
     )
     figures.save_reliability(directory / "reliability.png", curves["reliability"], results["calibration"], split.name)
+    figures.save_decision_curve(directory / "decision_curve.png", curves["decision_curve"], split.name)
     figures.save_predictive_values(
         directory / "predictive_values.png", curves["predictive_values"], results["counts"], threshold, split.name
     )

@@ -257,6 +257,40 @@ def save_predictive_values(
         _save(figure, path)
 
 
+def save_decision_curve(path: str | Path, curve: Mapping, title: str = "") -> None:
+    """Draws the net benefit of the score over the threshold probability, beside deciding for all and for nobody.
+
+    Args:
+      path: PNG file to write; its folder exists.
+      curve: of `decision_curve.compute_decision_curve`.
+      title: what was scored, as "test, 624 images".
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    with _style():
+        figure = _make_figure(4.8, 4.2)
+        axes = figure.add_subplot()
+        axes.set_title(_join("Decision curve", title))
+        # The best there is: a hit for each patient with pneumonia and no false alarm. Harm is cut off far below.
+        best = max(curve["treat_all"][0], 0.05)
+        axes.set(xlabel="Threshold probability", ylabel="Net benefit", xlim=(0, 1), ylim=(-0.15 * best, 1.1 * best))
+        axes.axhline(0, **REFERENCE)
+        axes.plot(curve["threshold"], curve["treat_all"], color=ORANGE, linewidth=1.4)
+        if curve["band"] is not None:
+            axes.fill_between(curve["threshold"], curve["band"]["low"], curve["band"]["high"], **BAND)
+        axes.plot(curve["threshold"], curve["net_benefit"], color=BLUE)
+        lines = [
+            (BLUE, "by the calibrated score"),
+            (ORANGE, "for pneumonia in all images"),
+            (GREY, "for nobody (dashed)"),
+        ]
+        if curve["band"] is not None:
+            lines.append((GREY, "band: 95 % interval"))
+        _write_lines(axes, lines, x=0.03, bottom=0.16, align="left")
+        _save(figure, path)
+
+
 def save_learning_curves(path: str | Path, rows: Iterable[Mapping], title: str = "") -> None:
     """Draws loss, AUROC and accuracy over the epochs, in training and validation, and marks the best epoch.
 

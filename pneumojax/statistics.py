@@ -6,7 +6,7 @@ ensemble, out-of-fold predictions) is described by the same figures.
 
 import numpy as np
 
-from pneumojax import calibration, metrics
+from pneumojax import calibration, decision_curve, metrics
 from pneumojax.data import Split
 
 BOOTSTRAP_RESAMPLES = 1000
@@ -73,7 +73,8 @@ def compute_curves(split: Split, probabilities: np.ndarray, threshold: dict, fit
     Returns:
       "roc", "precision_recall": of `metrics.compute_roc_curve` and `compute_pr_curve`, None where they do not exist;
       "reliability": of `calibration.compute_reliability`, "before" and "after" the temperature;
-      "predictive_values": "prevalence", and "ppv" and "npv" of the decision at the threshold, there.
+      "predictive_values": "prevalence", and "ppv" and "npv" of the decision at the threshold, there;
+      "decision_curve": of `decision_curve.compute_decision_curve`, of the scores after the temperature.
     """
     positive, scores = split.labels("binary"), metrics.compute_binary_scores(probabilities)
     bootstrap = (BOOTSTRAP_RESAMPLES, BOOTSTRAP_SEED)
@@ -85,6 +86,7 @@ def compute_curves(split: Split, probabilities: np.ndarray, threshold: dict, fit
             "before": calibration.compute_reliability(positive, scores),
             "after": calibration.compute_reliability(positive, calibrated),
         },
+        "decision_curve": decision_curve.compute_decision_curve(positive, calibrated, split.patient_ids, *bootstrap),
         "predictive_values": {"prevalence": calibration.PREVALENCE_GRID.tolist()}
         | calibration.compute_predictive_values(
             positive, scores, threshold["value"], split.patient_ids, calibration.PREVALENCE_GRID, *bootstrap

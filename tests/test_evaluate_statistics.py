@@ -115,8 +115,9 @@ def test_files_of_an_evaluation(make_run):
     evaluate(run, "validation")
     names = {path.name for path in (run.workdir / "evaluation" / "validation").iterdir()}
     assert {"metrics.json", "predictions.csv", "curves.json", "reliability.png", "predictive_values.png"} <= names
+    assert "decision_curve.png" in names
     curves = json.loads((run.workdir / "evaluation" / "validation" / "curves.json").read_text())
-    assert {"roc", "precision_recall", "reliability", "predictive_values"} <= set(curves)
+    assert {"roc", "precision_recall", "reliability", "predictive_values", "decision_curve"} <= set(curves)
 
 
 def test_runs_of_two_tasks_are_compared_on_pneumonia(make_run):

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pneumojax import calibration, figures, metrics
+from pneumojax import calibration, decision_curve, figures, metrics
 
-PICTURES = ["confusion.png", "pr.png", "predictive.png", "reliability.png", "roc.png"]
+PICTURES = ["confusion.png", "decision.png", "pr.png", "predictive.png", "reliability.png", "roc.png"]
 
 
 def draw_all(folder, labels, probabilities, threshold):
@@ -30,6 +30,8 @@ def draw_all(folder, labels, probabilities, threshold):
         {"before": bins, "after": bins},
         {"before": fitted, "after": fitted, "temperature": 1.2},
     )
+    curve = decision_curve.compute_decision_curve(labels, scores, patient_ids, resamples=50)
+    figures.save_decision_curve(folder / "decision.png", curve, title="test")
     grid = calibration.PREVALENCE_GRID
     values = calibration.compute_predictive_values(labels, scores, threshold, patient_ids, grid, resamples=50)
     counts = {"images": len(labels), "classes": {"NORMAL": labels.count(0) if isinstance(labels, list) else 20}}
@@ -57,6 +59,8 @@ def test_pictures_of_a_split(tmp_path, classes):
         assert is_picture(tmp_path / name, figures.ORANGE, top=0.5)  # the operating point; its text stands below
     assert is_picture(tmp_path / "confusion.png")
     assert is_picture(tmp_path / "reliability.png", figures.BLUE)
+    assert is_picture(tmp_path / "decision.png", figures.BLUE, top=0.5)
+    assert is_picture(tmp_path / "decision.png", figures.ORANGE, top=0.5)
 
 
 @pytest.mark.filterwarnings("error")
