@@ -77,7 +77,7 @@ def format_results(results: dict) -> str:
             continue
         rates = ", ".join(_format_metric(point["metrics"][rate]) for rate in ("sensitivity", "specificity"))
         lines.append(f"{name:<34}{point['threshold']:12.6f}   {rates}")
-    lines += ["", *_format_calibration(results)]
+    lines += ["", *_format_calibration(results), "", *_format_subgroups(results["subgroups"])]
     if threshold["split"] == split:
         lines.append("The threshold, and the best epoch, were chosen on this very split: its figures flatter. Score test.")
     elif split == "validation":
@@ -93,6 +93,16 @@ def _format_calibration(results: dict) -> list[str]:
     if there:
         values = ", ".join(f"{name.upper()} {_format_metric(there[name])}" for name in ("ppv", "npv"))
         lines.append(f"{'at a prevalence of ' + str(there['prevalence']):<34}{values}")
+    return lines
+
+
+def _format_subgroups(subgroups: dict) -> list[str]:
+    lines = [f"{'subgroup':<26}{'images':>8}   {'AUROC':<24}{'sensitivity':<24}specificity (95 % intervals)"]
+    for name, group in subgroups.items():
+        metrics = group["metrics"]
+        names = [metric for metric in ("auroc", "sensitivity", "specificity") if metric in metrics]
+        cells = "".join(f"{_format_metric(metrics[metric]):<24}" for metric in names)
+        lines.append(f"{name:<26}{group['images']:8}   {cells}".rstrip())
     return lines
 
 

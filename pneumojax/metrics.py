@@ -240,13 +240,7 @@ def compute_metric_values(
     classes = probabilities.shape[1]
     _check_indices("label", labels, classes)
 
-    positive = labels > 0
-    true_positives, false_positives, _ = _count_positives(positive, scores, weights)
-    values = {"auroc": _auroc(true_positives, false_positives), "auprc": _auprc(true_positives, false_positives)}
-    for target in TARGET_SENSITIVITIES:
-        name = f"specificity_at_sensitivity_{target:g}"
-        values[name] = _specificity_at_sensitivity(true_positives, false_positives, target)
-    values |= compute_decision_values(positive, scores, threshold, weights)
+    values = compute_score_values(labels > 0, scores, threshold, weights)
     if classes == 2:
         return values
 
@@ -262,6 +256,28 @@ def compute_metric_values(
     for class_name, one in zip(CLASS_NAMES["three_class"], by_class, strict=True):
         values |= {f"{metric}_{class_name}": value for metric, value in one.items()}
     return values
+
+
+def compute_score_values(
+    positive: np.ndarray, scores: np.ndarray, threshold: float, weights: np.ndarray
+) -> dict[str, np.ndarray]:
+    """The metrics of two classes of `compute_metrics` for each row of weights.
+
+    Args:
+      positive: [N] bool.
+      scores: [N] float, higher for positive.
+      threshold: where decisions turn positive.
+      weights: [R, N] float, 0 or more: how often each image counts.
+
+    Returns:
+      {name: [R] float64}, NaN where the metric does not exist.
+    """
+    true_positives, false_positives, _ = _count_positives(positive, scores, weights)
+    values = {"auroc": _auroc(true_positives, false_positives), "auprc": _auprc(true_positives, false_positives)}
+    for target in TARGET_SENSITIVITIES:
+        name = f"specificity_at_sensitivity_{target:g}"
+        values[name] = _specificity_at_sensitivity(true_positives, false_positives, target)
+    return values | compute_decision_values(positive, scores, threshold, weights)
 
 
 def compute_decision_values(

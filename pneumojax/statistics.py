@@ -6,7 +6,7 @@ ensemble, out-of-fold predictions) is described by the same figures.
 
 import numpy as np
 
-from pneumojax import calibration, decision_curve, metrics
+from pneumojax import calibration, decision_curve, metrics, subgroups
 from pneumojax.data import Split
 
 BOOTSTRAP_RESAMPLES = 1000
@@ -35,7 +35,8 @@ def compute_statistics(
       "metrics": of `metrics.compute_metrics`;
       "operating_points": of `metrics.compute_operating_points`;
       "calibration": of `calibration.compute_calibration`, "before" and "after" the temperature;
-      "at_prevalence": prevalence, ppv and npv of the decision at the threshold; None where none is stated.
+      "at_prevalence": prevalence, ppv and npv of the decision at the threshold; None where none is stated;
+      "subgroups": of `subgroups.compute_subgroups`.
     """
     positive, scores = split.labels("binary"), metrics.compute_binary_scores(probabilities)
     bootstrap = (BOOTSTRAP_RESAMPLES, BOOTSTRAP_SEED)
@@ -58,6 +59,7 @@ def compute_statistics(
             "after": calibration.compute_calibration(positive, calibrated, split.patient_ids, *bootstrap),
         },
         "at_prevalence": at_prevalence,
+        "subgroups": subgroups.compute_subgroups(split, probabilities, threshold["value"], *bootstrap),
     }
 
 

@@ -7,6 +7,7 @@ import pathlib
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from sklearn import metrics as oracle
 
 from experiments import compare
@@ -18,6 +19,7 @@ from pneumojax.errors import UserError
 from pneumojax.evaluate import evaluate, load_calibration, open_run
 from pneumojax.predictions import check_same_images, read_predictions
 from pneumojax.train import fit
+from tfds_builder import kermany_pneumonia
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +120,21 @@ def test_files_of_an_evaluation(make_run):
     assert "decision_curve.png" in names
     curves = json.loads((run.workdir / "evaluation" / "validation" / "curves.json").read_text())
     assert {"roc", "precision_recall", "reliability", "predictive_values", "decision_curve"} <= set(curves)
+
+
+def test_subgroups_are_of_the_files_as_they_were_found(make_run):
+    run = open_run(make_run(task="three_class"))
+    split = load_split(run.config.data, "validation")
+    builder = kermany_pneumonia.dataset_dir("phantom", run.config.data.data_dir)
+    source = tfds.builder_from_directory(builder).as_data_source("validation")
+    for i, example in enumerate(source):
+        assert split.filenames[i] == example["filename"].decode()
+        assert (split.heights[i], split.widths[i]) == example["image"].shape[:2]
+        assert split.channels[i] == example["channels"]
+        assert split.duplicate_of[i] == example["duplicate_of"].decode()
+    results = evaluate(run, "validation")["subgroups"]
+    assert results["grey"]["images"] + results["rgb"]["images"] == len(split)
+    assert results["bacterial_against_viral"]["images"] == (split.subtypes > 0).sum()
 
 
 def test_runs_of_two_tasks_are_compared_on_pneumonia(make_run):
