@@ -2,21 +2,24 @@
 
     scripts/run experiments/evaluate.py --workdir=runs/resnet --split=validation
     scripts/run experiments/evaluate.py --workdir=runs/resnet --split=test
+    scripts/run experiments/evaluate.py --workdir=runs/a,runs/b,runs/c --split=test    # an ensemble, into runs/a+b+c
 
 Writes `<workdir>/evaluation/<split>/`: metrics.json, predictions.csv, curves.json, roc.png,
 precision_recall.png, reliability.png, predictive_values.png, decision_curve.png, confusion_matrix.png,
-learning_curves.png. Everything it needs to know about the run it reads from the workdir.
+learning_curves.png. Everything it needs to know about the run it reads from the workdir. An ensemble is the mean of the
+runs' calibrated probabilities, with a threshold and a temperature of its own.
 """
 
 import dataclasses
-import pathlib
 
 from absl import flags
 
 from experiments.flags import fail, run
 from pneumojax.config import ThresholdConfig
 
-WORKDIR = flags.DEFINE_string("workdir", "runs/latest", "folder of the run")
+WORKDIR = flags.DEFINE_list(
+    "workdir", ["runs/latest"], "folder of the run; several, separated by commas, are scored as one ensemble"
+)
 SPLIT = flags.DEFINE_enum("split", "validation", ("train", "validation", "test"), "split to score")
 CHECKPOINT = flags.DEFINE_enum("checkpoint", "best", ("best", "latest"), "best by val/auroc, or the latest")
 DATA_DIR = flags.DEFINE_string("data_dir", None, "folder of prepared data sets (default: where the run found them)")
@@ -40,19 +43,24 @@ FIXED = flags.DEFINE_float("fixed_threshold", None, "threshold of rule fixed (de
 
 
 def main() -> int:
-    from pneumojax.evaluate import evaluate, open_run  # Imports JAX: after the flags are known to be good.
+    # Imports JAX: after the flags are known to be good.
+    from pneumojax.evaluate import evaluate, open_ensemble, open_run
     from pneumojax.sharding import initialize
 
     initialize(multihost=False)
-    opened = open_run(WORKDIR.value, CHECKPOINT.value, DATA_DIR.value)
+    if not WORKDIR.value:
+        return fail("--workdir is empty: name the folder of a run.")
+    one = len(WORKDIR.value) == 1
+    open_it, named = (open_run, WORKDIR.value[0]) if one else (open_ensemble, WORKDIR.value)
+    opened = open_it(named, CHECKPOINT.value, DATA_DIR.value)
     size = opened.config.data.image_px
-    if IMAGE_PX.value not in (None, size):
+    if one and IMAGE_PX.value not in (None, size):
         return fail(f"--image_px={IMAGE_PX.value}: this run was trained at {size} px and is scored at {size} px. Drop the flag.")
     given = {flag.name: flag.value for flag in (RULE, TARGET, COST_RATIO, PREVALENCE, FIXED) if flag.value is not None}
     rules: ThresholdConfig = dataclasses.replace(opened.config.threshold, **given)
     results = evaluate(opened, SPLIT.value, rules)
     print(format_results(results))
-    print(f"Written to {pathlib.Path(WORKDIR.value) / 'evaluation' / SPLIT.value}")
+    print(f"Written to {opened.workdir / 'evaluation' / SPLIT.value}")
     return 0
 
 
@@ -69,7 +77,7 @@ def format_results(results: dict) -> str:
         interval = "{:.4f} to {:.4f}".format(*metric["ci95"]) if metric["ci95"] else metric.get("reason", "")
         lines.append(f"{name:<34}{value}   {interval}")
     source = f"chosen on {threshold['split']}" if threshold["split"] else "given, not chosen"
-    lines += ["", f"threshold {threshold['value']:.6f} ({threshold['rule']}, {source}) at step {threshold['checkpoint_step']}"]
+    lines += ["", f"threshold {threshold['value']:.6f} ({threshold['rule']}, {source}) {_format_step(threshold)}"]
     lines += ["", f"{'operating point of validation':<34}{'threshold':>12}   sensitivity, specificity (95 % intervals)"]
     for name, point in results["operating_points"].items():
         if point["threshold"] is None:
@@ -83,6 +91,11 @@ def format_results(results: dict) -> str:
     elif split == "validation":
         lines.append("The best epoch was chosen on this very split: its figures flatter a little. Score test.")
     return "\n".join(lines)
+
+
+def _format_step(threshold: dict) -> str:
+    step = threshold["checkpoint_step"]
+    return f"for {len(step)} runs together" if isinstance(step, list) else f"at step {step}"
 
 
 def _format_calibration(results: dict) -> list[str]:

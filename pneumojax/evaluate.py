@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import pathlib
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -63,6 +64,72 @@ def open_run(workdir: str | pathlib.Path, checkpoint: str = "best", data_dir: st
     return Run(workdir, info, config, variables, step, checkpoint)
 
 
+@dataclasses.dataclass(frozen=True)
+class Ensemble:
+    """Several runs that predict together: the mean of their calibrated probabilities. It is evaluated as a run is.
+
+    Attributes:
+      workdir: folder of its own threshold, calibration and evaluations.
+      members: the runs, of one task.
+    """
+
+    workdir: pathlib.Path
+    members: tuple[Run, ...]
+
+    @property
+    def info(self) -> dict:
+        """Of the first member, and which runs the members are."""
+        return self.members[0].info | {"members": self.step}
+
+    @property
+    def config(self) -> Config:
+        """Of the first member: where the data lie, the task, and the rule for the threshold."""
+        return self.members[0].config
+
+    @property
+    def step(self) -> list[dict]:
+        """What the threshold and the calibration belong to. A member that is trained anew is another one."""
+        names = [str(member.workdir.resolve()) for member in self.members]
+        return [
+            {"workdir": name, "step": member.step, "created": member.info.get("created")}
+            for name, member in zip(names, self.members, strict=True)
+        ]
+
+    @property
+    def checkpoint(self) -> str:
+        """Of the first member: best or latest."""
+        return self.members[0].checkpoint
+
+
+def open_ensemble(
+    workdirs: Sequence[str | pathlib.Path], checkpoint: str = "best", data_dir: str | None = None
+) -> Ensemble:
+    """Opens several runs as one; its folder lies beside the first run's, named after all, as `a+b+c`.
+
+    Args:
+      workdirs: folders of the runs, in any order; networks and sizes of images may differ.
+      checkpoint: best or latest, of each.
+      data_dir: where the data sets lie now, if not where the runs found them.
+
+    Raises:
+      UserError: a run cannot be opened, is named twice, or is of another task than the first.
+    """
+    runs = [open_run(workdir, checkpoint, data_dir) for workdir in workdirs]
+    members = tuple(sorted(runs, key=lambda run: run.workdir))
+    names = [str(member.workdir.resolve()) for member in members]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"{twice[0]} is named twice: an ensemble is of different runs.")
+    for member in members[1:]:
+        if member.info["class_names"] != members[0].info["class_names"]:
+            first, other = (", ".join(run.info["class_names"]) for run in (members[0], member))
+            raise UserError(
+                f"{members[0].workdir} and {member.workdir} tell apart different classes ({first}; {other}): "
+                "there is no mean of the two."
+            )
+    directory = members[0].workdir.parent / "+".join(member.workdir.resolve().name for member in members)
+    return Ensemble(directory, members)
+
+
 def predict(run: Run, images: np.ndarray) -> np.ndarray:
     """Class logits of images, exact whatever the number of devices.
 
@@ -99,7 +166,9 @@ def compute_probabilities(logits: np.ndarray) -> np.ndarray:
     return powers / powers.sum(-1, keepdims=True)
 
 
-def store_threshold(run: Run, rules: ThresholdConfig, validation: Split, probabilities: np.ndarray) -> dict:
+def store_threshold(
+    run: Run | Ensemble, rules: ThresholdConfig, validation: Split, probabilities: np.ndarray
+) -> dict:
     """Chooses the operating point on validation and keeps it with the run in threshold.json.
 
     Args:
@@ -142,7 +211,7 @@ def store_threshold(run: Run, rules: ThresholdConfig, validation: Split, probabi
     return threshold
 
 
-def load_threshold(run: Run, rules: ThresholdConfig) -> dict:
+def load_threshold(run: Run | Ensemble, rules: ThresholdConfig) -> dict:
     """The run's stored threshold if it follows these rules at this checkpoint; else chosen on validation and stored.
 
     Raises:
@@ -164,7 +233,7 @@ def load_threshold(run: Run, rules: ThresholdConfig) -> dict:
     return store_threshold(run, rules, validation, probabilities)
 
 
-def store_calibration(run: Run, validation: Split, probabilities: np.ndarray) -> dict:
+def store_calibration(run: Run | Ensemble, validation: Split, probabilities: np.ndarray) -> dict:
     """Fits the temperature on validation and keeps it with the run in calibration.json.
 
     Args:
@@ -192,7 +261,7 @@ def store_calibration(run: Run, validation: Split, probabilities: np.ndarray) ->
     return calibration
 
 
-def load_calibration(run: Run) -> dict:
+def load_calibration(run: Run | Ensemble) -> dict:
     """The run's stored calibration if it is of this checkpoint; else fitted on validation and stored.
 
     Raises:
@@ -210,11 +279,11 @@ def load_calibration(run: Run) -> dict:
     return store_calibration(run, *_score_split(run, "validation"))
 
 
-def evaluate(run: Run, split_name: str, rules: ThresholdConfig | None = None) -> dict:
+def evaluate(run: Run | Ensemble, split_name: str, rules: ThresholdConfig | None = None) -> dict:
     """Scores a split and writes its numbers, predictions, curves and pictures to `<workdir>/evaluation/<split>/`.
 
     Args:
-      run: from `open_run`.
+      run: from `open_run` or `open_ensemble`.
       split_name: validation or test (or train, to see how much was memorised).
       rules: of the threshold; None: the run's own. The threshold comes from validation whatever split is scored.
 
@@ -255,10 +324,30 @@ def evaluate(run: Run, split_name: str, rules: ThresholdConfig | None = None) ->
     return results
 
 
-def _score_split(run: Run, name: str) -> tuple[Split, np.ndarray]:
+def _score_split(run: Run | Ensemble, name: str) -> tuple[Split, np.ndarray]:
     """A split and its class probabilities [N, C]."""
+    if isinstance(run, Ensemble):
+        return _score_split_together(run.members, name)
     split = load_split(run.config.data, name)
     return split, compute_probabilities(predict(run, split.images))
+
+
+def _score_split_together(members: Sequence[Run], name: str) -> tuple[Split, np.ndarray]:
+    """A split, as the first member sees it, and the mean of the members' calibrated probabilities."""
+    scored = [_score_split(member, name) for member in members]
+    first = scored[0][0]
+    for member, (split, _) in zip(members, scored, strict=True):
+        if split.fingerprint != first.fingerprint:
+            raise UserError(
+                f"{members[0].workdir} and {member.workdir} score different {name} images. "
+                "Name with --data_dir the one data set that all are to be scored on."
+            )
+    temperatures = [load_calibration(member)["temperature"] for member in members]
+    calibrated = [
+        apply_temperature(probabilities, temperature)
+        for (_, probabilities), temperature in zip(scored, temperatures, strict=True)
+    ]
+    return first, np.mean(calibrated, axis=0)
 
 
 def _describe_rule(rules: ThresholdConfig) -> dict:
@@ -272,8 +361,10 @@ def _describe_rule(rules: ThresholdConfig) -> dict:
     return {"rule": rules.threshold_rule} | numbers[rules.threshold_rule]
 
 
-def _check_data(run: Run) -> bool:
+def _check_data(run: Run | Ensemble) -> bool:
     """Whether the run was trained on the training split that belongs to the data set that is scored now."""
+    if isinstance(run, Ensemble):
+        return all([_check_data(member) for member in run.members])  # A list: each that differs is to be named.
     record = read_record(run.config.data)
     same = record["fingerprints"]["train"] == run.info["data"]["fingerprints"]["train"]
     if not same:
@@ -298,7 +389,9 @@ def _count(split: Split, labels: np.ndarray, probabilities: np.ndarray, threshol
     }
 
 
-def _format_predictions(run: Run, split: Split, labels: np.ndarray, probabilities: np.ndarray, results: dict) -> str:
+def _format_predictions(
+    run: Run | Ensemble, split: Split, labels: np.ndarray, probabilities: np.ndarray, results: dict
+) -> str:
     """CSV text: one row for each image. Python's shortest exact form of a float: reading it back gives the same decision."""
     names = run.info["class_names"]
     scores = metrics.compute_binary_scores(probabilities)
@@ -323,7 +416,7 @@ def _format_predictions(run: Run, split: Split, labels: np.ndarray, probabilitie
     return text.getvalue()
 
 
-def _draw(run: Run, split: Split, curves: dict, results: dict, directory: pathlib.Path) -> None:
+def _draw(run: Run | Ensemble, split: Split, curves: dict, results: dict, directory: pathlib.Path) -> None:
     values, threshold = results["metrics"], results["threshold"]["value"]
     figures.save_roc(directory / "roc.png", curves["roc"], values, threshold, split.name)
     figures.save_precision_recall(

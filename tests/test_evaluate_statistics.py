@@ -3,7 +3,10 @@
 import csv
 import dataclasses
 import json
+import os
 import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -16,7 +19,7 @@ from pneumojax.calibration import apply_temperature, compute_calibration, fit_te
 from pneumojax.config import config_from_dict
 from pneumojax.data import load_split
 from pneumojax.errors import UserError
-from pneumojax.evaluate import evaluate, load_calibration, open_run
+from pneumojax.evaluate import evaluate, load_calibration, load_threshold, open_ensemble, open_run
 from pneumojax.predictions import check_same_images, read_predictions
 from pneumojax.train import fit
 from tfds_builder import kermany_pneumonia
@@ -146,6 +149,72 @@ def test_runs_of_two_tasks_are_compared_on_pneumonia(make_run):
     for name in values[0]:
         assert results["metrics"][name]["a"] == pytest.approx(values[0][name]["value"])
         assert results["metrics"][name]["b"] == pytest.approx(values[1][name]["value"])
+
+
+def test_ensemble_is_the_mean_of_calibrated_probabilities(make_run):
+    workdirs = [
+        make_run(seed=seed, epochs=epochs, image_px=px) for seed, epochs, px in ((0, 2, 16), (1, 3, 16), (2, 2, 24))
+    ]
+    ensemble = open_ensemble(workdirs)
+    results = {split: evaluate(ensemble, split) for split in ("validation", "test")}
+    for split in results:
+        expected = []
+        for workdir in workdirs:
+            evaluate(open_run(workdir), split)
+            temperature = json.loads((workdir / "calibration.json").read_text())["temperature"]
+            scores = np.array([float(row["score"]) for row in read_csv(workdir, split)])
+            expected.append(1 / (1 + np.exp(-np.log(scores / (1 - scores)) / temperature)))
+        scores = np.array([float(row["score"]) for row in read_csv(ensemble.workdir, split)])
+        np.testing.assert_allclose(scores, np.mean(expected, axis=0), atol=1e-6)
+        labels = [row["label"] == "PNEUMONIA" for row in read_csv(ensemble.workdir, split)]
+        assert results[split]["metrics"]["auroc"]["value"] == pytest.approx(oracle.roc_auc_score(labels, scores))
+        if split == "validation":
+            chosen = metrics.choose_threshold(labels, scores, "target_sensitivity", target_sensitivity=0.95)
+    assert results["test"]["threshold"]["value"] == chosen
+    assert results["test"]["calibration"]["date"] == results["validation"]["calibration"]["date"]
+    assert ensemble.workdir.parent == workdirs[0].parent
+    assert [member["step"] for member in results["test"]["run"]["members"]] == [open_run(one).step for one in workdirs]
+    assert open_ensemble(workdirs[::-1]).workdir == ensemble.workdir
+    members = tuple(dataclasses.replace(run, info=run.info | {"created": "later"}) for run in ensemble.members)
+    path = ensemble.workdir / "threshold.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"value": 0.123}))
+    assert load_threshold(ensemble, ensemble.config.threshold)["value"] == 0.123
+    retrained = dataclasses.replace(ensemble, members=members)
+    assert load_threshold(retrained, ensemble.config.threshold)["value"] == chosen
+
+
+def test_ensembles_that_do_not_go_together(make_run, tmp_path):
+    binary = make_run()
+    with pytest.raises(UserError, match="different classes"):
+        open_ensemble([binary, make_run(task="three_class")])
+    with pytest.raises(UserError, match="named twice"):
+        open_ensemble([binary, binary])
+    kermany_pneumonia.prepare("phantom", tmp_path, phantom_images=100)
+    ensemble = open_ensemble([binary, make_run(seed=1, epochs=3)])
+    moved = dataclasses.replace(ensemble.config.data, data_dir=str(tmp_path))
+    other = dataclasses.replace(ensemble.members[1], config=dataclasses.replace(ensemble.config, data=moved))
+    with pytest.raises(UserError, match="different validation images"):
+        evaluate(dataclasses.replace(ensemble, members=(ensemble.members[0], other)), "validation")
+
+
+def test_script_scores_an_ensemble_and_names_its_folder(make_run):
+    workdirs = [make_run(), make_run(seed=1, epochs=3)]
+    script = pathlib.Path(compare.__file__).with_name("evaluate.py")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    command = [sys.executable, script, f"--workdir={workdirs[0]},{workdirs[1]}", "--split=test", "--prevalence=0.3"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    folder = workdirs[0].parent.resolve() / f"{workdirs[0].name}+{workdirs[1].name}"
+    results = json.loads((folder / "evaluation" / "test" / "metrics.json").read_text())
+    for part in (
+        f"Written to {folder}",
+        "for 2 runs together",
+        f"specificity_at_sensitivity_0.95   {results['metrics']['specificity_at_sensitivity_0.95']['value']:8.4f}",
+        f"at temperature {results['calibration']['temperature']:.3f}",
+        f"PPV {results['at_prevalence']['ppv']['value']:.3f}",
+        "bacterial_against_viral",
+    ):
+        assert part in done.stdout
 
 
 def test_threshold_follows_the_rule_that_is_asked_for(make_run):
