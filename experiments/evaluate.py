@@ -30,7 +30,9 @@ RULE = flags.DEFINE_enum(
     ("target_sensitivity", "youden", "cost_ratio", "fixed"),
     "how validation sets the threshold (default: the run's)",
 )
-TARGET = flags.DEFINE_float("target_sensitivity", None, "sensitivity that rule target_sensitivity reaches (default: the run's)")
+TARGET = flags.DEFINE_float(
+    "target_sensitivity", None, "sensitivity that rule target_sensitivity reaches (default: the run's)"
+)
 COST_RATIO = flags.DEFINE_float(
     "cost_ratio", None, "cost of a missed patient in false alarms, for rule cost_ratio (default: the run's)"
 )
@@ -55,7 +57,9 @@ def main() -> int:
     opened = open_it(named, CHECKPOINT.value, DATA_DIR.value)
     size = opened.config.data.image_px
     if one and IMAGE_PX.value not in (None, size):
-        return fail(f"--image_px={IMAGE_PX.value}: this run was trained at {size} px and is scored at {size} px. Drop the flag.")
+        return fail(
+            f"--image_px={IMAGE_PX.value}: this run was trained at {size} px and is scored at {size} px. Drop the flag."
+        )
     given = {flag.name: flag.value for flag in (RULE, TARGET, COST_RATIO, PREVALENCE, FIXED) if flag.value is not None}
     rules: ThresholdConfig = dataclasses.replace(opened.config.threshold, **given)
     results = evaluate(opened, SPLIT.value, rules)
@@ -87,7 +91,9 @@ def format_results(results: dict) -> str:
         lines.append(f"{name:<34}{point['threshold']:12.6f}   {rates}")
     lines += ["", *_format_calibration(results), "", *_format_subgroups(results["subgroups"])]
     if threshold["split"] == split:
-        lines.append("The threshold, and the best epoch, were chosen on this very split: its figures flatter. Score test.")
+        lines.append(
+            "The threshold, and the best epoch, were chosen on this very split: its figures flatter. Score test."
+        )
     elif split == "validation":
         lines.append("The best epoch was chosen on this very split: its figures flatter a little. Score test.")
     return "\n".join(lines)

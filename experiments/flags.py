@@ -13,6 +13,15 @@ from absl import logging as absl_logging
 from pneumojax.config import Config, config_fields, config_from_dict
 from pneumojax.errors import UserError
 
+flags.disclaim_key_flags()  # The flags belong to the script that calls: its --help lists them.
+
+DEFINE_FLAG = {
+    bool: flags.DEFINE_bool,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    str: flags.DEFINE_string,
+}
+
 
 def define_config_flags() -> None:
     """Defines a flag for each field of the config, with its default, help and type."""
@@ -24,8 +33,7 @@ def define_config_flags() -> None:
         elif typing.get_origin(field.type) is tuple:
             flags.DEFINE_list(field.name, [str(value) for value in field.default], f"{help_text}, separated by commas")
         else:
-            define = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
-            define[kinds[0]](field.name, field.default, help_text)
+            DEFINE_FLAG[kinds[0]](field.name, field.default, help_text)
 
 
 def config_from_flags() -> Config:
@@ -51,8 +59,8 @@ def run(main: Callable[..., int | None], arguments: tuple[str, ...] = ()) -> Non
       main: takes as many strings as there are arguments.
       arguments: names, for the message, of what is written without a flag; all are needed.
 
-    What the user can mend ends in one sentence and code 1, without a traceback: UserError, a full disk, a place that may
-    not be written. Unknown flags and values end with absl's sentence and code 1.
+    What the user can mend ends in one sentence and code 1, without a traceback: UserError, a full disk, a place that
+    may not be written. Unknown flags and values end with absl's sentence and code 1.
     """
 
     def guarded(argv: list[str]) -> int | None:
@@ -70,13 +78,14 @@ def run(main: Callable[..., int | None], arguments: tuple[str, ...] = ()) -> Non
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR):
                 raise
-            return fail(f"{error.filename or 'a file'} cannot be written: {error.strerror}. Check --workdir and --data_dir.")
+            where = error.filename or "a file"
+            return fail(f"{where} cannot be written: {error.strerror}. Check --workdir and --data_dir.")
 
     app.run(guarded)
 
 
 def _show_log() -> None:
-    """Shows our own messages; those of Orbax and TFDS, at every step and of no use to the user, only where they are errors."""
+    """Shows our own messages, and of Orbax and TFDS, who tell every step, only errors."""
     absl_logging.set_verbosity(absl_logging.ERROR)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))

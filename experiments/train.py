@@ -1,6 +1,6 @@
 """Trains a network, or goes on with a run that was stopped.
 
-    scripts/run experiments/train.py                                                        # drawn radiographs, 1 minute
+    scripts/run experiments/train.py                                                       # drawn radiographs, 1 minute
     scripts/run experiments/train.py --dataset=kermany --flagfile=experiments/presets/resnet.flags --workdir=runs/resnet
 
 The first needs nothing and takes about a minute on 2 CPU cores. The second needs the prepared X-rays
@@ -12,6 +12,7 @@ import time
 STARTED = time.perf_counter()  # before the imports, which are part of what a user waits for
 
 import logging  # noqa: E402
+import os  # noqa: E402
 import pathlib  # noqa: E402
 import resource  # noqa: E402
 import shlex  # noqa: E402
@@ -30,6 +31,8 @@ class Progress:
     """A progress bar, or log lines where there is no terminal."""
 
     def __init__(self):
+        # A terminal that does not tell its size (0 x 0) would be given an empty bar.
+        self.has_terminal = sys.stderr.isatty() and min(os.get_terminal_size(sys.stderr.fileno())) > 0
         self.bar = None
         self.rates = []
         self.auroc = ""
@@ -44,7 +47,7 @@ class Progress:
             self.rates.append(rate)
         if "val/auroc" in row:
             self.auroc = f"val AUROC {row['val/auroc']:.4f}"
-        if sys.stderr.isatty():
+        if self.has_terminal:
             self._draw(row, total_steps)
         elif "val/auroc" in row or time.monotonic() - self.last_line > 30:
             self.last_line = time.monotonic()
@@ -60,7 +63,8 @@ class Progress:
         import tqdm
 
         if self.bar is None:
-            self.bar = tqdm.tqdm(total=total_steps, initial=0, unit="step", dynamic_ncols=True)
+            # From here on, so that neither compilation nor an earlier start counts in the rate.
+            self.bar = tqdm.tqdm(total=total_steps, initial=row["step"], unit="step", dynamic_ncols=True)
         self.bar.n = row["step"]
         parts = [f"loss {row['train/loss']:.4f}"] if "train/loss" in row else []
         parts += [self.auroc] if self.auroc else []
@@ -88,20 +92,24 @@ def main() -> int:
         # ru_maxrss is in KiB on Linux, in bytes on macOS.
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         print(
-            f"\n{speed}first steps after {progress.first_step_seconds:.1f} s, {time.perf_counter() - STARTED:.0f} s in all, "
-            f"peak memory {peak / 2**30:.2f} GiB"
+            f"\n{speed}first steps after {progress.first_step_seconds:.1f} s, "
+            f"{time.perf_counter() - STARTED:.0f} s in all, peak memory {peak / 2**30:.2f} GiB"
         )
     if result.stopped_by:
-        again = " ".join(shlex.quote(word) for word in sys.argv if word not in ("--restart", "--restart=true"))
-        print(f"Stopped and saved at step {result.step} of {result.total_steps} in {workdir}.\nGo on: scripts/run {again}")
+        again = shlex.join(word for word in sys.argv if word.lstrip("-").split("=")[0] != "restart")
+        print(
+            f"Stopped and saved at step {result.step} of {result.total_steps} in {workdir}.\nGo on: scripts/run {again}"
+        )
         return 128 + result.stopped_by
     epoch = result.best_step / result.steps_per_epoch
-    where = f" --data_dir={config.data.data_dir}" if config.data.data_dir else ""
+    where = [f"--data_dir={config.data.data_dir}"] if config.data.data_dir else []
+    evaluate = shlex.join(["experiments/evaluate.py", f"--workdir={workdir}", "--split=validation", *where])
+    done = "Finished" if result.trained_steps else "Nothing to do: this run has finished its"
     print(
-        f"Finished {result.total_steps} steps. Best validation AUROC {result.best_auroc:.4f}, after epoch {epoch:.0f}; "
+        f"{done} {result.total_steps} steps. Best validation AUROC {result.best_auroc:.4f}, after epoch {epoch:.0f}; "
         f"threshold {result.threshold['value']:.4f} ({result.threshold['rule']}).\n"
         f"The run lies in {workdir}: checkpoints, config.json, metrics.jsonl, learning_curves.png.\n"
-        f"Next: scripts/run experiments/evaluate.py --workdir={workdir} --split=validation{where}"
+        f"Next: scripts/run {evaluate}"
     )
     return 0
 

@@ -1,6 +1,6 @@
 """Augmentation: pure functions of a key and an image, run inside the compiled step.
 
-Each image has its own key, so the result does not depend on the batch it is in, nor on how many devices share the batch.
+Each image has its own key, so the result does not depend on the batch it is in, nor on how many devices share it.
 """
 
 import math
@@ -58,9 +58,11 @@ def draw_transform(key: jax.Array, config: AugmentConfig) -> jax.Array:
     linear = jnp.array([[cos, -sin], [sin, cos]])
     if config.crop_min_area < 1:
         area = jax.random.uniform(keys[3], minval=config.crop_min_area, maxval=1)
-        aspect = jnp.exp(jax.random.uniform(keys[4], minval=math.log(3 / 4), maxval=math.log(4 / 3)))
-        # Half width and half height of the box. A box wider than the image is cut to it.
-        box = jnp.minimum(jnp.sqrt(area * jnp.stack([aspect, 1 / aspect])), 1)
+        # A box of nearly the whole image is nearly square: cut to the image, it would be smaller than its area.
+        widest = jnp.minimum(math.log(4 / 3), -jnp.log(area))
+        aspect = jnp.exp(widest * jax.random.uniform(keys[4], minval=-1, maxval=1))
+        # Half width and half height of the box.
+        box = jnp.sqrt(area * jnp.stack([aspect, 1 / aspect]))
         linear = linear * box
         shift = shift + (1 - box) * jax.random.uniform(keys[5], (2,), minval=-1, maxval=1)
     if config.flip:
@@ -135,7 +137,7 @@ def erase(key: jax.Array, image: jax.Array, probability: float) -> jax.Array:
     aspect = jnp.exp(jax.random.uniform(keys[1], minval=math.log(0.3), maxval=math.log(1 / 0.3)))
     size = jnp.sqrt(area * jnp.stack([aspect, 1 / aspect])) * jnp.array([height, width])
     start = jax.random.uniform(keys[2], (2,)) * (jnp.array([height, width]) - size)
-    rows, columns = jnp.arange(height)[:, None], jnp.arange(width)
+    rows, columns = jnp.arange(height)[:, None] + 0.5, jnp.arange(width) + 0.5  # centres of pixels
     inside = (rows >= start[0]) & (rows < start[0] + size[0]) & (columns >= start[1]) & (columns < start[1] + size[1])
     drawn = jax.random.bernoulli(keys[3], probability)
     return jnp.where(inside & drawn, jax.random.uniform(keys[4]), image)

@@ -6,13 +6,17 @@ Layout of a workdir:
     learning_curves.png
     threshold.json         the operating point that validation chose
     calibration.json       the temperature that validation chose
-    checkpoints/STEP/      Orbax: `state` (arrays in nested dicts), `run` (the content of config.json), metrics
+    checkpoints/STEP/      Orbax: `state` (arrays in nested dicts), its `checksum`, `run` (as config.json), metrics
     evaluation/SPLIT/      what evaluation wrote
 """
 
 import contextlib
+import hashlib
 import json
 import pathlib
+import sys
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -21,14 +25,19 @@ import orbax.checkpoint as ocp
 from flax import serialization
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from pneumojax.config import config_fields
+from pneumojax.config import config_fields, config_from_dict, config_to_dict
 from pneumojax.errors import UserError
 from pneumojax.sharding import put
 from pneumojax.state import TrainState
 
 
-def open_checkpoints(workdir: pathlib.Path, read_only: bool = False) -> ocp.CheckpointManager:
-    """Opens a run's checkpoints: the latest and the best by val/auroc are kept, saving goes on beside training."""
+@contextlib.contextmanager
+def open_checkpoints(workdir: pathlib.Path, read_only: bool = False) -> Iterator[ocp.CheckpointManager]:
+    """Opens a run's checkpoints: the latest and the best by val/auroc are kept, saving goes on beside training.
+
+    Raises:
+      UserError: one of them is damaged; on leaving, one could not be written.
+    """
     keep = [
         preservation_policy.LatestN(1),
         preservation_policy.BestN(get_metric_fn=_auroc, n=1, keep_checkpoints_without_metrics=False),
@@ -41,7 +50,15 @@ def open_checkpoints(workdir: pathlib.Path, read_only: bool = False) -> ocp.Chec
         create=not read_only,
         read_only=read_only,
     )
-    return ocp.CheckpointManager(_directory(workdir), options=options, item_names=("state", "run"))
+    with _sentences(_directory(workdir)):
+        checkpoints = ocp.CheckpointManager(
+            _directory(workdir), options=options, item_names=("state", "checksum", "run")
+        )
+    try:
+        yield checkpoints
+    finally:
+        with _sentences(checkpoints.directory, "written"):
+            checkpoints.close()
 
 
 def save_checkpoint(
@@ -59,7 +76,12 @@ def save_checkpoint(
     Raises:
       UserError: this or the save before it could not be written.
     """
-    items = ocp.args.Composite(state=ocp.args.StandardSave(_to_dict(state)), run=ocp.args.JsonSave(run))
+    arrays = _to_dict(state)
+    items = ocp.args.Composite(
+        state=ocp.args.StandardSave(arrays),
+        checksum=ocp.args.JsonSave({"sha256": _compute_checksum(arrays)}),
+        run=ocp.args.JsonSave(run),
+    )
     metrics = None if auroc is None else {"val/auroc": auroc}
     with _sentences(checkpoints.directory, "written"):
         checkpoints.save(step, args=items, metrics=metrics, force=True)
@@ -96,7 +118,7 @@ def restore_state(checkpoints: ocp.CheckpointManager, step: int, fresh: TrainSta
     with _sentences(checkpoints.directory / str(step)):
         saved = _load_arrays(checkpoints, step)
         wanted = _to_dict(fresh)
-        _check_shapes(saved, wanted)
+        check_shapes(saved, wanted)
         restored = serialization.from_state_dict(wanted, saved)
         opt_state = serialization.from_state_dict(fresh.opt_state, restored["opt_state"])
         state = TrainState(**restored | {"opt_state": opt_state})
@@ -118,8 +140,10 @@ def load_run(workdir: pathlib.Path, which: str) -> tuple[dict, dict, int]:
       UserError: there is no such run, or its checkpoint is damaged.
     """
     if not _directory(workdir).is_dir():
-        raise UserError(f"{workdir} holds no checkpoints. Train a run there first: experiments/train.py --workdir={workdir}")
-    with contextlib.closing(open_checkpoints(workdir, read_only=True)) as checkpoints:
+        raise UserError(
+            f"{workdir} holds no checkpoints. Train a run there first: experiments/train.py --workdir={workdir}"
+        )
+    with open_checkpoints(workdir, read_only=True) as checkpoints:
         with _sentences(checkpoints.directory):
             best = find_best(checkpoints)
         step = best[0] if which == "best" and best else checkpoints.latest_step()
@@ -129,8 +153,25 @@ def load_run(workdir: pathlib.Path, which: str) -> tuple[dict, dict, int]:
             run = checkpoints.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
             saved = _load_arrays(checkpoints, step)
             variables = saved.get("ema") or {"params": saved["params"], "batch_stats": saved.get("batch_stats", {})}
-            run["config"], run["class_names"]
+            run["config"], run["class_names"], run["data"]["fingerprints"]["train"]
     return run, variables, step
+
+
+def read_run(path: pathlib.Path) -> dict:
+    """Reads config.json.
+
+    Raises:
+      UserError: it is damaged, or another program wrote it.
+    """
+    try:
+        run = json.loads(path.read_text())
+        config_from_dict(run["config"])
+        run["data"]["fingerprint"], run["class_names"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError) as error:
+        raise UserError(
+            f"{path} is damaged or not of a run of pneumojax ({error!r}). Use another --workdir, or delete that folder."
+        ) from error
+    return run
 
 
 def check_same_run(path: pathlib.Path, run: dict) -> None:
@@ -143,15 +184,13 @@ def check_same_run(path: pathlib.Path, run: dict) -> None:
     Raises:
       UserError: names each field that differs, with both values.
     """
-    try:
-        earlier = json.loads(path.read_text())
-        old, new = earlier["config"], run["config"]
-        fields = [field.name for field in config_fields() if field.metadata["identity"]]
-        differing = [f"{name} was {old.get(name)}, is {new[name]}" for name in fields if old.get(name) != new[name]]
-        if earlier["data"]["fingerprint"] != run["data"]["fingerprint"]:
-            differing.append(f"the data was {earlier['data']['fingerprint']}, is {run['data']['fingerprint']}")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error!r}). Restore it, or begin anew with --restart.") from error
+    earlier = read_run(path)
+    # Fields that are newer than the run had their defaults.
+    old, new = config_to_dict(config_from_dict(earlier["config"])), run["config"]
+    fields = [field.name for field in config_fields() if field.metadata["identity"]]
+    differing = [f"{name} was {old[name]}, is {new[name]}" for name in fields if old[name] != new[name]]
+    if earlier["data"]["fingerprint"] != run["data"]["fingerprint"]:
+        differing.append(f"the data was {earlier['data']['fingerprint']}, is {run['data']['fingerprint']}")
     if differing:
         raise UserError(
             f"{path.parent} holds a run of another config: {'; '.join(differing)}. "
@@ -168,21 +207,50 @@ def _auroc(metrics: dict[str, float]) -> float:
 
 
 def _to_dict(state: TrainState) -> dict[str, Any]:
-    """Nested dicts with string keys; Orbax leaves empty ones out, so they are left out here."""
+    """Nested dicts with string keys."""
     fields = {name: getattr(state, name) for name in ("step", "params", "batch_stats", "opt_state", "ema")}
     return serialization.to_state_dict(fields)
 
 
 def _load_arrays(checkpoints: ocp.CheckpointManager, step: int) -> dict[str, Any]:
-    """The saved arrays as numpy: a checkpoint of eight devices opens on one."""
+    """The saved arrays as numpy, checked: a checkpoint of eight devices opens on one."""
     reader = ocp.PyTreeCheckpointer()
     directory = checkpoints.directory / str(step) / "state"
     tree = reader.metadata(directory).item_metadata.tree
     restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-    return reader.restore(directory, args=ocp.args.PyTreeRestore(restore_args=restore_args))
+    with _quiet_reads():
+        arrays = reader.restore(directory, args=ocp.args.PyTreeRestore(restore_args=restore_args))
+    saved = checkpoints.restore(step, args=ocp.args.Composite(checksum=ocp.args.JsonRestore()))["checksum"]["sha256"]
+    if _compute_checksum(arrays) != saved:
+        raise ValueError("its arrays are not those that were saved")
+    return arrays
 
 
-def _check_shapes(saved: dict, wanted: dict) -> None:
+@contextlib.contextmanager
+def _quiet_reads() -> Iterator[None]:
+    """When one read fails, Orbax closes its event loop on those still on their way; each would print a traceback."""
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda event: "Event loop is closed" in str(event.exc_value) or hook(event)
+    try:
+        yield
+    except Exception:
+        time.sleep(0.2)  # for the stragglers
+        raise
+    finally:
+        sys.unraisablehook = hook
+
+
+def _compute_checksum(arrays: dict[str, Any]) -> str:
+    """sha256 of all arrays by name. Orbax has none of its own: a flipped bit would come back as another weight."""
+    checksum = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(arrays)):
+        checksum.update(jax.tree_util.keystr(path, simple=True, separator="/").encode())
+        checksum.update(np.ascontiguousarray(leaf))
+    return checksum.hexdigest()
+
+
+def check_shapes(saved: dict, wanted: dict) -> None:
+    """Raises a ValueError with the first array whose shape differs, or which only one of the two has."""
     saved_shapes, wanted_shapes = _shapes(saved), _shapes(wanted)
     for name in sorted(saved_shapes.keys() | wanted_shapes.keys()):
         if saved_shapes.get(name) != wanted_shapes.get(name):
@@ -195,14 +263,15 @@ def _shapes(tree: dict) -> dict[str, tuple[int, ...]]:
 
 
 @contextlib.contextmanager
-def _sentences(directory, action: str = "opened"):
+def _sentences(directory, action: str = "opened") -> Iterator[None]:
     """Turns what Orbax raises (many kinds) for a damaged or foreign checkpoint, or a full disk, into a sentence."""
     try:
         yield
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         advice = (
-            "It is damaged or not of this run. Delete that folder to go on from the one before it, or train with --restart."
+            "It is damaged or not of this run. Delete the folder of that step to go on from the one before it, "
+            "or train with --restart."
             if action == "opened"
             else "The checkpoints before it are kept. Make room there and start the same command again to go on."
         )

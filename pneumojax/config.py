@@ -50,7 +50,7 @@ def _check(field, value):
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig(_Checked):
-    dataset: str = _field("phantom", "data set: drawn radiographs, or the Kermany X-rays", choices=("phantom", "kermany"))
+    dataset: str = _field("phantom", "drawn radiographs, or the Kermany X-rays", choices=("phantom", "kermany"))
     data_dir: str | None = _field(
         None, "folder of prepared data sets (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)", identity=False
     )
@@ -93,7 +93,7 @@ class OptimizerConfig(_Checked):
     momentum: float = _field(0.9, "Nesterov momentum of sgd", at_least=0.0, below=1.0)
     weight_decay: float = _field(1e-2, "weight decay of kernels", at_least=0.0)
     warmup: float = _field(
-        0.1, "share of all steps in which the learning rate rises from 0; then it falls as a cosine", at_least=0.0, below=1.0
+        0.1, "share of all steps in which the learning rate rises; then it falls as a cosine", at_least=0.0, below=1.0
     )
     label_smoothing: float = _field(0.0, "share of each label spread over all classes", at_least=0.0, below=1.0)
     class_weights: str = _field(
@@ -108,8 +108,8 @@ class OptimizerConfig(_Checked):
 class TrainConfig(_Checked):
     epochs: int = _field(30, "passes over the training images", at_least=1)
     batch_size: int = _field(32, "images of a step, over all devices", at_least=1)
-    chunk_steps: int | None = _field(
-        16, "about how many steps one compiled call takes (None: a whole epoch); see data.split_epoch", at_least=1
+    chunk_steps: int = _field(
+        16, "about how many steps one compiled call takes; more than an epoch has: the whole epoch", at_least=1
     )
     eval_batch_size: int = _field(128, "images of a prediction step, over all devices", at_least=1)
     seed: int = _field(0, "seed of initialisation, order and augmentation", at_least=0, at_most=2**31 - 1)
@@ -161,9 +161,9 @@ class Config(_Checked):
         super().__post_init__()
         train = self.train
         if train.batch_norm == "local" and train.parallel == "jit":
-            raise UserError("batch_norm=local needs parallel=shard_map or parallel=pmap: jit sees only the global batch.")
+            raise UserError("batch_norm=local needs parallel=shard_map or pmap: jit sees the global batch only.")
         if train.multihost and train.parallel == "pmap":
-            raise UserError("multihost needs parallel=jit or parallel=shard_map: pmap here spreads over one process only.")
+            raise UserError("multihost needs parallel=jit or shard_map: pmap here spreads over one process only.")
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:

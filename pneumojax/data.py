@@ -13,7 +13,7 @@ import numpy as np
 
 from pneumojax.config import CLASS_NAMES, DataConfig
 from pneumojax.errors import UserError
-from pneumojax.images import decode_images
+from pneumojax.images import DECODER_VERSION, decode_images
 from tfds_builder import kermany_pneumonia
 
 logger = logging.getLogger(__name__)
@@ -111,7 +111,7 @@ def load_split(config: DataConfig, name: str) -> Split:
             _write_cache(cache, images, examples)
         except OSError as error:
             # A read-only or full data set folder costs time at the next start, not the run.
-            logger.warning("could not keep the decoded images in %s (%s); they are decoded anew each time", cache, error)
+            logger.warning("could not keep the decoded images in %s (%s); each start decodes them anew", cache, error)
             return _make_split(name, images, examples, fingerprint)
     try:
         images = np.load(cache / "images.npy", mmap_mode="r")
@@ -120,19 +120,19 @@ def load_split(config: DataConfig, name: str) -> Split:
             raise ValueError(f"its images are {images.shape} {images.dtype}")
         return _make_split(name, images, examples, fingerprint)
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:  # EOFError: an empty file.
-        raise UserError(f"the decoded images in {cache} are damaged ({error}). Delete that folder and run again.") from error
+        raise UserError(f"the decoded images in {cache} are damaged ({error}). Delete that folder.") from error
 
 
-def split_epoch(num_images: int, batch_size: int, chunk_steps: int | None) -> tuple[int, int]:
+def split_epoch(num_images: int, batch_size: int, chunk_steps: int) -> tuple[int, int]:
     """Cuts an epoch into chunks of equal length, so that the chunk compiles once.
 
-    The length is near `chunk_steps`. What is left over (less than one batch, and less than one step for each chunk) sits
-    out this epoch; each shuffle leaves out other images.
+    The length is near `chunk_steps`. What is left over (less than one batch, and less than one step for each chunk)
+    sits out this epoch; each shuffle leaves out other images.
 
     Args:
       num_images: N, images of the training split.
       batch_size: B.
-      chunk_steps: the wished length of a chunk in steps; None: one chunk for the epoch.
+      chunk_steps: the wished length of a chunk in steps.
 
     Returns:
       (chunks of an epoch, steps of a chunk).
@@ -143,7 +143,7 @@ def split_epoch(num_images: int, batch_size: int, chunk_steps: int | None) -> tu
     steps = num_images // batch_size
     if steps == 0:
         raise UserError(f"batch_size {batch_size} is larger than the training split of {num_images} images.")
-    chunks = max(1, round(steps / chunk_steps)) if chunk_steps else 1
+    chunks = max(1, round(steps / chunk_steps))
     return chunks, steps // chunks
 
 
@@ -183,7 +183,7 @@ def _dataset_dir(config: DataConfig) -> pathlib.Path:
 
 
 def _cache_dir(config: DataConfig, name: str, fingerprint: str) -> pathlib.Path:
-    return _dataset_dir(config).parent / "decoded" / f"{name}-{config.image_px}px-{fingerprint[:16]}"
+    return _dataset_dir(config).parent / "decoded" / f"{name}-{config.image_px}px-v{DECODER_VERSION}-{fingerprint[:16]}"
 
 
 def _decode_split(config: DataConfig, name: str) -> tuple[np.ndarray, dict[str, list]]:
@@ -194,13 +194,13 @@ def _decode_split(config: DataConfig, name: str) -> tuple[np.ndarray, dict[str, 
     try:
         builder = tfds.builder_from_directory(directory)
         source = builder.as_data_source(split=name, decoders={"image": tfds.decode.SkipDecoding()})
-        columns: dict[str, list] = {name: [] for name in COLUMNS}
+        columns: dict[str, list] = {column: [] for column in COLUMNS}
         files = []
         for example in source:
             files.append(example["image"])
-            for name, column in columns.items():
-                value = example[name]
-                column.append(value.decode() if isinstance(value, bytes) else int(value))
+            for column, values in columns.items():
+                value = example[column]
+                values.append(value.decode() if isinstance(value, bytes) else int(value))
     except Exception as error:  # TFDS and array_record raise many kinds for a damaged folder.
         raise UserError(
             f"the data set in {directory} cannot be read ({error}). "

@@ -14,13 +14,13 @@ import numpy as np
 
 from pneumojax import figures, metrics
 from pneumojax.calibration import apply_temperature, fit_temperature, shift_prevalence
-from pneumojax.checkpoint import load_run
+from pneumojax.checkpoint import check_shapes, load_run
 from pneumojax.config import Config, ThresholdConfig, config_from_dict
 from pneumojax.data import Split, load_split, make_eval_batches, read_record
 from pneumojax.errors import UserError
 from pneumojax.sharding import make_mesh, put
 from pneumojax.statistics import BOOTSTRAP_RESAMPLES, BOOTSTRAP_SEED, compute_curves, compute_statistics
-from pneumojax.steps import make_graph, make_predict
+from pneumojax.steps import make_abstract_variables, make_graph, make_predict
 from pneumojax.writer import read_rows, write_json, write_text
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,11 @@ def open_run(workdir: str | pathlib.Path, checkpoint: str = "best", data_dir: st
     """
     workdir = pathlib.Path(workdir).expanduser()
     info, variables, step = load_run(workdir, checkpoint)
-    config = config_from_dict(info["config"] | ({"data_dir": data_dir} if data_dir else {}))
+    try:
+        config = config_from_dict(info["config"] | ({"data_dir": data_dir} if data_dir else {}))
+        check_shapes(variables, make_abstract_variables(config))
+    except (UserError, ValueError, TypeError) as error:
+        raise UserError(f"the checkpoint of step {step} in {workdir} does not fit its config ({error}).") from error
     return Run(workdir, info, config, variables, step, checkpoint)
 
 
@@ -147,7 +151,8 @@ def predict(run: Run, images: np.ndarray) -> np.ndarray:
     if images.ndim != 3 or images.shape[1:] != (size, size) or images.dtype != np.uint8:
         raise UserError(
             f"{run.workdir} was trained on uint8 images of {size} x {size} pixels, "
-            f"not on {images.dtype} images of shape {'x'.join(map(str, images.shape[1:]))}: decode them at image_px={size}."
+            f"not on {images.dtype} images of shape {'x'.join(map(str, images.shape[1:]))}: "
+            f"decode them at image_px={size}."
         )
     if len(images) == 0:
         raise UserError("there are no images to predict.")
@@ -166,9 +171,7 @@ def compute_probabilities(logits: np.ndarray) -> np.ndarray:
     return powers / powers.sum(-1, keepdims=True)
 
 
-def store_threshold(
-    run: Run | Ensemble, rules: ThresholdConfig, validation: Split, probabilities: np.ndarray
-) -> dict:
+def store_threshold(run: Run | Ensemble, rules: ThresholdConfig, validation: Split, probabilities: np.ndarray) -> dict:
     """Chooses the operating point on validation and keeps it with the run in threshold.json.
 
     Args:
@@ -316,11 +319,11 @@ def evaluate(run: Run | Ensemble, split_name: str, rules: ThresholdConfig | None
         },
     }
     directory = run.workdir / "evaluation" / split_name
-    write_json(directory / "metrics.json", results)
     write_text(directory / "predictions.csv", _format_predictions(run, split, labels, probabilities, results))
     curves = compute_curves(split, probabilities, threshold, calibration)
     write_json(directory / "curves.json", curves)
     _draw(run, split, curves, results, directory)
+    write_json(directory / "metrics.json", results)  # last: where it is, the rest is too
     return results
 
 
@@ -369,13 +372,15 @@ def _check_data(run: Run | Ensemble) -> bool:
     same = record["fingerprints"]["train"] == run.info["data"]["fingerprints"]["train"]
     if not same:
         logger.warning(
-            "this data set's training split is not the one the run was trained on: images that are scored now may have been "
-            "trained on. Read the figures with that in mind."
+            "this data set's training split is not the one the run was trained on: images that are scored now may have "
+            "been trained on. Read the figures with that in mind."
         )
     return same
 
 
-def _count(split: Split, labels: np.ndarray, probabilities: np.ndarray, threshold: float, class_names: list[str]) -> dict:
+def _count(
+    split: Split, labels: np.ndarray, probabilities: np.ndarray, threshold: float, class_names: list[str]
+) -> dict:
     scores = metrics.compute_binary_scores(probabilities)
     decisions = metrics.compute_decisions(scores, threshold)
     confusion = {"at_threshold": metrics.compute_confusion(split.labels("binary"), decisions, 2).tolist()}
@@ -392,7 +397,7 @@ def _count(split: Split, labels: np.ndarray, probabilities: np.ndarray, threshol
 def _format_predictions(
     run: Run | Ensemble, split: Split, labels: np.ndarray, probabilities: np.ndarray, results: dict
 ) -> str:
-    """CSV text: one row for each image. Python's shortest exact form of a float: reading it back gives the same decision."""
+    """CSV text, a row for each image. Python's shortest exact form of a float: read back, it decides the same."""
     names = run.info["class_names"]
     scores = metrics.compute_binary_scores(probabilities)
     decisions = metrics.compute_decisions(scores, results["threshold"]["value"])
@@ -409,7 +414,13 @@ def _format_predictions(
     columns = ["filename", "patient_id", "label", *probability_columns, "score", "decision", *class_column]
     writer.writerow([*columns, *calibrated_scores])
     for i in range(len(split)):
-        row = [split.filenames[i], split.patient_ids[i], names[labels[i]], *map(float, probabilities[i]), float(scores[i])]
+        row = [
+            split.filenames[i],
+            split.patient_ids[i],
+            names[labels[i]],
+            *map(float, probabilities[i]),
+            float(scores[i]),
+        ]
         row.append("PNEUMONIA" if decisions[i] else "NORMAL")
         row += [names[probabilities[i].argmax()]] if class_column else []
         writer.writerow(row + [float(column[i]) for column in calibrated_scores.values()])

@@ -10,11 +10,15 @@ from PIL import Image
 
 from pneumojax.errors import UserError
 
+# Part of the name of decoded caches: raise it when decode_image comes to give other pixels, or data.COLUMNS
+# other facts.
+DECODER_VERSION = 2
+
 
 def decode_image(data: bytes, image_px: int) -> np.ndarray:
     """Decodes one radiograph.
 
-    The whole image is squeezed into a square (the field's custom for this data set), with an antialiasing triangle filter.
+    The whole image is squeezed into a square, as is the custom for this data set, with an antialiasing triangle filter.
 
     Args:
       data: a JPEG or PNG file's bytes; grey, RGB or 16-bit grey.
@@ -30,13 +34,15 @@ def decode_image(data: bytes, image_px: int) -> np.ndarray:
         image = Image.open(io.BytesIO(data))
         # A large JPEG is decoded at 1/2, 1/4 or 1/8, never below twice the target, so that the filter still has
         # something to average. The luma plane is read as it is: no RGB in between.
-        image.draft("L", (2 * image_px, 2 * image_px))
+        drafted = image.draft("L", (2 * image_px, 2 * image_px))
         image.load()
     except (SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's other errors for damaged bytes.
         raise OSError(str(error)) from error
     if image.mode.startswith("I"):  # 16-bit PNG: convert("L") would clip at 255.
         image = Image.fromarray((np.asarray(image, np.uint32) // 257).astype(np.uint8))
-    return np.asarray(image.convert("L").resize((image_px, image_px), Image.Resampling.BILINEAR))
+    # Where the sides are no multiples of 8, a reduced JPEG's last row and column lie in part beyond the image.
+    box = drafted[1] if drafted else None
+    return np.asarray(image.convert("L").resize((image_px, image_px), Image.Resampling.BILINEAR, box))
 
 
 def decode_images(files: Sequence[bytes], names: Sequence[str], image_px: int) -> np.ndarray:

@@ -41,7 +41,7 @@ def compute_cross_entropy(logits: jax.Array, targets: jax.Array, class_weights: 
 
 
 def compute_class_weights(labels: np.ndarray, task: str, rule: str) -> np.ndarray:
-    """Weights of the classes in the loss; their mean over the images is 1.
+    """Weights of the classes in the loss; their mean over the images is 1. A class without images weighs 1.
 
     Args:
       labels: [N] int, class indices of the training split.
@@ -55,4 +55,5 @@ def compute_class_weights(labels: np.ndarray, task: str, rule: str) -> np.ndarra
     if rule == "none":
         return np.ones(classes, np.float32)
     counts = np.bincount(labels, minlength=classes)
-    return (len(labels) / (classes * np.maximum(counts, 1))).astype(np.float32)
+    balanced = len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1))
+    return np.where(counts, balanced, 1).astype(np.float32)

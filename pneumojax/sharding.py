@@ -27,11 +27,16 @@ def initialize(multihost: bool) -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     if multihost and not jax.distributed.is_initialized():
         try:
-            jax.distributed.initialize()
+            # JAX itself reads the first of the three only; under a cluster's launcher it needs none of them.
+            processes, process = (
+                int(os.environ[name]) if name in os.environ else None
+                for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+            )
+            jax.distributed.initialize(num_processes=processes, process_id=process)
         except (RuntimeError, ValueError) as error:
             raise UserError(
-                f"multihost: the processes do not find each other ({error}). Start it under Slurm, Open MPI, GKE or Cloud TPU, "
-                "or set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID in each process."
+                f"multihost: the processes do not find each other ({error}). Start it under Slurm, Open MPI, GKE or "
+                "Cloud TPU, or set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID in each process."
             ) from error
 
 

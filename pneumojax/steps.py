@@ -35,10 +35,18 @@ def normalise(images: jax.Array) -> jax.Array:
 def make_graph(config: Config) -> nnx.GraphDef:
     """The network without its arrays. Batch statistics are averaged over the mapped axis where there is one."""
     mapped = config.train.parallel != "jit" and config.train.batch_norm == "global"
-    model = nnx.eval_shape(
-        lambda: make_model(config.model, config.data.image_px, jax.random.key(0), AXIS if mapped else None)
-    )
-    return nnx.graphdef(model)
+    return nnx.graphdef(_make_abstract_model(config, AXIS if mapped else None))
+
+
+def make_abstract_variables(config: Config) -> dict:
+    """{"params", "batch_stats"} of the network: shapes and types without arrays."""
+    model = _make_abstract_model(config)
+    kinds = {"params": nnx.Param, "batch_stats": nnx.BatchStat}
+    return {name: nnx.to_pure_dict(nnx.state(model, kind)) for name, kind in kinds.items()}
+
+
+def _make_abstract_model(config: Config, axis_name: str | None = None) -> nnx.Module:
+    return nnx.eval_shape(lambda: make_model(config.model, config.data.image_px, jax.random.key(0), axis_name))
 
 
 def init_state(config: Config, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
@@ -55,6 +63,11 @@ def init_state(config: Config, tx: optax.GradientTransformation, mesh: Mesh) -> 
     return jax.jit(init, out_shardings=replicated(mesh))(jax.random.key(config.train.seed))
 
 
+def make_key(config: Config, mesh: Mesh) -> jax.Array:
+    """The one key of a run; each step folds its number into it, so there is no random state to save."""
+    return jax.jit(lambda: jax.random.fold_in(jax.random.key(config.train.seed), 1), out_shardings=replicated(mesh))()
+
+
 def make_train_step(
     config: Config, graph: nnx.GraphDef, tx: optax.GradientTransformation, class_weights: np.ndarray, mapped: bool
 ) -> Callable:
@@ -68,13 +81,17 @@ def make_train_step(
       mapped: whether the step runs under a mapped axis on its device's share of the batch, or on the whole batch.
 
     Returns:
-      `train_step(state, images, labels, index, key) -> (state, metrics)`: images [N, H, W] uint8, labels [N] int32, index
-      [B] int32 (or the device's share of it), key the run's PRNG key. Metrics are sums over the batch: `loss`, `correct`,
-      `count`, float32.
+      `train_step(state, images, labels, index, key) -> (state, metrics)`: images [N, H, W] uint8, labels [N] int32,
+      index [B] int32 (or the device's share of it), key the run's PRNG key. Metrics are sums over the batch: `loss`,
+      `correct`, `count`, float32.
     """
     augment = make_augment(config.augment)
     classes = len(CLASS_NAMES[config.model.task])
-    smoothing, alpha, ema_decay = config.optimizer.label_smoothing, config.augment.mixup_alpha, config.optimizer.ema_decay
+    smoothing, alpha, ema_decay = (
+        config.optimizer.label_smoothing,
+        config.augment.mixup_alpha,
+        config.optimizer.ema_decay,
+    )
 
     def gather(images, labels, index):
         return scale_pixels(images[index]), make_targets(labels[index], classes, smoothing)
@@ -96,7 +113,9 @@ def make_train_step(
             batch, targets = mixup(mixup_keys, alpha, (batch, targets), gather(images, labels, partner(index)))
         batch = augment(augment_keys, batch)
         gradient = jax.value_and_grad(compute_loss, has_aux=True)
-        (_, (losses, logits, batch_stats)), grads = gradient(state.params, state.batch_stats, batch, targets, dropout_keys)
+        (_, (losses, logits, batch_stats)), grads = gradient(
+            state.params, state.batch_stats, batch, targets, dropout_keys
+        )
         if mapped:
             grads, batch_stats = lax.pmean((grads, batch_stats), AXIS)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)

@@ -22,6 +22,7 @@ from pneumojax.checkpoint import (
     check_same_run,
     find_best,
     open_checkpoints,
+    read_run,
     restore_state,
     save_checkpoint,
     wait_for_checkpoints,
@@ -32,7 +33,7 @@ from pneumojax.errors import UserError
 from pneumojax.evaluate import compute_probabilities, load_threshold, open_run
 from pneumojax.losses import compute_class_weights
 from pneumojax.optimizer import make_optimizer, make_schedule
-from pneumojax.sharding import initialize, make_mesh, put, replicated
+from pneumojax.sharding import initialize, make_mesh, put
 from pneumojax.writer import append_row, read_rows, truncate_rows, write_json
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ class FitResult:
       steps_per_epoch: training steps of an epoch.
       best_step: step of the best checkpoint; None before the first validation.
       best_auroc: its val/auroc.
+      trained_steps: training steps of this call; 0: the run was finished before.
       threshold: content of threshold.json; None as long as the run is not finished.
       stopped_by: number of the signal that ended the call early, or None.
     """
@@ -59,6 +61,7 @@ class FitResult:
     steps_per_epoch: int
     best_step: int | None
     best_auroc: float | None
+    trained_steps: int
     threshold: dict | None
     stopped_by: int | None
 
@@ -78,7 +81,7 @@ def fit(
       config: the run.
       workdir: folder of the run; `checkpoint.py` says what lies in it.
       restart: delete what an earlier run left in the workdir.
-      report: called with each row of metrics.jsonl and the number of steps of the whole run.
+      report: called, in the process that writes metrics.jsonl, with each row and the number of steps of the whole run.
 
     Returns:
       What was reached.
@@ -104,15 +107,15 @@ def fit(
     train_chunk = steps.make_train_chunk(config, graph, tx, class_weights, mesh)
     validate = _make_validate(config, steps.make_predict(graph, mesh), validation, mesh)
 
-    with _hold_workdir(workdir, run, restart), contextlib.closing(open_checkpoints(workdir)) as checkpoints:
+    with _hold_workdir(workdir, run, restart), open_checkpoints(workdir) as checkpoints:
         state = _resume(workdir, checkpoints, steps.init_state(config, tx, mesh), mesh)
         log = _Log(workdir, config, chunks * chunk_steps, total_steps, report)
         images, labels = put(data.images, mesh), put(labels, mesh)
-        # One key for the whole run; each step folds its number into it, so there is no random state to save.
-        key = jax.device_put(jax.random.fold_in(jax.random.key(train.seed), 1), replicated(mesh))
-        step = int(state.step)
+        key = steps.make_key(config, mesh)
+        step = first_step = int(state.step)
+        stopped_by = 0
         with _catch_signals() as caught, jax.transfer_guard("disallow"):
-            while step < total_steps and not _any_process(bool(caught)):
+            while step < total_steps and not (stopped_by := _highest_of_processes(caught[0] if caught else 0)):
                 epoch, chunk = divmod(step // chunk_steps, chunks)
                 batches = make_epoch_batches(len(data), train.batch_size, chunks, chunk_steps, train.seed, epoch)[chunk]
                 log.start_chunk()
@@ -126,19 +129,28 @@ def fit(
             log.flush()
             if step != checkpoints.latest_step():
                 save_checkpoint(checkpoints, step, state, run, auroc=None)
-        wait_for_checkpoints(checkpoints)
+            wait_for_checkpoints(checkpoints)
         best_step, best_auroc = find_best(checkpoints) or (None, None)
         threshold = None
         if step == total_steps:
             threshold = load_threshold(open_run(workdir, "best", config.data.data_dir), config.threshold)
-        if jax.process_index() == 0:
-            figures.save_learning_curves(workdir / "learning_curves.png", read_rows(workdir / "metrics.jsonl"))
-    stopped_by = caught[0] if caught and step < total_steps else None
-    return FitResult(step, total_steps, chunks * chunk_steps, best_step, best_auroc, threshold, stopped_by)
+        curves = workdir / "learning_curves.png"
+        if jax.process_index() == 0 and (step > first_step or not curves.exists()):
+            figures.save_learning_curves(curves, read_rows(workdir / "metrics.jsonl"))
+    return FitResult(
+        step=step,
+        total_steps=total_steps,
+        steps_per_epoch=chunks * chunk_steps,
+        best_step=best_step,
+        best_auroc=best_auroc,
+        trained_steps=step - first_step,
+        threshold=threshold,
+        stopped_by=stopped_by or None,
+    )
 
 
 def describe_run(config: Config) -> dict:
-    """What config.json and each checkpoint hold, so that the run can be opened without its code's defaults or its data."""
+    """What config.json and each checkpoint hold: enough to open the run without its code's defaults or its data."""
     record = read_record(config.data)
     devices = jax.devices()
     return {
@@ -147,7 +159,8 @@ def describe_run(config: Config) -> dict:
         "image_px": config.data.image_px,
         "pixels": {"dtype": "uint8", "range": [0, 255], "mean": steps.PIXEL_MEAN, "std": steps.PIXEL_STD},
         "data": {name: record.get(name) for name in ("fingerprint", "fingerprints", "source", "synthetic", "counts")},
-        "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in VERSIONED},
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in VERSIONED},
         "device": {"kind": devices[0].device_kind, "platform": devices[0].platform, "count": len(devices)},
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
@@ -240,7 +253,7 @@ class _Log:
         row = {"step": step, "epoch": step / self.steps_per_epoch} | row
         if jax.process_index() == 0:
             append_row(self.path, row)
-        self.report(row, self.total_steps)
+            self.report(row, self.total_steps)
 
     def _stop(self, step: int) -> None:
         raise UserError(
@@ -253,8 +266,11 @@ def _resume(workdir: pathlib.Path, checkpoints, fresh, mesh):
     """The latest checkpoint's state, or the fresh one; the log is cut to it."""
     step = checkpoints.latest_step()
     state = fresh if step is None else restore_state(checkpoints, step, fresh, mesh)
-    if jax.process_index() == 0:
-        truncate_rows(workdir / "metrics.jsonl", step or 0)
+    log = workdir / "metrics.jsonl"
+    if jax.process_index() == 0 and log.exists():
+        kept = sum(row["step"] <= (step or 0) for row in read_rows(log))
+        if kept < len(log.read_text().splitlines()):  # A finished run is left as it is.
+            truncate_rows(log, step or 0)
     if step is not None:
         logger.info("Going on from step %d of %s", step, workdir)
     return state
@@ -264,35 +280,57 @@ def _resume(workdir: pathlib.Path, checkpoints, fresh, mesh):
 def _hold_workdir(workdir: pathlib.Path, run: dict, restart: bool) -> Iterator[None]:
     """Makes or checks the workdir, and keeps other trainings out of it meanwhile."""
     with contextlib.ExitStack() as stack:
+        refusal = None
         if jax.process_index() == 0:
-            workdir.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context((workdir / ".lock").open("w"))
             try:
+                workdir.mkdir(parents=True, exist_ok=True)
+                lock = stack.enter_context((workdir / ".lock").open("a"))
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UserError(f"another training is running in {workdir}. Wait for it, or use another --workdir.") from error
-            _prepare_workdir(workdir, run, restart)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("workdir")
+                _prepare_workdir(workdir, run, restart)
+            except BlockingIOError:
+                refusal = UserError(f"another training is running in {workdir}. Wait for it, or use another --workdir.")
+            except FileExistsError:
+                refusal = UserError(f"{workdir} is a file, not a folder. Use another --workdir.")
+            except (UserError, OSError) as error:
+                refusal = error
+        refused = _highest_of_processes(int(refusal is not None))  # else the others would wait for process 0 for ever
+        if refusal:
+            raise refusal
+        if refused:
+            raise UserError("process 0 refuses the workdir; its own message says why.")
         yield
 
 
 def _prepare_workdir(workdir: pathlib.Path, run: dict, restart: bool) -> None:
-    names = ("config.json", "metrics.jsonl", "learning_curves.png", "threshold.json", "calibration.json", "checkpoints", "evaluation")
-    if restart:
-        for path in (workdir / name for name in names):
+    config = workdir / "config.json"
+    if not config.exists():
+        if (workdir / "checkpoints").exists():
+            raise UserError(
+                f"{workdir} holds checkpoints but no config.json: not a run of pneumojax. Use another --workdir."
+            )
+    elif restart:
+        read_run(config)  # Nothing is deleted in a folder of another program.
+        # config.json last: where this is interrupted, the folder is still one of ours.
+        for name in (
+            "checkpoints",
+            "evaluation",
+            "metrics.jsonl",
+            "learning_curves.png",
+            "threshold.json",
+            "calibration.json",
+            "config.json",
+        ):
+            path = workdir / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    if (workdir / "config.json").exists():
-        check_same_run(workdir / "config.json", run)
-    elif (workdir / "checkpoints").exists():
-        raise UserError(f"{workdir} holds checkpoints but no config.json: not a run of pneumojax. Use another --workdir.")
     else:
-        write_json(workdir / "config.json", run)
+        check_same_run(config, run)
+        return
+    write_json(config, run)
 
 
 @contextlib.contextmanager
 def _catch_signals() -> Iterator[list[int]]:
-    """Collects SIGTERM and SIGINT in a list, instead of ending in the middle of a step. A second Ctrl-C ends at once."""
+    """Collects SIGTERM and SIGINT in a list instead of ending in the middle of a step. A second Ctrl-C ends at once."""
     caught: list[int] = []
 
     def remember(number, frame):
@@ -309,9 +347,9 @@ def _catch_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _any_process(flag: bool) -> bool:
-    """Whether the flag is up in any process: all must leave the loop at the same step."""
+def _highest_of_processes(number: int) -> int:
+    """The highest number in any process: what ends one must end all, at the same step."""
     if jax.process_count() == 1:
-        return flag
+        return number
     with jax.transfer_guard("allow"):
-        return bool(multihost_utils.process_allgather(np.array(flag)).any())
+        return int(multihost_utils.process_allgather(np.array(number)).max())

@@ -26,11 +26,17 @@ class Conv(nnx.Module):
 
 
 def make_batch_norm(
-    channels: int, dtype: str, axis_name: str | None, rngs: nnx.Rngs, scale_init=nnx.initializers.ones_init()
+    channels: int, dtype: str, axis_name: str | None, rngs: nnx.Rngs, initial_scale: float = 1.0
 ) -> nnx.BatchNorm:
     """Batch normalisation with PyTorch's constants; statistics are float32 whatever the compute type."""
     return nnx.BatchNorm(
-        channels, momentum=0.9, epsilon=1e-5, dtype=dtype, scale_init=scale_init, axis_name=axis_name, rngs=rngs
+        channels,
+        momentum=0.9,
+        epsilon=1e-5,
+        dtype=dtype,
+        scale_init=nnx.initializers.constant(initial_scale),
+        axis_name=axis_name,
+        rngs=rngs,
     )
 
 
@@ -45,7 +51,7 @@ class Head(nnx.Module):
         """[B, F] features -> [B, num_outputs] float32 logits."""
         features = features.astype(jnp.float32)
         if train and self.dropout:
-            # One key for each image, not for each device's share: the mask does not depend on how many devices there are.
+            # A key for each image, not for each device's share: the mask does not depend on how many devices there are.
             keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.dropout, features.shape[1:]))(keys)
             features = jnp.where(keep, features / (1 - self.dropout), 0)
         return self.linear(features)

@@ -14,7 +14,7 @@ from pneumojax.models.spatial import max_pool
 
 
 class Block(nnx.Module):
-    """The sum of a shortcut and two 3x3 convolutions, or, as a bottleneck, 1x1, 3x3 and 1x1 with four times the width."""
+    """A shortcut plus two 3x3 convolutions, or, as a bottleneck, plus 1x1, 3x3 and 1x1 with four times the width."""
 
     def __init__(
         self,
@@ -33,9 +33,9 @@ class Block(nnx.Module):
             plan = [(in_channels, width, 3, stride), (width, width, 3, 1)]
         self.depth = len(plan)
         for i, (channels, features, kernel, step) in enumerate(plan):
-            scale_init = nnx.initializers.zeros_init() if i == self.depth - 1 else nnx.initializers.ones_init()
+            initial_scale = 0.0 if i == self.depth - 1 else 1.0
             setattr(self, f"conv{i + 1}", Conv(channels, features, kernel, step, dtype, rngs))
-            setattr(self, f"norm{i + 1}", make_batch_norm(features, dtype, axis_name, rngs, scale_init))
+            setattr(self, f"norm{i + 1}", make_batch_norm(features, dtype, axis_name, rngs, initial_scale))
         self.projects = stride != 1 or in_channels != out_channels
         if self.projects:
             self.shortcut_conv = Conv(in_channels, out_channels, 1, stride, dtype, rngs)

@@ -1,9 +1,10 @@
 """Convolution and max-pooling; on CPU in the forms that XLA runs fast there.
 
-XLA's CPU backend has a fast convolution for one layout only. Outside a loop it rewrites the gradients into that layout.
-Inside `lax.scan` (jax 0.10) it folds the rewriting away again and falls back to a plain loop nest, 10 to 60 times slower.
-Here the gradients are written in the fast layout from the start, with barriers that keep it. The gradient of max-pooling,
-a scatter there, is written as maxima of slices: 2 to 5 ms for 75 ms on [32, 64, 64, 32]. Other backends run XLA's own forms.
+XLA's CPU backend has a fast convolution for one layout only. Outside a loop it rewrites the gradients into that
+layout. Inside `lax.scan` (jax 0.10) it folds the rewriting away again and falls back to a plain loop nest, 10 to 60
+times slower. Here the gradients are written in the fast layout from the start, with barriers that keep it. The
+gradient of max-pooling, a scatter there, is written as maxima of slices: 2 to 5 ms for 75 ms on [32, 64, 64, 32].
+Other backends run XLA's own forms.
 """
 
 import functools
@@ -102,9 +103,10 @@ def _backward(stride, saved, grads):
     images, kernel = saved
     size, pad = kernel.shape[0], kernel.shape[0] // 2
     # What the strides leave over of the padded image at its lower and right edge.
-    rest = [side + 2 * pad - size - stride * (out - 1) for side, out in zip(images.shape[1:3], grads.shape[1:3], strict=True)]
+    sides = zip(images.shape[1:3], grads.shape[1:3], strict=True)
+    rest = [side + 2 * pad - size - stride * (out - 1) for side, out in sides]
 
-    # The kernel's gradient is the convolution of the images, channels for batch, with the gradients as one large kernel.
+    # The kernel's gradient: the images, with channels for batch, convolved with the gradients as one large kernel.
     by_channel = lax.optimization_barrier(images.transpose(3, 1, 2, 0))
     as_kernel = lax.optimization_barrier(grads.transpose(1, 2, 0, 3))
     kernel_grads = _convolve(
@@ -118,9 +120,7 @@ def _backward(stride, saved, grads):
     # The images' gradient is the convolution of the spread-out gradients with the kernel turned by half a turn.
     turned = lax.optimization_barrier(kernel[::-1, ::-1].swapaxes(2, 3))
     lower = size - 1 - pad
-    image_grads = _convolve(
-        grads, turned, 1, padding=[(lower, lower + r) for r in rest], lhs_dilation=(stride, stride)
-    )
+    image_grads = _convolve(grads, turned, 1, padding=[(lower, lower + r) for r in rest], lhs_dilation=(stride, stride))
     return image_grads, kernel_grads
 
 

@@ -1,0 +1,213 @@
+"""Checkpoints: what is kept, what opens where, and what is refused."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from pneumojax import checkpoint, steps
+from pneumojax.config import config_from_dict, config_to_dict
+from pneumojax.errors import UserError
+from pneumojax.optimizer import make_optimizer
+from pneumojax.sharding import AXIS, put, replicated
+
+FIELDS = {"image_px": 32, "cnn_widths": (4, 8), "ema_decay": 0.9, "batch_size": 16}
+RUN = {
+    "config": config_to_dict(config_from_dict(FIELDS)),
+    "class_names": ["NORMAL", "PNEUMONIA"],
+    "data": {"fingerprint": "f1", "fingerprints": {"train": "t1"}},
+}
+
+
+def make_mesh(devices):
+    return Mesh(np.array(jax.devices()[:devices]), (AXIS,))
+
+
+def init_state(devices=1, **fields):
+    config = config_from_dict(FIELDS | fields)
+    return steps.init_state(config, make_optimizer(config.optimizer, 100), make_mesh(devices))
+
+
+def save(workdir, states, scores):
+    """Saves each state at steps 10, 20, ..."""
+    with checkpoint.open_checkpoints(workdir) as checkpoints:
+        for i, (state, score) in enumerate(zip(states, scores, strict=True)):
+            checkpoint.save_checkpoint(checkpoints, 10 * (i + 1), state, RUN, score)
+
+
+def restore(workdir, fresh, devices):
+    with checkpoint.open_checkpoints(workdir) as checkpoints:
+        return checkpoint.restore_state(checkpoints, 10, fresh, make_mesh(devices))
+
+
+def assert_equal(ours, theirs):
+    for mine, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_array_equal(np.asarray(mine), np.asarray(other))
+
+
+@pytest.mark.parametrize(
+    ("scores", "kept", "best"),
+    [
+        ([0.5, 0.9, 0.7, 0.6], [20, 40], 20),
+        ([0.5, 0.6, 0.7], [30], 30),
+        ([0.9, 0.9, 0.8], [20, 30], 20),  # of equals the later
+        ([0.9, None, None], [10, 30], 10),  # saved between validations
+        ([None, None], [20], None),
+    ],
+)
+def test_the_latest_and_the_best_are_kept_and_no_others(tmp_path, scores, kept, best):
+    save(tmp_path, [init_state()] * len(scores), scores)
+    with checkpoint.open_checkpoints(tmp_path) as checkpoints:
+        found = checkpoint.find_best(checkpoints)
+    assert (found and found[0]) == best
+    assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == kept
+    _, _, step = checkpoint.load_run(tmp_path, "best")
+    assert step == (best or kept[-1])
+    assert checkpoint.load_run(tmp_path, "latest")[2] == kept[-1]
+
+
+@pytest.mark.parametrize("fields", [{}, {"model": "mlp", "mlp_widths": (8,), "ema_decay": None, "optimizer": "sgd"}])
+@pytest.mark.parametrize(("saved_on", "opened_on"), [(8, 1), (1, 8), (8, 8)])
+def test_a_state_comes_back_bitwise_on_other_devices(tmp_path, fields, saved_on, opened_on):
+    state = init_state(saved_on, **fields)
+    save(tmp_path, [state], [0.5])
+    fresh = init_state(opened_on, **fields | {"seed": 1})
+    restored = restore(tmp_path, fresh, opened_on)
+    assert jax.tree.structure(restored) == jax.tree.structure(fresh)
+    assert_equal(restored, state)
+    for leaf, other in zip(jax.tree.leaves(restored), jax.tree.leaves(fresh), strict=True):
+        assert leaf.dtype == other.dtype
+        assert leaf.sharding.is_equivalent_to(other.sharding, leaf.ndim)
+    run, variables, _ = checkpoint.load_run(tmp_path, "best")
+    assert run == RUN
+    assert_equal(variables, state.eval_variables())
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(variables))
+
+
+def open_on_one_device(workdir):
+    """Runs in a process of one device."""
+    assert jax.device_count() == 1
+    _, variables, _ = checkpoint.load_run(pathlib.Path(workdir), "best")
+    np.savez(pathlib.Path(workdir) / "opened.npz", *jax.tree.leaves(variables))
+    state = init_state()
+    save(pathlib.Path(workdir) / "of_one", [state], [0.5])
+    np.savez(pathlib.Path(workdir) / "saved.npz", *jax.tree.leaves(jax.device_get(state)))
+
+
+def test_a_process_of_one_device_opens_what_eight_saved_and_the_other_way_round(tmp_path, processes):
+    state = init_state(8)
+    save(tmp_path, [state], [0.5])
+    process = processes.Process(target=open_on_one_device, args=(str(tmp_path),))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    assert_equal(list(np.load(tmp_path / "opened.npz").values()), jax.tree.leaves(state.eval_variables()))
+    restored = restore(tmp_path / "of_one", init_state(8, seed=1), 8)
+    assert_equal(jax.tree.leaves(restored), list(np.load(tmp_path / "saved.npz").values()))
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_saving_beside_training_does_not_see_the_donated_memory(tmp_path, devices):
+    # Large enough that writing takes longer than the steps that take the memory over.
+    config = config_from_dict(FIELDS | {"model": "mlp", "mlp_widths": (1024, 512), "chunk_steps": 1})
+    mesh = make_mesh(devices)
+    tx = make_optimizer(config.optimizer, 100)
+    chunk = steps.make_train_chunk(config, steps.make_graph(config), tx, np.ones(2, np.float32), mesh)
+    state = steps.init_state(config, tx, mesh)
+    draws = np.random.default_rng(0)
+    images = put(draws.integers(0, 256, (16, 32, 32)).astype(np.uint8), mesh)
+    labels = put(np.arange(16, dtype=np.int32) % 2, mesh)
+    key = jax.device_put(jax.random.key(0), replicated(mesh))
+    batches = steps.put_batches(np.arange(16, dtype=np.int32)[None], config, mesh)
+    state, _ = chunk(state, images, labels, batches, key)
+    copy = jax.tree.map(lambda leaf: np.array(leaf), state)
+    with checkpoint.open_checkpoints(tmp_path) as checkpoints:
+        checkpoint.save_checkpoint(checkpoints, 10, state, RUN, 0.5)
+        for _ in range(5):
+            state, _ = chunk(state, images, labels, batches, key)
+        jax.block_until_ready(state)
+    restored = restore(tmp_path, steps.init_state(config, tx, mesh), devices)
+    assert_equal(restored, copy)
+
+
+def damage(path, how):
+    content = bytearray(path.read_bytes())
+    if how == "cut short":
+        path.write_bytes(content[: len(content) // 2])
+    elif how == "gone":
+        path.unlink()
+    else:
+        content[len(content) // 2] ^= 0xFF
+        path.write_bytes(content)
+
+
+# What Orbax keeps for itself and never reads on opening.
+UNREAD = ("commit_success.txt", "_CHECKPOINT_METADATA")
+
+
+@pytest.mark.parametrize("how", ["cut short", "one byte flipped", "gone"])
+def test_a_damaged_checkpoint_is_named_or_does_no_harm(tmp_path, how):
+    state = init_state()
+    save(tmp_path, [state], [0.5])
+    files = [path for path in sorted((tmp_path / "checkpoints").rglob("*")) if path.is_file()]
+    refusals = {}
+    for path in (path for path in files if path.name not in UNREAD):
+        content = path.read_bytes()
+        damage(path, how)
+        try:
+            run, variables, step = checkpoint.load_run(tmp_path, "best")
+        except UserError as error:
+            refusals[path.relative_to(tmp_path / "checkpoints" / "10").parts[0]] = str(error)
+        else:
+            assert (run, step) == (RUN, 10)
+            assert_equal(variables, state.eval_variables())
+        path.write_bytes(content)
+    assert {"state", "run", "checksum"} <= set(refusals)
+    assert all(str(tmp_path / "checkpoints") in sentence and "damaged" in sentence for sentence in refusals.values())
+
+
+def test_a_checkpoint_of_another_network_is_refused_with_the_first_name_that_differs(tmp_path):
+    save(tmp_path, [init_state()], [0.5])
+    with pytest.raises(UserError, match=r"checkpoints/10.*norm2/mean has shape \(8,\), the run's network \(16,\)"):
+        restore(tmp_path, init_state(cnn_widths=(4, 16)), 1)
+    with pytest.raises(UserError, match="batch_stats/norm1/mean has shape .*, the run's network None"):
+        restore(tmp_path, init_state(model="mlp", mlp_widths=(4,)), 1)
+
+
+def test_a_folder_without_checkpoints_is_refused_with_what_to_do(tmp_path):
+    with pytest.raises(UserError, match="holds no checkpoints. Train a run there first"):
+        checkpoint.load_run(tmp_path / "nothing", "best")
+    assert not (tmp_path / "nothing").exists()
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UserError, match="holds no finished checkpoint yet"):
+        checkpoint.load_run(tmp_path, "best")
+
+
+def test_another_config_is_refused_with_each_field_and_both_values(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(RUN))
+    checkpoint.check_same_run(path, RUN)
+    other = RUN | {"config": RUN["config"] | {"seed": 3, "cnn_widths": [4, 16], "data_dir": "/elsewhere"}}
+    with pytest.raises(UserError) as refusal:
+        checkpoint.check_same_run(path, other)
+    assert "cnn_widths was [4, 8], is [4, 16]; seed was 0, is 3." in str(refusal.value)
+    assert "data_dir" not in str(refusal.value).split("Use another")[0]
+    with pytest.raises(UserError, match="the data was f1, is f2"):
+        checkpoint.check_same_run(path, RUN | {"data": {"fingerprint": "f2"}})
+
+
+def test_a_run_from_before_a_field_existed_had_its_default(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(RUN | {"config": {k: v for k, v in RUN["config"].items() if k != "mixup_alpha"}}))
+    checkpoint.check_same_run(path, RUN)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"config": 3}', '{"config": {"layers": 3}}', "\x00"])
+def test_a_config_json_that_is_damaged_or_foreign_is_named(tmp_path, text):
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"config\.json is damaged or not of a run of pneumojax"):
+        checkpoint.check_same_run(path, RUN)

@@ -1,0 +1,124 @@
+import dataclasses
+import json
+import math
+
+import pytest
+
+from pneumojax.config import (
+    AugmentConfig,
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ThresholdConfig,
+    TrainConfig,
+    config_fields,
+    config_from_dict,
+    config_to_dict,
+)
+from pneumojax.errors import UserError
+from pneumojax.models import MODELS
+
+EVERY_FIELD = pytest.mark.parametrize("field", config_fields(), ids=lambda field: field.name)
+
+
+def test_field_names_are_unique_over_all_groups():
+    names = [field.name for field in config_fields()]
+    assert len(names) == len(set(names))
+
+
+@EVERY_FIELD
+def test_every_field_has_a_help_text_and_frozen_default(field):
+    assert field.metadata["help"].strip()
+    assert field.default is not dataclasses.MISSING
+    hash(field.default)
+
+
+@EVERY_FIELD
+def test_a_value_just_outside_a_limit_is_refused_and_the_sentence_names_the_field_and_the_limit(field):
+    limits = {name: field.metadata[name] for name in ("choices", "at_least", "above", "at_most", "below")}
+    step = 1 if "int" in str(field.type) else 1e-6
+    outside = {
+        "choices": lambda choices: "nonsense",
+        "at_least": lambda limit: limit - step,
+        "above": lambda limit: limit,
+        "at_most": lambda limit: limit + step,
+        "below": lambda limit: limit,
+    }
+    for name, limit in limits.items():
+        if limit is None:
+            continue
+        value = outside[name](limit)
+        given = [value] if isinstance(field.default, tuple) else value
+        with pytest.raises(UserError, match=rf"^{field.name} must be .* not {value}\.$"):
+            config_from_dict({field.name: given})
+
+
+@EVERY_FIELD
+def test_a_value_on_an_inclusive_limit_is_taken(field):
+    values = [field.metadata[name] for name in ("at_least", "at_most") if field.metadata[name] is not None]
+    for value in [*values, *(field.metadata["choices"] or ())]:
+        given = [value] if isinstance(field.default, tuple) else value
+        # batch_norm=local does not go with the default of parallel.
+        config = config_to_dict(config_from_dict({"parallel": "shard_map", field.name: given}))
+        assert config[field.name] == given
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    "field", [field for field in config_fields() if "float" in str(field.type)], ids=lambda f: f.name
+)
+def test_a_number_that_is_not_finite_is_refused(field, value):
+    with pytest.raises(UserError, match=f"^{field.name} must be a finite number"):
+        config_from_dict({field.name: value})
+
+
+def test_each_number_of_a_list_is_checked():
+    with pytest.raises(UserError, match=r"cnn_widths must be at least 1, not 0\."):
+        ModelConfig(cnn_widths=(8, 0))
+
+
+def test_choices_of_model_are_the_networks_there_are():
+    fields = {field.name: field for field in config_fields()}
+    assert fields["model"].metadata["choices"] == tuple(MODELS)
+
+
+def test_fields_that_do_not_go_together_are_refused():
+    with pytest.raises(UserError, match="^batch_norm=local needs parallel="):
+        config_from_dict({"batch_norm": "local"})
+    with pytest.raises(UserError, match="^multihost needs parallel="):
+        config_from_dict({"multihost": True, "parallel": "pmap"})
+    for parallel in ("shard_map", "pmap"):
+        assert config_from_dict({"batch_norm": "local", "parallel": parallel}).train.batch_norm == "local"
+    for parallel in ("jit", "shard_map"):
+        assert config_from_dict({"multihost": True, "parallel": parallel}).train.multihost
+
+
+def test_a_config_survives_the_way_through_json():
+    config = Config(
+        data=DataConfig(dataset="kermany", data_dir="somewhere", image_px=96),
+        model=ModelConfig(model="cnn", task="three_class", cnn_widths=(4, 8), dropout=0.25),
+        augment=AugmentConfig(flip=True, crop_min_area=0.5),
+        optimizer=OptimizerConfig(optimizer="sgd", ema_decay=0.99),
+        train=TrainConfig(chunk_steps=5, parallel="pmap", batch_norm="local"),
+        threshold=ThresholdConfig(threshold_rule="youden"),
+    )
+    values = json.loads(json.dumps(config_to_dict(config)))
+    assert config_from_dict(values) == config
+    assert set(values) == {field.name for field in config_fields()}
+
+
+def test_missing_fields_take_their_defaults_and_the_given_dict_is_not_changed():
+    values = {"epochs": 3}
+    assert config_from_dict(values) == Config(train=TrainConfig(epochs=3))
+    assert values == {"epochs": 3}
+
+
+def test_unknown_fields_are_named():
+    with pytest.raises(UserError, match=r"unknown config fields: colour, epoch\."):
+        config_from_dict({"epoch": 3, "epochs": 3, "colour": "red"})
+
+
+def test_a_config_cannot_be_changed_after_its_check():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().train.epochs = -1

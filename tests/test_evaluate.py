@@ -1,0 +1,261 @@
+"""Evaluation: exact over the split, a threshold from validation, files that agree with each other."""
+
+import csv
+import dataclasses
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import Mesh
+
+from pneumojax import evaluate, metrics
+from pneumojax.config import ThresholdConfig
+from pneumojax.data import load_split
+from pneumojax.errors import UserError
+from pneumojax.models import make_model
+from pneumojax.sharding import AXIS
+from pneumojax.train import fit
+
+BINARY = {"auroc", "auprc", "accuracy", "sensitivity", "specificity", "precision", "f1", "balanced_accuracy"}
+
+
+@pytest.fixture(scope="module")
+def trained(make_config, tmp_path_factory):
+    """Workdirs of a run for each task; not to be changed."""
+    workdirs = {}
+    for task in ("binary", "three_class"):
+        workdirs[task] = tmp_path_factory.mktemp(task)
+        fit(make_config(task=task, epochs=2, mixup_alpha=0.0), workdirs[task])
+    return workdirs
+
+
+@pytest.fixture
+def workdir(trained, tmp_path):
+    return shutil.copytree(trained["binary"], tmp_path / "binary")
+
+
+@pytest.fixture
+def three_class_workdir(trained, tmp_path):
+    return shutil.copytree(trained["three_class"], tmp_path / "three_class")
+
+
+def read_results(workdir, split):
+    return json.loads((workdir / "evaluation" / split / "metrics.json").read_text())
+
+
+def read_predictions(workdir, split):
+    with (workdir / "evaluation" / split / "predictions.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def with_eval_batch_size(run, size):
+    train = dataclasses.replace(run.config.train, eval_batch_size=size)
+    return dataclasses.replace(run, config=dataclasses.replace(run.config, train=train))
+
+
+def edit_record(data_dir, copy, edit):
+    """A copy of the data folder whose record was changed."""
+    shutil.copytree(data_dir, copy)
+    (path,) = copy.rglob("metadata.json")
+    record = json.loads(path.read_text())
+    edit(record)
+    path.write_text(json.dumps(record))
+    return str(copy)
+
+
+@pytest.mark.parametrize("task", ["binary", "three_class"])
+@pytest.mark.parametrize("devices", [1, 8])
+def test_logits_are_those_of_the_network_for_any_batch_and_number_of_devices(trained, monkeypatch, task, devices):
+    run = evaluate.open_run(trained[task])
+    images = load_split(run.config.data, "test").images
+    model = make_model(run.config.model, run.config.data.image_px, jax.random.key(0))
+    nnx.update(model, run.variables["params"], run.variables["batch_stats"])
+    plain = np.asarray(model((jnp.asarray(images)[..., None] / 255 - 0.5) / 0.25, train=False))
+    if task == "binary":
+        plain = np.concatenate([np.zeros_like(plain), plain], axis=1)
+    monkeypatch.setattr(evaluate, "make_mesh", lambda: Mesh(np.array(jax.devices()[:devices]), (AXIS,)))
+    for size in (1, 7, len(images), 1000):
+        logits = evaluate.predict(with_eval_batch_size(run, size), images)
+        np.testing.assert_allclose(logits, plain, atol=1e-5, err_msg=str(size))
+    one = evaluate.predict(run, images[3:4])
+    np.testing.assert_allclose(one, plain[3:4], atol=1e-5)
+
+
+def test_the_files_agree_with_each_other(workdir):
+    results = evaluate.evaluate(evaluate.open_run(workdir), "test")
+    assert results == read_results(workdir, "test")
+    statistics = {"metrics", "operating_points", "calibration", "at_prevalence", "subgroups"}
+    assert set(results) == statistics | {"threshold", "counts", "run"}
+    assert set(results["metrics"]) == BINARY
+    for name, metric in results["metrics"].items():
+        assert {"value", "ci95"} <= set(metric)
+        if metric["ci95"]:
+            low, high = metric["ci95"]
+            assert 0 <= low <= high <= 1, name
+    assert {"value", "rule", "split"} <= set(results["threshold"])
+    assert results["threshold"] == json.loads((workdir / "threshold.json").read_text())
+    assert results["threshold"]["split"] == "validation"
+    assert results["run"]["trained_on_this_data"] is True
+
+    rows = read_predictions(workdir, "test")
+    split = load_split(evaluate.open_run(workdir).config.data, "test")
+    assert [row["filename"] for row in rows] == list(split.filenames)
+    assert results["counts"]["images"] == len(rows) == len(split)
+    assert results["counts"]["patients"] == len({row["patient_id"] for row in rows})
+    labels = np.array([row["label"] == "PNEUMONIA" for row in rows]).astype(int)
+    scores = np.array([float(row["score"]) for row in rows])
+    threshold = results["threshold"]["value"]
+    assert [row["decision"] == "PNEUMONIA" for row in rows] == list(scores >= threshold)
+    assert list(scores) == [1 - float(row["probability_NORMAL"]) for row in rows] or np.allclose(
+        scores, [float(row["probability_PNEUMONIA"]) for row in rows], atol=1e-15
+    )
+    probabilities = np.array([[float(row["probability_NORMAL"]), float(row["probability_PNEUMONIA"])] for row in rows])
+    patients = [row["patient_id"] for row in rows]
+    assert metrics.compute_metrics(labels, probabilities, threshold, patients, 1000, 0) == results["metrics"]
+    decided = scores >= threshold
+    expected = [[int(((labels == i) & (decided == j)).sum()) for j in (0, 1)] for i in (0, 1)]
+    assert results["counts"]["confusion_matrix"]["at_threshold"] == expected
+    assert results["metrics"]["accuracy"]["value"] == pytest.approx((expected[0][0] + expected[1][1]) / len(rows))
+    written = {path.name for path in (workdir / "evaluation" / "test").iterdir()}
+    pictures = {"roc.png", "precision_recall.png", "confusion_matrix.png", "learning_curves.png"}
+    assert written == {"metrics.json", "predictions.csv"} | pictures
+
+
+def test_three_classes_score_as_one_minus_normal_and_have_their_own_matrix(three_class_workdir):
+    results = evaluate.evaluate(evaluate.open_run(three_class_workdir), "validation")
+    rows = read_predictions(three_class_workdir, "validation")
+    names = ["NORMAL", "BACTERIA", "VIRUS"]
+    probabilities = np.array([[float(row[f"probability_{name}"]) for name in names] for row in rows])
+    np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-12)
+    scores = np.array([float(row["score"]) for row in rows])
+    np.testing.assert_allclose(scores, 1 - probabilities[:, 0], atol=1e-12)
+    labels = np.array([names.index(row["label"]) for row in rows])
+    assert [row["most_probable_class"] for row in rows] == [names[i] for i in probabilities.argmax(1)]
+    matrices = results["counts"]["confusion_matrix"]
+    chosen = probabilities.argmax(1)
+    assert matrices["most_probable_class"] == [
+        [int(((labels == i) & (chosen == j)).sum()) for j in range(3)] for i in range(3)
+    ]
+    assert np.sum(matrices["at_threshold"]) == len(rows)
+    patients = [row["patient_id"] for row in rows]
+    threshold = results["threshold"]["value"]
+    assert metrics.compute_metrics(labels, probabilities, threshold, patients, 1000, 0) == results["metrics"]
+    assert set(results["metrics"]) > BINARY
+    for word in ("NORMAL", "BACTERIA", "VIRUS", "macro"):
+        assert [name for name in results["metrics"] if name.endswith(word)], word
+
+
+def test_the_threshold_comes_from_validation_whatever_is_scored(workdir, monkeypatch):
+    (workdir / "threshold.json").unlink()
+    asked = []
+    choose = metrics.choose_threshold
+    monkeypatch.setattr(
+        metrics, "choose_threshold", lambda labels, *a, **k: asked.append(labels) or choose(labels, *a, **k)
+    )
+    run = evaluate.open_run(workdir)
+    results = evaluate.evaluate(run, "test")
+    validation = load_split(run.config.data, "validation")
+    times = len(asked)
+    assert times == 5  # the run's own rule, and the four operating points that are always reported
+    for labels in asked:
+        np.testing.assert_array_equal(labels, validation.labels("binary"))
+    scores = 1 - evaluate.compute_probabilities(evaluate.predict(run, validation.images))[:, 0]
+    sensitivity = np.mean(scores[validation.subtypes > 0] >= results["threshold"]["value"])
+    assert sensitivity >= 0.95
+    assert json.loads((workdir / "threshold.json").read_text()) == results["threshold"]
+    assert evaluate.evaluate(run, "test")["threshold"] == results["threshold"]  # stored: the date is the first one's
+    assert len(asked) == times
+
+
+def test_another_rule_chooses_again_and_is_stored(workdir):
+    run = evaluate.open_run(workdir)
+    first = evaluate.load_threshold(run, run.config.threshold)
+    rules = ThresholdConfig(threshold_rule="youden")
+    youden = evaluate.evaluate(run, "test", rules)["threshold"]
+    assert (first["rule"], youden["rule"], youden["split"]) == ("target_sensitivity", "youden", "validation")
+    assert json.loads((workdir / "threshold.json").read_text()) == youden
+    fixed = evaluate.load_threshold(run, ThresholdConfig(threshold_rule="fixed", fixed_threshold=0.3))
+    assert (fixed["value"], fixed["split"]) == (0.3, None)
+    assert evaluate.load_threshold(run, ThresholdConfig(threshold_rule="fixed", fixed_threshold=0.4))["value"] == 0.4
+    lower = evaluate.load_threshold(run, ThresholdConfig(target_sensitivity=0.5))
+    assert lower["target_sensitivity"] == 0.5
+    assert lower["value"] >= first["value"]
+
+
+def test_the_threshold_of_another_checkpoint_is_not_taken_over(workdir):
+    run = evaluate.open_run(workdir)
+    stored = evaluate.load_threshold(run, run.config.threshold)
+    other = evaluate.load_threshold(dataclasses.replace(run, step=run.step + 1), run.config.threshold)
+    assert other["checkpoint_step"] == stored["checkpoint_step"] + 1
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"rule": "youden"}'])
+def test_a_damaged_threshold_is_named(workdir, text):
+    (workdir / "threshold.json").write_text(text)
+    run = evaluate.open_run(workdir)
+    with pytest.raises(UserError, match=r"threshold\.json is damaged"):
+        evaluate.load_threshold(run, run.config.threshold)
+
+
+def test_a_missing_test_split_is_said_with_its_reason(workdir, data_dir, tmp_path):
+    other = edit_record(data_dir, tmp_path / "data", lambda record: record["fingerprints"].pop("test"))
+    with pytest.raises(UserError, match="has no test split: its source .* had no folder of that name"):
+        evaluate.evaluate(evaluate.open_run(workdir, data_dir=other), "test")
+    assert not (workdir / "evaluation").exists()
+
+
+def test_a_run_scored_on_another_data_set_warns(workdir, data_dir, tmp_path, caplog):
+    other = edit_record(data_dir, tmp_path / "data", lambda record: record["fingerprints"].update(train="0" * 64))
+    with caplog.at_level("WARNING", "pneumojax"):
+        results = evaluate.evaluate(evaluate.open_run(workdir, data_dir=other), "test")
+    assert "training split is not the one the run was trained on" in caplog.text
+    assert results["run"]["trained_on_this_data"] is False
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        (np.zeros((2, 64, 64), np.uint8), "32 x 32 pixels, not on uint8 images of shape 64x64"),
+        (np.zeros((2, 32, 32), np.float32), "not on float32 images of shape 32x32"),
+        (np.zeros((2, 32, 32, 3), np.uint8), "of shape 32x32x3"),
+        (np.zeros((0, 32, 32), np.uint8), "no images"),
+    ],
+)
+def test_images_that_the_network_does_not_take_are_refused(trained, images, words):
+    with pytest.raises(UserError, match=words):
+        evaluate.predict(evaluate.open_run(trained["binary"]), images)
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        ({"cnn_widths": [4, 16]}, r"norm2/mean has shape \(8,\), the run's network \(16,\)"),
+        ({"model": "mlp"}, "has shape"),
+        ({"image_px": "32"}, "does not fit its config"),
+        ({"layers": 3}, "unknown config fields: layers"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+    ],
+)
+def test_a_checkpoint_with_an_edited_config_is_refused(workdir, edit, words):
+    for path in (workdir / "checkpoints").glob("*/run/metadata"):
+        run = json.loads(path.read_text())
+        path.write_text(json.dumps(run | {"config": run["config"] | edit}))
+    with pytest.raises(UserError, match=words):
+        evaluate.open_run(workdir)
+
+
+def test_a_checkpoint_that_lacks_the_runs_record_is_refused(workdir):
+    for path in (workdir / "checkpoints").glob("*/run/metadata"):
+        path.write_text(json.dumps({"config": {}}))
+    with pytest.raises(UserError, match="cannot be opened"):
+        evaluate.open_run(workdir)
+
+
+def test_probabilities_of_sure_cases_stay_apart():
+    sure = evaluate.compute_probabilities(np.array([[0.0, 20.0], [0.0, 21.0], [-2000.0, 2000.0]]))
+    assert sure[0, 1] < sure[1, 1] < 1
+    np.testing.assert_allclose(sure.sum(1), 1)
