@@ -52,19 +52,25 @@ def config_from_flags() -> Config:
     return config_from_dict(values)
 
 
-def run(main: Callable[[], int | None]) -> None:
-    """Parses the flags and runs `main()`, whose return value is the exit code.
+def run(main: Callable[..., int | None], arguments: tuple[str, ...] = ()) -> None:
+    """Parses the flags and runs `main` with the arguments, whose return value is the exit code.
+
+    Args:
+      main: takes as many strings as there are arguments.
+      arguments: names, for the message, of what is written without a flag; all are needed.
 
     What the user can mend ends in one sentence and code 1, without a traceback: UserError, a full disk, a place that
     may not be written. Unknown flags and values end with absl's sentence and code 1.
     """
 
     def guarded(argv: list[str]) -> int | None:
-        if argv[1:]:
+        if not arguments and argv[1:]:
             return fail(f"unexpected argument {argv[1]}: flags are written --name=value.")
+        if len(argv) - 1 != len(arguments):
+            return fail(f"needs {' '.join(arguments)}, and got {' '.join(argv[1:]) or 'nothing'}. See --help.")
         _show_log()
         try:
-            return main()
+            return main(*argv[1:])
         except UserError as error:
             return fail(str(error))
         except KeyboardInterrupt:

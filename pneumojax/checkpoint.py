@@ -5,6 +5,7 @@ Layout of a workdir:
     metrics.jsonl          one row of JSON for each chunk and each validation
     learning_curves.png
     threshold.json         the operating point that validation chose
+    calibration.json       the temperature that validation chose
     checkpoints/STEP/      Orbax: `state` (arrays in nested dicts), its `checksum`, `run` (as config.json), metrics
     evaluation/SPLIT/      what evaluation wrote
 """

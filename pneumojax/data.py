@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 
 SUBTYPES = CLASS_NAMES["three_class"]
 
+# What is kept of each example beside its image.
+COLUMNS = ("subtype", "patient_id", "filename", "height", "width", "channels", "duplicate_of")
+
 
 @dataclasses.dataclass(frozen=True)
 class Split:
@@ -31,6 +34,9 @@ class Split:
       subtypes: [N] int32, index into NORMAL, BACTERIA, VIRUS.
       patient_ids: N strings; no patient is in two splits.
       filenames: N strings, unique in the split.
+      heights, widths: [N] int32, of the original files, in pixels.
+      channels: [N] int32, of the original files: 1 is grey, 3 is RGB.
+      duplicate_of: N strings: the first byte-identical file of the split, or empty.
       fingerprint: sha256 of the split's names, labels, patients and image bytes.
     """
 
@@ -39,6 +45,10 @@ class Split:
     subtypes: np.ndarray
     patient_ids: np.ndarray
     filenames: np.ndarray
+    heights: np.ndarray
+    widths: np.ndarray
+    channels: np.ndarray
+    duplicate_of: np.ndarray
     fingerprint: str
 
     def __len__(self) -> int:
@@ -184,13 +194,13 @@ def _decode_split(config: DataConfig, name: str) -> tuple[np.ndarray, dict[str, 
     try:
         builder = tfds.builder_from_directory(directory)
         source = builder.as_data_source(split=name, decoders={"image": tfds.decode.SkipDecoding()})
-        columns: dict[str, list] = {"subtype": [], "patient_id": [], "filename": []}
+        columns: dict[str, list] = {column: [] for column in COLUMNS}
         files = []
         for example in source:
             files.append(example["image"])
-            columns["subtype"].append(int(example["subtype"]))
-            columns["patient_id"].append(example["patient_id"].decode())
-            columns["filename"].append(example["filename"].decode())
+            for column, values in columns.items():
+                value = example[column]
+                values.append(value.decode() if isinstance(value, bytes) else int(value))
     except Exception as error:  # TFDS and array_record raise many kinds for a damaged folder.
         raise UserError(
             f"the data set in {directory} cannot be read ({error}). "
@@ -224,5 +234,9 @@ def _make_split(name: str, images: np.ndarray, examples: dict[str, list], finger
         subtypes=np.array(examples["subtype"], np.int32),
         patient_ids=np.array(examples["patient_id"]),
         filenames=np.array(examples["filename"]),
+        heights=np.array(examples["height"], np.int32),
+        widths=np.array(examples["width"], np.int32),
+        channels=np.array(examples["channels"], np.int32),
+        duplicate_of=np.array(examples["duplicate_of"]),
         fingerprint=fingerprint,
     )

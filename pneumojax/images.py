@@ -10,8 +10,9 @@ from PIL import Image
 
 from pneumojax.errors import UserError
 
-# Part of the name of decoded caches: raise it when decode_image comes to give other pixels.
-DECODER_VERSION = 1
+# Part of the name of decoded caches: raise it when decode_image comes to give other pixels, or data.COLUMNS
+# other facts.
+DECODER_VERSION = 2
 
 
 def decode_image(data: bytes, image_px: int) -> np.ndarray:

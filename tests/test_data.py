@@ -141,7 +141,7 @@ def test_a_write_cut_short_leaves_no_cache(config, monkeypatch, error, caplog):
                 load_split(config, "validation")
     assert decoded(config) == []
     whole = load_split(config, "validation")
-    assert [path.name for path in decoded(config)] == [f"validation-16px-v1-{whole.fingerprint[:16]}"]
+    assert [path.name for path in decoded(config)] == [f"validation-16px-v2-{whole.fingerprint[:16]}"]
     if isinstance(error, OSError):
         assert_same(split, whole)
 
