@@ -59,10 +59,18 @@ class DataConfig(_Checked):
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig(_Checked):
-    model: str = _field("cnn", "network", choices=("mlp", "cnn", "resnet18", "resnet34", "resnet50"))
+    model: str = _field(
+        "cnn", "network", choices=("mlp", "cnn", "flatiron", "vgg16", "resnet18", "resnet34", "resnet50")
+    )
     task: str = _field("binary", "NORMAL / PNEUMONIA, or NORMAL / BACTERIA / VIRUS", choices=tuple(CLASS_NAMES))
     mlp_widths: tuple[int, ...] = _field((512, 128), "units of each hidden layer of mlp", at_least=1)
     cnn_widths: tuple[int, ...] = _field((32, 64, 128, 256), "channels of each convolution of cnn", at_least=1)
+    vgg_width: int = _field(
+        64, "channels of vgg16's first stage; the others have 2, 4, 8 and 8 times as many", at_least=1
+    )
+    vgg_dense_widths: tuple[int, ...] = _field(
+        (4096, 4096), "units of vgg16's dense layers; none: the head takes the average over all places", at_least=1
+    )
     resnet_width: int = _field(64, "channels of a resnet's first stage; each stage doubles them", at_least=1)
     dropout: float = _field(0.0, "share of the last features dropped in training", at_least=0.0, below=1.0)
     dtype: str = _field(
