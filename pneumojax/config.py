@@ -80,6 +80,7 @@ class ModelConfig(_Checked):
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig(_Checked):
+    augment_classes: str = _field("all", "which images are changed: all, or those of NORMAL", choices=("all", "normal"))
     rotate_degrees: float = _field(10.0, "largest rotation, in degrees, either way", at_least=0.0, at_most=180.0)
     shift: float = _field(0.05, "largest shift, as a share of the image's side", at_least=0.0, below=1.0)
     zoom: float = _field(0.1, "largest zoom: scale is drawn between 1 - zoom and 1 + zoom", at_least=0.0, below=1.0)

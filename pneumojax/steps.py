@@ -10,7 +10,7 @@ from flax import nnx
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from pneumojax.augment import make_augment, mixup
+from pneumojax.augment import keep_pneumonia, make_augment, mixup
 from pneumojax.config import CLASS_NAMES, Config
 from pneumojax.losses import as_class_logits, compute_cross_entropy, make_targets
 from pneumojax.models import make_model
@@ -86,6 +86,7 @@ def make_train_step(
       `correct`, `count`, float32.
     """
     augment = make_augment(config.augment)
+    normal_only = config.augment.augment_classes == "normal"
     classes = len(CLASS_NAMES[config.model.task])
     smoothing, alpha, ema_decay = (
         config.optimizer.label_smoothing,
@@ -111,7 +112,8 @@ def make_train_step(
         batch, targets = gather(images, labels, index)
         if alpha:
             batch, targets = mixup(mixup_keys, alpha, (batch, targets), gather(images, labels, partner(index)))
-        batch = augment(augment_keys, batch)
+        augmented = augment(augment_keys, batch)
+        batch = keep_pneumonia(batch, augmented, labels[index]) if normal_only else augmented
         gradient = jax.value_and_grad(compute_loss, has_aux=True)
         (_, (losses, logits, batch_stats)), grads = gradient(
             state.params, state.batch_stats, batch, targets, dropout_keys
