@@ -72,6 +72,12 @@ class ModelConfig(_Checked):
         (4096, 4096), "units of vgg16's dense layers; none: the head takes the average over all places", at_least=1
     )
     resnet_width: int = _field(64, "channels of a resnet's first stage; each stage doubles them", at_least=1)
+    resnet_stride: str = _field(
+        "3x3", "convolution with the stride in a block of resnet50: PyTorch's, or Keras's", choices=("3x3", "1x1")
+    )
+    pretrained: str | None = _field(
+        None, "file of ImageNet weights to start from: torchvision's, timm's or Keras's (default: a random start)"
+    )
     dropout: float = _field(0.0, "share of the last features dropped in training", at_least=0.0, below=1.0)
     dtype: str = _field(
         "float32", "compute type; parameters, statistics and loss stay float32", choices=("float32", "bfloat16")
@@ -160,6 +166,8 @@ class Config(_Checked):
             raise UserError("batch_norm=local needs parallel=shard_map or pmap: jit sees the global batch only.")
         if train.multihost and train.parallel == "pmap":
             raise UserError("multihost needs parallel=jit or shard_map: pmap here spreads over one process only.")
+        if self.model.pretrained and not self.model.model.startswith(("vgg", "resnet")):
+            raise UserError(f"pretrained needs model=vgg16, resnet18, resnet34 or resnet50, not {self.model.model}.")
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The compiled functions: everything that runs on the devices, and every jit."""
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -14,6 +15,7 @@ from pneumojax.augment import keep_pneumonia, make_augment, mixup
 from pneumojax.config import CLASS_NAMES, Config
 from pneumojax.losses import as_class_logits, compute_cross_entropy, make_targets
 from pneumojax.models import make_model
+from pneumojax.pretrained import load_pretrained
 from pneumojax.sharding import AXIS, put, replicated
 from pneumojax.state import TrainState
 
@@ -66,6 +68,19 @@ def init_state(config: Config, tx: optax.GradientTransformation, mesh: Mesh) -> 
 def make_key(config: Config, mesh: Mesh) -> jax.Array:
     """The one key of a run; each step folds its number into it, so there is no random state to save."""
     return jax.jit(lambda: jax.random.fold_in(jax.random.key(config.train.seed), 1), out_shardings=replicated(mesh))()
+
+
+def start_pretrained(config: Config, state: TrainState, mesh: Mesh) -> TrainState:
+    """A fresh state with the weights of the file that the config names.
+
+    Raises:
+      UserError: the file cannot be read or is of another network.
+    """
+    fresh = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
+    loaded = load_pretrained(config.model.pretrained, config.model, fresh, PIXEL_MEAN, PIXEL_STD)
+    # Copies: a donated state must not hold one buffer twice.
+    arrays, average = (jax.tree.map(lambda leaf: put(np.array(leaf), mesh), loaded) for _ in range(2))
+    return dataclasses.replace(state, **arrays, ema=average if state.ema else {})
 
 
 def make_train_step(

@@ -38,6 +38,11 @@ class Conv(nnx.Module):
         return x if self.bias is None else x + self.bias[...].astype(self.dtype)
 
 
+def add_ones(images: jax.Array) -> jax.Array:
+    """[B, H, W, 1] -> [B, H, W, 2]: a plane of ones beside the grey one, for pretrained.py to fold offsets into."""
+    return jnp.concatenate([images, jnp.ones_like(images)], -1)
+
+
 def make_batch_norm(
     channels: int, dtype: str, axis_name: str | None, rngs: nnx.Rngs, initial_scale: float = 1.0
 ) -> nnx.BatchNorm:

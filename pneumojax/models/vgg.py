@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from pneumojax.models.layers import Conv, Head, drop
+from pneumojax.models.layers import Conv, Head, add_ones, drop
 from pneumojax.models.spatial import max_pool
 
 STAGE_CONVOLUTIONS = (2, 2, 3, 3, 3)
@@ -34,9 +34,11 @@ class VGG16(nnx.Module):
         dtype: str,
         axis_name: str | None,
         rngs: nnx.Rngs,
+        ones_plane: bool = False,
     ):
         del axis_name  # Nothing here is normalised over the batch.
-        channels = 1
+        self.ones_plane = ones_plane
+        channels = 2 if ones_plane else 1
         for stage, convolutions in enumerate(STAGE_CONVOLUTIONS):
             features = width * min(2**stage, 8)
             for i in range(convolutions):
@@ -52,7 +54,7 @@ class VGG16(nnx.Module):
         self.head = Head(features, num_outputs, dropout, rngs)
 
     def __call__(self, images: jax.Array, train: bool, keys: jax.Array | None = None) -> jax.Array:
-        x = images
+        x = add_ones(images) if self.ones_plane else images
         for stage, convolutions in enumerate(STAGE_CONVOLUTIONS):
             for i in range(convolutions):
                 x = nnx.relu(getattr(self, f"stage{stage + 1}_conv{i + 1}")(x))
