@@ -40,6 +40,20 @@ def make_augment(config: AugmentConfig) -> Callable[[jax.Array, jax.Array], jax.
     return jax.vmap(augment_one)
 
 
+def keep_pneumonia(images: jax.Array, augmented: jax.Array, labels: jax.Array) -> jax.Array:
+    """The augmented images of NORMAL, the images of pneumonia as they were.
+
+    Args:
+      images: [B, H, W] float32.
+      augmented: [B, H, W] float32.
+      labels: [B] int32, 0 = NORMAL.
+
+    Returns:
+      [B, H, W] float32.
+    """
+    return jnp.where((labels == 0)[:, None, None], augmented, images)
+
+
 def draw_transform(key: jax.Array, config: AugmentConfig) -> jax.Array:
     """Draws one affine map for all geometry, so that the image is resampled once.
 

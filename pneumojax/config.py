@@ -59,11 +59,25 @@ class DataConfig(_Checked):
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig(_Checked):
-    model: str = _field("cnn", "network", choices=("mlp", "cnn", "resnet18", "resnet34", "resnet50"))
+    model: str = _field(
+        "cnn", "network", choices=("mlp", "cnn", "flatiron", "vgg16", "resnet18", "resnet34", "resnet50")
+    )
     task: str = _field("binary", "NORMAL / PNEUMONIA, or NORMAL / BACTERIA / VIRUS", choices=tuple(CLASS_NAMES))
     mlp_widths: tuple[int, ...] = _field((512, 128), "units of each hidden layer of mlp", at_least=1)
     cnn_widths: tuple[int, ...] = _field((32, 64, 128, 256), "channels of each convolution of cnn", at_least=1)
+    vgg_width: int = _field(
+        64, "channels of vgg16's first stage; the others have 2, 4, 8 and 8 times as many", at_least=1
+    )
+    vgg_dense_widths: tuple[int, ...] = _field(
+        (4096, 4096), "units of vgg16's dense layers; none: the head takes the average over all places", at_least=1
+    )
     resnet_width: int = _field(64, "channels of a resnet's first stage; each stage doubles them", at_least=1)
+    resnet_stride: str = _field(
+        "3x3", "convolution with the stride in a block of resnet50: PyTorch's, or Keras's", choices=("3x3", "1x1")
+    )
+    pretrained: str | None = _field(
+        None, "file of ImageNet weights to start from: torchvision's, timm's or Keras's (default: a random start)"
+    )
     dropout: float = _field(0.0, "share of the last features dropped in training", at_least=0.0, below=1.0)
     dtype: str = _field(
         "float32", "compute type; parameters, statistics and loss stay float32", choices=("float32", "bfloat16")
@@ -72,6 +86,7 @@ class ModelConfig(_Checked):
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig(_Checked):
+    augment_classes: str = _field("all", "which images are changed: all, or those of NORMAL", choices=("all", "normal"))
     rotate_degrees: float = _field(10.0, "largest rotation, in degrees, either way", at_least=0.0, at_most=180.0)
     shift: float = _field(0.05, "largest shift, as a share of the image's side", at_least=0.0, below=1.0)
     zoom: float = _field(0.1, "largest zoom: scale is drawn between 1 - zoom and 1 + zoom", at_least=0.0, below=1.0)
@@ -164,6 +179,8 @@ class Config(_Checked):
             raise UserError("batch_norm=local needs parallel=shard_map or pmap: jit sees the global batch only.")
         if train.multihost and train.parallel == "pmap":
             raise UserError("multihost needs parallel=jit or shard_map: pmap here spreads over one process only.")
+        if self.model.pretrained and not self.model.model.startswith(("vgg", "resnet")):
+            raise UserError(f"pretrained needs model=vgg16, resnet18, resnet34 or resnet50, not {self.model.model}.")
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:

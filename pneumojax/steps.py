@@ -1,5 +1,6 @@
 """The compiled functions: everything that runs on the devices, and every jit."""
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -10,10 +11,11 @@ from flax import nnx
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from pneumojax.augment import make_augment, mixup
+from pneumojax.augment import keep_pneumonia, make_augment, mixup
 from pneumojax.config import CLASS_NAMES, Config
 from pneumojax.losses import as_class_logits, compute_cross_entropy, make_targets
 from pneumojax.models import make_model
+from pneumojax.pretrained import load_pretrained
 from pneumojax.sharding import AXIS, put, replicated
 from pneumojax.state import TrainState
 
@@ -68,6 +70,19 @@ def make_key(config: Config, mesh: Mesh) -> jax.Array:
     return jax.jit(lambda: jax.random.fold_in(jax.random.key(config.train.seed), 1), out_shardings=replicated(mesh))()
 
 
+def start_pretrained(config: Config, state: TrainState, mesh: Mesh) -> TrainState:
+    """A fresh state with the weights of the file that the config names.
+
+    Raises:
+      UserError: the file cannot be read or is of another network.
+    """
+    fresh = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
+    loaded = load_pretrained(config.model.pretrained, config.model, fresh, PIXEL_MEAN, PIXEL_STD)
+    # Copies: a donated state must not hold one buffer twice.
+    arrays, average = (jax.tree.map(lambda leaf: put(np.array(leaf), mesh), loaded) for _ in range(2))
+    return dataclasses.replace(state, **arrays, ema=average if state.ema else {})
+
+
 def make_train_step(
     config: Config, graph: nnx.GraphDef, tx: optax.GradientTransformation, class_weights: np.ndarray, mapped: bool
 ) -> Callable:
@@ -86,6 +101,7 @@ def make_train_step(
       `correct`, `count`, float32.
     """
     augment = make_augment(config.augment)
+    normal_only = config.augment.augment_classes == "normal"
     classes = len(CLASS_NAMES[config.model.task])
     smoothing, alpha, ema_decay = (
         config.optimizer.label_smoothing,
@@ -111,7 +127,8 @@ def make_train_step(
         batch, targets = gather(images, labels, index)
         if alpha:
             batch, targets = mixup(mixup_keys, alpha, (batch, targets), gather(images, labels, partner(index)))
-        batch = augment(augment_keys, batch)
+        augmented = augment(augment_keys, batch)
+        batch = keep_pneumonia(batch, augmented, labels[index]) if normal_only else augmented
         gradient = jax.value_and_grad(compute_loss, has_aux=True)
         (_, (losses, logits, batch_stats)), grads = gradient(
             state.params, state.batch_stats, batch, targets, dropout_keys

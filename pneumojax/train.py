@@ -108,7 +108,10 @@ def fit(
     validate = _make_validate(config, steps.make_predict(graph, mesh), validation, mesh)
 
     with _hold_workdir(workdir, run, restart), open_checkpoints(workdir) as checkpoints:
-        state = _resume(workdir, checkpoints, steps.init_state(config, tx, mesh), mesh)
+        fresh = steps.init_state(config, tx, mesh)
+        if config.model.pretrained and checkpoints.latest_step() is None:
+            fresh = steps.start_pretrained(config, fresh, mesh)
+        state = _resume(workdir, checkpoints, fresh, mesh)
         log = _Log(workdir, config, chunks * chunk_steps, total_steps, report)
         images, labels = put(data.images, mesh), put(labels, mesh)
         key = steps.make_key(config, mesh)

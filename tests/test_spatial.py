@@ -82,3 +82,28 @@ def test_max_pool_is_the_reduction_over_windows_with_its_gradient(px, window):
     plain, plain_gradient = compute_with_gradients(lambda i: plain_max_pool(i, window), images)
     np.testing.assert_array_equal(ours, plain)
     assert_near(gradient, plain_gradient)
+
+
+@pytest.mark.parametrize("px", [4, 5, 8, 9])
+@pytest.mark.parametrize(("size", "stride", "pad"), [(3, 1, 0), (4, 1, 0), (4, 2, 1), (3, 2, 0)])
+def test_other_padding_and_even_kernels_are_xlas_convolution_too(px, size, stride, pad):
+    def plain_convolve(images, kernel):
+        layout = ("NHWC", "HWIO", "NHWC")
+        return lax.conv_general_dilated(images, kernel, (stride, stride), [(pad, pad)] * 2, dimension_numbers=layout)
+
+    rng = np.random.default_rng(px)
+    images = rng.normal(size=(2, px, px + 1, 3)).astype(np.float32)
+    kernel = rng.normal(size=(size, size, 3, 4)).astype(np.float32)
+    ours = compute_with_gradients(lambda i, k: spatial.convolve(i, k, stride, pad), images, kernel)
+    plain = compute_with_gradients(plain_convolve, images, kernel)
+    for mine, theirs in zip(ours, plain, strict=True):
+        assert_near(mine, theirs)
+
+
+@pytest.mark.parametrize("px", [2, 3, 8])
+def test_max_pool_of_whole_windows_is_the_unpadded_reduction_with_its_gradient(px):
+    images = np.random.default_rng(px).normal(size=(2, px, px + 1, 3)).astype(np.float32)
+    ours = compute_with_gradients(lambda i: spatial.max_pool(i, 2, whole=True), images)
+    plain = compute_with_gradients(lambda i: nnx.max_pool(i, (2, 2), strides=(2, 2)), images)
+    for mine, theirs in zip(ours, plain, strict=True):
+        assert_near(mine, theirs)

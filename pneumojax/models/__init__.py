@@ -4,16 +4,27 @@ from flax import nnx
 
 from pneumojax.config import CLASS_NAMES, ModelConfig
 from pneumojax.models.cnn import CNN
+from pneumojax.models.flatiron import Flatiron
 from pneumojax.models.mlp import MLP
 from pneumojax.models.resnet import ResNet
+from pneumojax.models.vgg import VGG16
 
 MODELS = {
     "mlp": lambda config, image_px, **common: MLP(image_px, config.mlp_widths, **common),
     "cnn": lambda config, image_px, **common: CNN(config.cnn_widths, **common),
-    "resnet18": lambda config, image_px, **common: ResNet((2, 2, 2, 2), False, config.resnet_width, **common),
-    "resnet34": lambda config, image_px, **common: ResNet((3, 4, 6, 3), False, config.resnet_width, **common),
-    "resnet50": lambda config, image_px, **common: ResNet((3, 4, 6, 3), True, config.resnet_width, **common),
+    "flatiron": lambda config, image_px, **common: Flatiron(image_px, **common),
+    "vgg16": lambda config, image_px, **common: VGG16(
+        config.vgg_width, config.vgg_dense_widths, ones_plane=config.pretrained is not None, **common
+    ),
+    "resnet18": lambda config, image_px, **common: _make_resnet((2, 2, 2, 2), False, config, common),
+    "resnet34": lambda config, image_px, **common: _make_resnet((3, 4, 6, 3), False, config, common),
+    "resnet50": lambda config, image_px, **common: _make_resnet((3, 4, 6, 3), True, config, common),
 }
+
+
+def _make_resnet(stage_blocks, bottleneck, config, common):
+    options = {"strided": config.resnet_stride, "ones_plane": config.pretrained is not None}
+    return ResNet(stage_blocks, bottleneck, config.resnet_width, **options, **common)
 
 
 def make_model(config: ModelConfig, image_px: int, key, axis_name: str | None = None) -> nnx.Module:

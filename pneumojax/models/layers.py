@@ -8,21 +8,39 @@ from pneumojax.models.spatial import convolve
 
 
 class Conv(nnx.Module):
-    """A square convolution without bias, padded by kernel // 2 on each side (as PyTorch's; 'SAME' differs at stride 2).
+    """A square convolution, padded by kernel // 2 on each side (as PyTorch's; 'SAME' differs at stride 2) unless told.
 
     References:
       He et al., "Delving Deep into Rectifiers", 2015: the initialisation.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, size: int, stride: int, dtype: str, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        size: int,
+        stride: int,
+        dtype: str,
+        rngs: nnx.Rngs,
+        pad: int | None = None,
+        bias: bool = False,
+    ):
         init = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
         self.kernel = nnx.Param(init(rngs.params(), (size, size, in_channels, out_channels), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(out_channels)) if bias else None
         self.stride = stride
+        self.pad = pad
         self.dtype = dtype
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """[B, H, W, I] -> [B, ceil(H / stride), ceil(W / stride), O] in the compute type."""
-        return convolve(images.astype(self.dtype), self.kernel[...].astype(self.dtype), self.stride)
+        """[B, H, W, I] -> [B, H', W', O] in the compute type; see `convolve` for H' and W'."""
+        x = convolve(images.astype(self.dtype), self.kernel[...].astype(self.dtype), self.stride, self.pad)
+        return x if self.bias is None else x + self.bias[...].astype(self.dtype)
+
+
+def add_ones(images: jax.Array) -> jax.Array:
+    """[B, H, W, 1] -> [B, H, W, 2]: a plane of ones beside the grey one, for pretrained.py to fold offsets into."""
+    return jnp.concatenate([images, jnp.ones_like(images)], -1)
 
 
 def make_batch_norm(
@@ -40,6 +58,19 @@ def make_batch_norm(
     )
 
 
+def drop(features: jax.Array, rate: float, keys: jax.Array) -> jax.Array:
+    """Dropout.
+
+    Args:
+      features: [B, ...].
+      rate: share that becomes 0; the others grow by 1 / (1 - rate).
+      keys: [B] PRNG keys. One for each image, not for each device's share: the mask does not depend on how many devices
+        there are.
+    """
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, features.shape[1:]))(keys)
+    return jnp.where(keep, features / (1 - rate), 0)
+
+
 class Head(nnx.Module):
     """Dropout and the last linear layer, in float32."""
 
@@ -51,7 +82,5 @@ class Head(nnx.Module):
         """[B, F] features -> [B, num_outputs] float32 logits."""
         features = features.astype(jnp.float32)
         if train and self.dropout:
-            # A key for each image, not for each device's share: the mask does not depend on how many devices there are.
-            keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.dropout, features.shape[1:]))(keys)
-            features = jnp.where(keep, features / (1 - self.dropout), 0)
+            features = drop(features, self.dropout, keys)
         return self.linear(features)

@@ -1,15 +1,15 @@
 """Residual networks for grey images.
 
 References:
-  He et al., "Deep Residual Learning for Image Recognition", 2016. The stride sits in the 3x3 convolution of a
-  bottleneck (v1.5), and the last normalisation of each block starts at zero (Goyal et al., "Accurate, Large Minibatch
-  SGD", 2017).
+  He et al., "Deep Residual Learning for Image Recognition", 2016. There the stride of a bottleneck sits in its first
+  1x1 convolution, as in Keras; PyTorch and the field have it in the 3x3 convolution (v1.5). The last normalisation of
+  each block starts at zero (Goyal et al., "Accurate, Large Minibatch SGD", 2017).
 """
 
 import jax
 from flax import nnx
 
-from pneumojax.models.layers import Conv, Head, make_batch_norm
+from pneumojax.models.layers import Conv, Head, add_ones, make_batch_norm
 from pneumojax.models.spatial import max_pool
 
 
@@ -25,10 +25,12 @@ class Block(nnx.Module):
         dtype: str,
         axis_name: str | None,
         rngs: nnx.Rngs,
+        strided: str = "3x3",
     ):
         out_channels = 4 * width if bottleneck else width
         if bottleneck:
-            plan = [(in_channels, width, 1, 1), (width, width, 3, stride), (width, out_channels, 1, 1)]
+            strides = (stride, 1) if strided == "1x1" else (1, stride)
+            plan = [(in_channels, width, 1, strides[0]), (width, width, 3, strides[1]), (width, out_channels, 1, 1)]
         else:
             plan = [(in_channels, width, 3, stride), (width, width, 3, 1)]
         self.depth = len(plan)
@@ -66,8 +68,11 @@ class ResNet(nnx.Module):
         dtype: str,
         axis_name: str | None,
         rngs: nnx.Rngs,
+        strided: str = "3x3",
+        ones_plane: bool = False,
     ):
-        self.stem_conv = Conv(1, width, 7, 2, dtype, rngs)
+        self.ones_plane = ones_plane
+        self.stem_conv = Conv(2 if ones_plane else 1, width, 7, 2, dtype, rngs)
         self.stem_norm = make_batch_norm(width, dtype, axis_name, rngs)
         self.block_names = []
         channels = width
@@ -75,14 +80,15 @@ class ResNet(nnx.Module):
             for i in range(blocks):
                 name = f"stage{stage + 1}_block{i + 1}"
                 stride = 2 if stage > 0 and i == 0 else 1
-                block = Block(channels, width * 2**stage, stride, bottleneck, dtype, axis_name, rngs)
+                block = Block(channels, width * 2**stage, stride, bottleneck, dtype, axis_name, rngs, strided)
                 setattr(self, name, block)
                 self.block_names.append(name)
                 channels = width * 2**stage * (4 if bottleneck else 1)
         self.head = Head(channels, num_outputs, dropout, rngs)
 
     def __call__(self, images: jax.Array, train: bool, keys: jax.Array | None = None) -> jax.Array:
-        x = nnx.relu(self.stem_norm(self.stem_conv(images), use_running_average=not train))
+        x = add_ones(images) if self.ones_plane else images
+        x = nnx.relu(self.stem_norm(self.stem_conv(x), use_running_average=not train))
         x = max_pool(x, 3)
         for name in self.block_names:
             x = getattr(self, name)(x, train)

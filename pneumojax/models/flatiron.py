@@ -1,0 +1,42 @@
+"""The network of a student project, published layer by layer."""
+
+import jax
+from flax import nnx
+
+from pneumojax.models.layers import Conv, Head, drop
+from pneumojax.models.spatial import max_pool
+
+
+class Flatiron(nnx.Module):
+    """Two convolutions, three poolings, two dense layers; 3,011,169 parameters at 224 px with one output.
+
+    Conv 32 3x3 tanh, MaxPool 2, Conv 32 4x4 ReLU, MaxPool 2 'same', LeakyReLU 0.3, MaxPool 2 'same', dropout,
+    Dense 128 ReLU, Dense 64 ReLU, head. The convolutions are not padded. The LeakyReLU follows a
+    ReLU and so changes nothing; it stands here because it stands there.
+
+    References:
+      Project flatiron_phase4_project (Keras): its published layers, with Keras's defaults where it says nothing.
+    """
+
+    def __init__(
+        self, image_px: int, num_outputs: int, dropout: float, dtype: str, axis_name: str | None, rngs: nnx.Rngs
+    ):
+        del axis_name  # Nothing here is normalised over the batch.
+        self.conv1 = Conv(1, 32, 3, 1, dtype, rngs, pad=0, bias=True)
+        self.conv2 = Conv(32, 32, 4, 1, dtype, rngs, pad=0, bias=True)
+        self.dropout = dropout
+        side = (image_px - 2) // 2 - 3
+        side = -(-side // 4)  # Two halvings, each rounded up.
+        self.dense1 = nnx.Linear(32 * side**2, 128, dtype=dtype, rngs=rngs)
+        self.dense2 = nnx.Linear(128, 64, dtype=dtype, rngs=rngs)
+        self.head = Head(64, num_outputs, 0.0, rngs)
+
+    def __call__(self, images: jax.Array, train: bool, keys: jax.Array | None = None) -> jax.Array:
+        x = max_pool(nnx.tanh(self.conv1(images)), 2, whole=True)
+        x = max_pool(nnx.relu(self.conv2(x)), 2)
+        x = max_pool(nnx.leaky_relu(x, 0.3), 2)
+        if train and self.dropout:
+            x = drop(x, self.dropout, keys)
+        x = nnx.relu(self.dense1(x.reshape(len(x), -1)))
+        x = nnx.relu(self.dense2(x))
+        return self.head(x, train, keys)

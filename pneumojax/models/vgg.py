@@ -1,0 +1,89 @@
+"""VGG16 for grey images.
+
+References:
+  Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", 2015: configuration D.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from pneumojax.models.layers import Conv, Head, add_ones, drop
+from pneumojax.models.spatial import max_pool
+
+STAGE_CONVOLUTIONS = (2, 2, 3, 3, 3)
+# Height and width in front of the dense layers: that of 224 px after five poolings.
+DENSE_PX = 7
+
+
+class VGG16(nnx.Module):
+    """Five stages of 3x3 convolutions with ReLU and 2x2 max-pooling; dense layers with ReLU and dropout; the head.
+
+    In front of the dense layers the places are averaged to 7 x 7, or repeated where there are fewer, as torchvision
+    does: an image of another size than 224 px fits the same layers. Without dense layers the head takes the average
+    over all places. An image below 32 px is halved until one place is left.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        dense_widths: tuple[int, ...],
+        num_outputs: int,
+        dropout: float,
+        dtype: str,
+        axis_name: str | None,
+        rngs: nnx.Rngs,
+        ones_plane: bool = False,
+    ):
+        del axis_name  # Nothing here is normalised over the batch.
+        self.ones_plane = ones_plane
+        channels = 2 if ones_plane else 1
+        for stage, convolutions in enumerate(STAGE_CONVOLUTIONS):
+            features = width * min(2**stage, 8)
+            for i in range(convolutions):
+                conv = Conv(channels, features, 3, 1, dtype, rngs, bias=True)
+                setattr(self, f"stage{stage + 1}_conv{i + 1}", conv)
+                channels = features
+        self.dropout = dropout
+        self.depth = len(dense_widths)
+        features = channels * DENSE_PX**2 if dense_widths else channels
+        for i, units in enumerate(dense_widths):
+            setattr(self, f"dense{i + 1}", nnx.Linear(features, units, dtype=dtype, rngs=rngs))
+            features = units
+        self.head = Head(features, num_outputs, dropout, rngs)
+
+    def __call__(self, images: jax.Array, train: bool, keys: jax.Array | None = None) -> jax.Array:
+        x = add_ones(images) if self.ones_plane else images
+        for stage, convolutions in enumerate(STAGE_CONVOLUTIONS):
+            for i in range(convolutions):
+                x = nnx.relu(getattr(self, f"stage{stage + 1}_conv{i + 1}")(x))
+            x = max_pool(x, 2, whole=x.shape[1] > 1)
+        if not self.depth:
+            return self.head(x.mean((1, 2), dtype="float32"), train, keys)
+        x = average_to(x, DENSE_PX).reshape(len(x), -1)
+        for i in range(self.depth):
+            x = nnx.relu(getattr(self, f"dense{i + 1}")(x))
+            if train and self.dropout and i < self.depth - 1:  # The head drops its own input.
+                x = drop(x, self.dropout, jax.vmap(jax.random.fold_in, (0, None))(keys, i))
+        return self.head(x, train, keys)
+
+
+def average_to(images: jax.Array, size: int) -> jax.Array:
+    """Averages (or repeats) places so that the result has a fixed size; PyTorch's adaptive average pooling.
+
+    Args:
+      images: [B, H, H, C].
+      size: height and width of the result; its place i averages places floor(i H / size) to ceil((i + 1) H / size) - 1.
+
+    Returns:
+      [B, size, size, C].
+    """
+    side = images.shape[1]
+    if side == size:
+        return images
+    first = np.arange(size) * side // size
+    last = -(-(np.arange(size) + 1) * side // size)
+    inside = (np.arange(side) >= first[:, None]) & (np.arange(side) < last[:, None])
+    weights = jnp.asarray(inside / inside.sum(1, keepdims=True), images.dtype)
+    return jnp.einsum("ph,bhwc,qw->bpqc", weights, images, weights)
