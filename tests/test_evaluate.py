@@ -21,6 +21,7 @@ from pneumojax.sharding import AXIS
 from pneumojax.train import fit
 
 BINARY = {"auroc", "auprc", "accuracy", "sensitivity", "specificity", "precision", "f1", "balanced_accuracy"}
+BINARY |= {f"specificity_at_sensitivity_{target}" for target in ("0.95", "0.975", "0.99")}
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +123,8 @@ def test_the_files_agree_with_each_other(workdir):
     assert results["metrics"]["accuracy"]["value"] == pytest.approx((expected[0][0] + expected[1][1]) / len(rows))
     written = {path.name for path in (workdir / "evaluation" / "test").iterdir()}
     pictures = {"roc.png", "precision_recall.png", "confusion_matrix.png", "learning_curves.png"}
-    assert written == {"metrics.json", "predictions.csv"} | pictures
+    pictures |= {"reliability.png", "predictive_values.png", "decision_curve.png"}
+    assert written == {"metrics.json", "predictions.csv", "curves.json"} | pictures
 
 
 def test_three_classes_score_as_one_minus_normal_and_have_their_own_matrix(three_class_workdir):
