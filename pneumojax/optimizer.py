@@ -3,13 +3,15 @@
 import jax
 import optax
 
-from pneumojax.config import OptimizerConfig
+from pneumojax.config import CLASSIFIER, OptimizerConfig
 
 
 def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
     """Learning rate of each step: straight up from 0, then a cosine down to 0."""
     warmup_steps = round(config.warmup * total_steps)
-    return optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup_steps, max(total_steps, warmup_steps + 1))
+    return optax.warmup_cosine_decay_schedule(
+        0.0, config.learning_rate, warmup_steps, max(total_steps, warmup_steps + 1)
+    )
 
 
 def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
@@ -26,8 +28,22 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
 
     schedule = make_schedule(config, total_steps)
     if config.optimizer == "adamw":
-        return optax.adamw(schedule, weight_decay=config.weight_decay, mask=is_kernel)
-    return optax.chain(
-        optax.add_decayed_weights(config.weight_decay, mask=is_kernel),
-        optax.sgd(schedule, momentum=config.momentum, nesterov=True),
-    )
+        tx = optax.adamw(schedule, weight_decay=config.weight_decay, mask=is_kernel)
+    else:
+        tx = optax.chain(
+            optax.add_decayed_weights(config.weight_decay, mask=is_kernel),
+            optax.sgd(schedule, momentum=config.momentum, nesterov=True),
+        )
+    if config.backbone_learning_rate_scale == 1:
+        return tx
+
+    def scale_backbone(updates, params):
+        # Both optimizers' updates are the learning rate times something that does not depend on it.
+        del params
+        scale = config.backbone_learning_rate_scale
+        return {
+            name: layer if name.startswith(CLASSIFIER) else jax.tree.map(lambda update: scale * update, layer)
+            for name, layer in updates.items()
+        }
+
+    return optax.chain(tx, optax.stateless(scale_backbone))
