@@ -2,20 +2,24 @@
 
     scripts/run experiments/evaluate.py --workdir=runs/resnet --split=validation
     scripts/run experiments/evaluate.py --workdir=runs/resnet --split=test
+    scripts/run experiments/evaluate.py --workdir=runs/a,runs/b,runs/c --split=test    # an ensemble, into runs/a+b+c
 
-Writes `<workdir>/evaluation/<split>/`: metrics.json, predictions.csv, roc.png, precision_recall.png,
-confusion_matrix.png, learning_curves.png. Everything it needs to know about the run it reads from the workdir.
+Writes `<workdir>/evaluation/<split>/`: metrics.json, predictions.csv, curves.json, roc.png,
+precision_recall.png, reliability.png, predictive_values.png, decision_curve.png, confusion_matrix.png,
+learning_curves.png. Everything it needs to know about the run it reads from the workdir. An ensemble is the mean of the
+runs' calibrated probabilities, with a threshold and a temperature of its own.
 """
 
 import dataclasses
-import pathlib
 
 from absl import flags
 
 from experiments.flags import fail, run
 from pneumojax.config import ThresholdConfig
 
-WORKDIR = flags.DEFINE_string("workdir", "runs/latest", "folder of the run")
+WORKDIR = flags.DEFINE_list(
+    "workdir", ["runs/latest"], "folder of the run; several, separated by commas, are scored as one ensemble"
+)
 SPLIT = flags.DEFINE_enum("split", "validation", ("train", "validation", "test"), "split to score")
 CHECKPOINT = flags.DEFINE_enum("checkpoint", "best", ("best", "latest"), "best by val/auroc, or the latest")
 DATA_DIR = flags.DEFINE_string("data_dir", None, "folder of prepared data sets (default: where the run found them)")
@@ -23,31 +27,44 @@ IMAGE_PX = flags.DEFINE_integer("image_px", None, "size of the images; must be t
 RULE = flags.DEFINE_enum(
     "threshold_rule",
     None,
-    ("target_sensitivity", "youden", "fixed"),
+    ("target_sensitivity", "youden", "cost_ratio", "fixed"),
     "how validation sets the threshold (default: the run's)",
 )
 TARGET = flags.DEFINE_float(
     "target_sensitivity", None, "sensitivity that rule target_sensitivity reaches (default: the run's)"
 )
+COST_RATIO = flags.DEFINE_float(
+    "cost_ratio", None, "cost of a missed patient in false alarms, for rule cost_ratio (default: the run's)"
+)
+PREVALENCE = flags.DEFINE_float(
+    "prevalence",
+    None,
+    "share of pneumonia where the network will be used: for rule cost_ratio, predictive values and scores there",
+)
 FIXED = flags.DEFINE_float("fixed_threshold", None, "threshold of rule fixed (default: the run's)")
 
 
 def main() -> int:
-    from pneumojax.evaluate import evaluate, open_run  # Imports JAX: after the flags are known to be good.
+    # Imports JAX: after the flags are known to be good.
+    from pneumojax.evaluate import evaluate, open_ensemble, open_run
     from pneumojax.sharding import initialize
 
     initialize(multihost=False)
-    opened = open_run(WORKDIR.value, CHECKPOINT.value, DATA_DIR.value)
+    if not WORKDIR.value:
+        return fail("--workdir is empty: name the folder of a run.")
+    one = len(WORKDIR.value) == 1
+    open_it, named = (open_run, WORKDIR.value[0]) if one else (open_ensemble, WORKDIR.value)
+    opened = open_it(named, CHECKPOINT.value, DATA_DIR.value)
     size = opened.config.data.image_px
-    if IMAGE_PX.value not in (None, size):
+    if one and IMAGE_PX.value not in (None, size):
         return fail(
             f"--image_px={IMAGE_PX.value}: this run was trained at {size} px and is scored at {size} px. Drop the flag."
         )
-    given = {flag.name: flag.value for flag in (RULE, TARGET, FIXED) if flag.value is not None}
+    given = {flag.name: flag.value for flag in (RULE, TARGET, COST_RATIO, PREVALENCE, FIXED) if flag.value is not None}
     rules: ThresholdConfig = dataclasses.replace(opened.config.threshold, **given)
     results = evaluate(opened, SPLIT.value, rules)
     print(format_results(results))
-    print(f"Written to {pathlib.Path(WORKDIR.value) / 'evaluation' / SPLIT.value}")
+    print(f"Written to {opened.workdir / 'evaluation' / SPLIT.value}")
     return 0
 
 
@@ -58,16 +75,21 @@ def format_results(results: dict) -> str:
     lines = [f"{split}: {counts['images']} images of {counts['patients']} patients ({classes})"]
     if results["run"]["data"]["synthetic"]:
         lines.append("Drawn radiographs, not patients: these figures say nothing about X-rays.")
-    lines += ["", f"{'metric':<24}{'value':>8}   95 % interval (bootstrap by patient)"]
+    lines += ["", f"{'metric':<34}{'value':>8}   95 % interval (bootstrap by patient)"]
     for name, metric in results["metrics"].items():
         value = "     -  " if metric["value"] is None else f"{metric['value']:8.4f}"
         interval = "{:.4f} to {:.4f}".format(*metric["ci95"]) if metric["ci95"] else metric.get("reason", "")
-        lines.append(f"{name:<24}{value}   {interval}")
+        lines.append(f"{name:<34}{value}   {interval}")
     source = f"chosen on {threshold['split']}" if threshold["split"] else "given, not chosen"
-    lines += [
-        "",
-        f"threshold {threshold['value']:.6f} ({threshold['rule']}, {source}) at step {threshold['checkpoint_step']}",
-    ]
+    lines += ["", f"threshold {threshold['value']:.6f} ({threshold['rule']}, {source}) {_format_step(threshold)}"]
+    lines += ["", f"{'operating point of validation':<34}{'threshold':>12}   sensitivity, specificity (95 % intervals)"]
+    for name, point in results["operating_points"].items():
+        if point["threshold"] is None:
+            lines.append(f"{name:<34}{'-':>12}   {point['reason']}")
+            continue
+        rates = ", ".join(_format_metric(point["metrics"][rate]) for rate in ("sensitivity", "specificity"))
+        lines.append(f"{name:<34}{point['threshold']:12.6f}   {rates}")
+    lines += ["", *_format_calibration(results), "", *_format_subgroups(results["subgroups"])]
     if threshold["split"] == split:
         lines.append(
             "The threshold, and the best epoch, were chosen on this very split: its figures flatter. Score test."
@@ -75,6 +97,40 @@ def format_results(results: dict) -> str:
     elif split == "validation":
         lines.append("The best epoch was chosen on this very split: its figures flatter a little. Score test.")
     return "\n".join(lines)
+
+
+def _format_step(threshold: dict) -> str:
+    step = threshold["checkpoint_step"]
+    return f"for {len(step)} runs together" if isinstance(step, list) else f"at step {step}"
+
+
+def _format_calibration(results: dict) -> list[str]:
+    calibration, there = results["calibration"], results["at_prevalence"]
+    lines = [f"{'calibration':<34}as trained -> at temperature {calibration['temperature']:.3f} (fitted on validation)"]
+    for name, before in calibration["before"].items():
+        lines.append(f"{name:<34}{_format_metric(before)} -> {_format_metric(calibration['after'][name])}")
+    if there:
+        values = ", ".join(f"{name.upper()} {_format_metric(there[name])}" for name in ("ppv", "npv"))
+        lines.append(f"{'at a prevalence of ' + str(there['prevalence']):<34}{values}")
+    return lines
+
+
+def _format_subgroups(subgroups: dict) -> list[str]:
+    lines = [f"{'subgroup':<26}{'images':>8}   {'AUROC':<24}{'sensitivity':<24}specificity (95 % intervals)"]
+    for name, group in subgroups.items():
+        metrics = group["metrics"]
+        names = [metric for metric in ("auroc", "sensitivity", "specificity") if metric in metrics]
+        cells = "".join(f"{_format_metric(metrics[metric]):<24}" for metric in names)
+        lines.append(f"{name:<26}{group['images']:8}   {cells}".rstrip())
+    return lines
+
+
+def _format_metric(metric: dict) -> str:
+    """As "0.967 (0.951 to 0.980)"; a dash for what does not exist."""
+    if metric["value"] is None:
+        return "-"
+    interval = " ({:.3f} to {:.3f})".format(*metric["ci95"]) if metric["ci95"] else ""
+    return f"{metric['value']:.3f}{interval}"
 
 
 if __name__ == "__main__":

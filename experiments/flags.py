@@ -15,6 +15,13 @@ from pneumojax.errors import UserError
 
 flags.disclaim_key_flags()  # The flags belong to the script that calls: its --help lists them.
 
+DEFINE_FLAG = {
+    bool: flags.DEFINE_bool,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    str: flags.DEFINE_string,
+}
+
 
 def define_config_flags() -> None:
     """Defines a flag for each field of the config, with its default, help and type."""
@@ -26,8 +33,7 @@ def define_config_flags() -> None:
         elif typing.get_origin(field.type) is tuple:
             flags.DEFINE_list(field.name, [str(value) for value in field.default], f"{help_text}, separated by commas")
         else:
-            define = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
-            define[kinds[0]](field.name, field.default, help_text)
+            DEFINE_FLAG[kinds[0]](field.name, field.default, help_text)
 
 
 def config_from_flags() -> Config:
@@ -47,19 +53,25 @@ def config_from_flags() -> Config:
     return config_from_dict(values)
 
 
-def run(main: Callable[[], int | None]) -> None:
-    """Parses the flags and runs `main()`, whose return value is the exit code.
+def run(main: Callable[..., int | None], arguments: tuple[str, ...] = ()) -> None:
+    """Parses the flags and runs `main` with the arguments, whose return value is the exit code.
 
-    What the user can mend ends in one sentence and code 1, without a traceback: UserError, a full disk, a place that may
-    not be written. Unknown flags and values end with absl's sentence and code 1.
+    Args:
+      main: takes as many strings as there are arguments.
+      arguments: names, for the message, of what is written without a flag; all are needed.
+
+    What the user can mend ends in one sentence and code 1, without a traceback: UserError, a full disk, a place that
+    may not be written. Unknown flags and values end with absl's sentence and code 1.
     """
 
     def guarded(argv: list[str]) -> int | None:
-        if argv[1:]:
+        if not arguments and argv[1:]:
             return fail(f"unexpected argument {argv[1]}: flags are written --name=value.")
+        if len(argv) - 1 != len(arguments):
+            return fail(f"needs {' '.join(arguments)}, and got {' '.join(argv[1:]) or 'nothing'}. See --help.")
         _show_log()
         try:
-            return main()
+            return main(*argv[1:])
         except UserError as error:
             return fail(str(error))
         except KeyboardInterrupt:
@@ -67,13 +79,14 @@ def run(main: Callable[[], int | None]) -> None:
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR):
                 raise
-            return fail(f"{error.filename or 'a file'} cannot be written: {error.strerror}. Check --workdir and --data_dir.")
+            where = error.filename or "a file"
+            return fail(f"{where} cannot be written: {error.strerror}. Check --workdir and --data_dir.")
 
     app.run(guarded)
 
 
 def _show_log() -> None:
-    """Shows our own messages; those of Orbax and TFDS, at every step and of no use to the user, only where they are errors."""
+    """Shows our own messages, and of Orbax and TFDS, who tell every step, only errors."""
     absl_logging.set_verbosity(absl_logging.ERROR)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))

@@ -5,6 +5,7 @@ Layout of a workdir:
     metrics.jsonl          one row of JSON for each chunk and each validation
     learning_curves.png
     threshold.json         the operating point that validation chose
+    calibration.json       the temperature that validation chose
     checkpoints/STEP/      Orbax: `state` (arrays in nested dicts), its `checksum`, `run` (as config.json), metrics
     evaluation/SPLIT/      what evaluation wrote
 """
@@ -73,12 +74,19 @@ def save_checkpoint(
       auroc: val/auroc of this state; None between validations: such a checkpoint is never the best.
 
     Raises:
-      UserError: this or the save before it could not be written.
+      UserError: this or the save before it could not be written, or the state is not finite.
     """
     arrays = _to_dict(state)
+    on_host = jax.device_get(arrays)
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(on_host)):
+        # A finite loss can still end in an update that is not; the next loss would say so, if there were one.
+        raise UserError(
+            f"the weights are not finite at step {step}. The last good checkpoint is kept in {checkpoints.directory}; "
+            "a lower --learning_rate in another --workdir is the usual cure."
+        )
     items = ocp.args.Composite(
         state=ocp.args.StandardSave(arrays),
-        checksum=ocp.args.JsonSave({"sha256": _compute_checksum(arrays)}),
+        checksum=ocp.args.JsonSave({"sha256": _compute_checksum(on_host)}),
         run=ocp.args.JsonSave(run),
     )
     metrics = None if auroc is None else {"val/auroc": auroc}
@@ -242,7 +250,7 @@ def _quiet_reads() -> Iterator[None]:
 def _compute_checksum(arrays: dict[str, Any]) -> str:
     """sha256 of all arrays by name. Orbax has none of its own: a flipped bit would come back as another weight."""
     checksum = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(arrays)):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
         checksum.update(jax.tree_util.keystr(path, simple=True, separator="/").encode())
         checksum.update(np.ascontiguousarray(leaf))
     return checksum.hexdigest()

@@ -133,8 +133,8 @@ class OptimizerConfig(_Checked):
 class TrainConfig(_Checked):
     epochs: int = _field(30, "passes over the training images", at_least=1)
     batch_size: int = _field(32, "images of a step, over all devices", at_least=1)
-    chunk_steps: int | None = _field(
-        16, "about how many steps one compiled call takes (None: a whole epoch); see data.split_epoch", at_least=1
+    chunk_steps: int = _field(
+        16, "about how many steps one compiled call takes; more than an epoch has: the whole epoch", at_least=1
     )
     eval_batch_size: int = _field(128, "images of a prediction step, over all devices", at_least=1)
     seed: int = _field(0, "seed of initialisation, order and augmentation", at_least=0, at_most=2**31 - 1)
@@ -148,9 +148,22 @@ class TrainConfig(_Checked):
 @dataclasses.dataclass(frozen=True)
 class ThresholdConfig(_Checked):
     threshold_rule: str = _field(
-        "target_sensitivity", "how validation sets the threshold", choices=("target_sensitivity", "youden", "fixed")
+        "target_sensitivity",
+        "how validation sets the threshold",
+        choices=("target_sensitivity", "youden", "cost_ratio", "fixed"),
     )
     target_sensitivity: float = _field(0.95, "sensitivity that rule target_sensitivity reaches", above=0.0, at_most=1.0)
+    cost_ratio: float = _field(
+        10.0, "cost of a missed patient in false alarms, for rule cost_ratio", above=0.0, identity=False
+    )
+    prevalence: float | None = _field(
+        None,
+        "share of pneumonia where the network will be used: for rule cost_ratio (default: that of validation) and "
+        "predictive values",
+        above=0.0,
+        below=1.0,
+        identity=False,
+    )
     fixed_threshold: float = _field(0.5, "threshold of rule fixed", at_least=0.0, at_most=1.0)
 
 

@@ -13,12 +13,15 @@ import numpy as np
 
 from pneumojax.config import CLASS_NAMES, DataConfig
 from pneumojax.errors import UserError
-from pneumojax.images import decode_images
+from pneumojax.images import DECODER_VERSION, decode_images
 from tfds_builder import kermany_pneumonia
 
 logger = logging.getLogger(__name__)
 
 SUBTYPES = CLASS_NAMES["three_class"]
+
+# What is kept of each example beside its image.
+COLUMNS = ("subtype", "patient_id", "filename", "height", "width", "channels", "duplicate_of")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +34,9 @@ class Split:
       subtypes: [N] int32, index into NORMAL, BACTERIA, VIRUS.
       patient_ids: N strings; no patient is in two splits.
       filenames: N strings, unique in the split.
+      heights, widths: [N] int32, of the original files, in pixels.
+      channels: [N] int32, of the original files: 1 is grey, 3 is RGB.
+      duplicate_of: N strings: the first byte-identical file of the split, or empty.
       fingerprint: sha256 of the split's names, labels, patients and image bytes.
     """
 
@@ -39,6 +45,10 @@ class Split:
     subtypes: np.ndarray
     patient_ids: np.ndarray
     filenames: np.ndarray
+    heights: np.ndarray
+    widths: np.ndarray
+    channels: np.ndarray
+    duplicate_of: np.ndarray
     fingerprint: str
 
     def __len__(self) -> int:
@@ -101,7 +111,7 @@ def load_split(config: DataConfig, name: str) -> Split:
             _write_cache(cache, images, examples)
         except OSError as error:
             # A read-only or full data set folder costs time at the next start, not the run.
-            logger.warning("could not keep the decoded images in %s (%s); they are decoded anew each time", cache, error)
+            logger.warning("could not keep the decoded images in %s (%s); each start decodes them anew", cache, error)
             return _make_split(name, images, examples, fingerprint)
     try:
         images = np.load(cache / "images.npy", mmap_mode="r")
@@ -110,19 +120,19 @@ def load_split(config: DataConfig, name: str) -> Split:
             raise ValueError(f"its images are {images.shape} {images.dtype}")
         return _make_split(name, images, examples, fingerprint)
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:  # EOFError: an empty file.
-        raise UserError(f"the decoded images in {cache} are damaged ({error}). Delete that folder and run again.") from error
+        raise UserError(f"the decoded images in {cache} are damaged ({error}). Delete that folder.") from error
 
 
-def split_epoch(num_images: int, batch_size: int, chunk_steps: int | None) -> tuple[int, int]:
+def split_epoch(num_images: int, batch_size: int, chunk_steps: int) -> tuple[int, int]:
     """Cuts an epoch into chunks of equal length, so that the chunk compiles once.
 
-    The length is near `chunk_steps`. What is left over (less than one batch, and less than one step for each chunk) sits
-    out this epoch; each shuffle leaves out other images.
+    The length is near `chunk_steps`. What is left over (less than one batch, and less than one step for each chunk)
+    sits out this epoch; each shuffle leaves out other images.
 
     Args:
       num_images: N, images of the training split.
       batch_size: B.
-      chunk_steps: the wished length of a chunk in steps; None: one chunk for the epoch.
+      chunk_steps: the wished length of a chunk in steps.
 
     Returns:
       (chunks of an epoch, steps of a chunk).
@@ -133,7 +143,7 @@ def split_epoch(num_images: int, batch_size: int, chunk_steps: int | None) -> tu
     steps = num_images // batch_size
     if steps == 0:
         raise UserError(f"batch_size {batch_size} is larger than the training split of {num_images} images.")
-    chunks = max(1, round(steps / chunk_steps)) if chunk_steps else 1
+    chunks = max(1, round(steps / chunk_steps))
     return chunks, steps // chunks
 
 
@@ -173,7 +183,7 @@ def _dataset_dir(config: DataConfig) -> pathlib.Path:
 
 
 def _cache_dir(config: DataConfig, name: str, fingerprint: str) -> pathlib.Path:
-    return _dataset_dir(config).parent / "decoded" / f"{name}-{config.image_px}px-{fingerprint[:16]}"
+    return _dataset_dir(config).parent / "decoded" / f"{name}-{config.image_px}px-v{DECODER_VERSION}-{fingerprint[:16]}"
 
 
 def _decode_split(config: DataConfig, name: str) -> tuple[np.ndarray, dict[str, list]]:
@@ -184,13 +194,13 @@ def _decode_split(config: DataConfig, name: str) -> tuple[np.ndarray, dict[str, 
     try:
         builder = tfds.builder_from_directory(directory)
         source = builder.as_data_source(split=name, decoders={"image": tfds.decode.SkipDecoding()})
-        columns: dict[str, list] = {"subtype": [], "patient_id": [], "filename": []}
+        columns: dict[str, list] = {column: [] for column in COLUMNS}
         files = []
         for example in source:
             files.append(example["image"])
-            columns["subtype"].append(int(example["subtype"]))
-            columns["patient_id"].append(example["patient_id"].decode())
-            columns["filename"].append(example["filename"].decode())
+            for column, values in columns.items():
+                value = example[column]
+                values.append(value.decode() if isinstance(value, bytes) else int(value))
     except Exception as error:  # TFDS and array_record raise many kinds for a damaged folder.
         raise UserError(
             f"the data set in {directory} cannot be read ({error}). "
@@ -224,5 +234,9 @@ def _make_split(name: str, images: np.ndarray, examples: dict[str, list], finger
         subtypes=np.array(examples["subtype"], np.int32),
         patient_ids=np.array(examples["patient_id"]),
         filenames=np.array(examples["filename"]),
+        heights=np.array(examples["height"], np.int32),
+        widths=np.array(examples["width"], np.int32),
+        channels=np.array(examples["channels"], np.int32),
+        duplicate_of=np.array(examples["duplicate_of"]),
         fingerprint=fingerprint,
     )

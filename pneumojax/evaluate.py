@@ -7,23 +7,23 @@ import io
 import json
 import logging
 import pathlib
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 
 from pneumojax import figures, metrics
+from pneumojax.calibration import apply_temperature, fit_temperature, shift_prevalence
 from pneumojax.checkpoint import check_shapes, load_run
 from pneumojax.config import Config, ThresholdConfig, config_from_dict
 from pneumojax.data import Split, load_split, make_eval_batches, read_record
 from pneumojax.errors import UserError
 from pneumojax.sharding import make_mesh, put
+from pneumojax.statistics import BOOTSTRAP_RESAMPLES, BOOTSTRAP_SEED, compute_curves, compute_statistics
 from pneumojax.steps import make_abstract_variables, make_graph, make_predict
 from pneumojax.writer import read_rows, write_json, write_text
 
 logger = logging.getLogger(__name__)
-
-BOOTSTRAP_RESAMPLES = 1000
-BOOTSTRAP_SEED = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +68,72 @@ def open_run(workdir: str | pathlib.Path, checkpoint: str = "best", data_dir: st
     return Run(workdir, info, config, variables, step, checkpoint)
 
 
+@dataclasses.dataclass(frozen=True)
+class Ensemble:
+    """Several runs that predict together: the mean of their calibrated probabilities. It is evaluated as a run is.
+
+    Attributes:
+      workdir: folder of its own threshold, calibration and evaluations.
+      members: the runs, of one task.
+    """
+
+    workdir: pathlib.Path
+    members: tuple[Run, ...]
+
+    @property
+    def info(self) -> dict:
+        """Of the first member, and which runs the members are."""
+        return self.members[0].info | {"members": self.step}
+
+    @property
+    def config(self) -> Config:
+        """Of the first member: where the data lie, the task, and the rule for the threshold."""
+        return self.members[0].config
+
+    @property
+    def step(self) -> list[dict]:
+        """What the threshold and the calibration belong to. A member that is trained anew is another one."""
+        names = [str(member.workdir.resolve()) for member in self.members]
+        return [
+            {"workdir": name, "step": member.step, "created": member.info.get("created")}
+            for name, member in zip(names, self.members, strict=True)
+        ]
+
+    @property
+    def checkpoint(self) -> str:
+        """Of the first member: best or latest."""
+        return self.members[0].checkpoint
+
+
+def open_ensemble(
+    workdirs: Sequence[str | pathlib.Path], checkpoint: str = "best", data_dir: str | None = None
+) -> Ensemble:
+    """Opens several runs as one; its folder lies beside the first run's, named after all, as `a+b+c`.
+
+    Args:
+      workdirs: folders of the runs, in any order; networks and sizes of images may differ.
+      checkpoint: best or latest, of each.
+      data_dir: where the data sets lie now, if not where the runs found them.
+
+    Raises:
+      UserError: a run cannot be opened, is named twice, or is of another task than the first.
+    """
+    runs = [open_run(workdir, checkpoint, data_dir) for workdir in workdirs]
+    members = tuple(sorted(runs, key=lambda run: run.workdir))
+    names = [str(member.workdir.resolve()) for member in members]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"{twice[0]} is named twice: an ensemble is of different runs.")
+    for member in members[1:]:
+        if member.info["class_names"] != members[0].info["class_names"]:
+            first, other = (", ".join(run.info["class_names"]) for run in (members[0], member))
+            raise UserError(
+                f"{members[0].workdir} and {member.workdir} tell apart different classes ({first}; {other}): "
+                "there is no mean of the two."
+            )
+    directory = members[0].workdir.parent / "+".join(member.workdir.resolve().name for member in members)
+    return Ensemble(directory, members)
+
+
 def predict(run: Run, images: np.ndarray) -> np.ndarray:
     """Class logits of images, exact whatever the number of devices.
 
@@ -105,7 +171,7 @@ def compute_probabilities(logits: np.ndarray) -> np.ndarray:
     return powers / powers.sum(-1, keepdims=True)
 
 
-def store_threshold(run: Run, rules: ThresholdConfig, validation: Split, probabilities: np.ndarray) -> dict:
+def store_threshold(run: Run | Ensemble, rules: ThresholdConfig, validation: Split, probabilities: np.ndarray) -> dict:
     """Chooses the operating point on validation and keeps it with the run in threshold.json.
 
     Args:
@@ -127,25 +193,28 @@ def store_threshold(run: Run, rules: ThresholdConfig, validation: Split, probabi
             scores,
             rules.threshold_rule,
             target_sensitivity=rules.target_sensitivity,
+            cost_ratio=rules.cost_ratio,
+            prevalence=rules.prevalence,
             fixed=rules.fixed_threshold,
         )
     except ValueError as error:
         raise UserError(f"threshold_rule={rules.threshold_rule} cannot choose on validation: {error}") from error
     threshold = {
         "value": value,
-        "rule": rules.threshold_rule,
-        **({"target_sensitivity": rules.target_sensitivity} if rules.threshold_rule == "target_sensitivity" else {}),
+        **_describe_rule(rules),
         "split": None if rules.threshold_rule == "fixed" else "validation",
         "checkpoint_step": run.step,
         "data_fingerprint": validation.fingerprint,
         "date": _now(),
+        # Always on validation, whatever the rule of the value above.
+        "operating_points": metrics.choose_operating_points(validation.labels("binary"), scores),
     }
     if jax.process_index() == 0:
         write_json(run.workdir / "threshold.json", threshold)
     return threshold
 
 
-def load_threshold(run: Run, rules: ThresholdConfig) -> dict:
+def load_threshold(run: Run | Ensemble, rules: ThresholdConfig) -> dict:
     """The run's stored threshold if it follows these rules at this checkpoint; else chosen on validation and stored.
 
     Raises:
@@ -155,43 +224,88 @@ def load_threshold(run: Run, rules: ThresholdConfig) -> dict:
     if path.exists():
         try:
             stored = json.loads(path.read_text())
-            follows = (stored["rule"], stored["checkpoint_step"]) == (rules.threshold_rule, run.step)
-            if follows and rules.threshold_rule == "target_sensitivity":
-                follows = stored["target_sensitivity"] == rules.target_sensitivity
-            if follows and rules.threshold_rule == "fixed":
-                follows = stored["value"] == rules.fixed_threshold
-            float(stored["value"])
+            follows = stored["checkpoint_step"] == run.step
+            follows = follows and all(stored[name] == wanted for name, wanted in _describe_rule(rules).items())
+            float(stored["value"]), dict(stored["operating_points"])
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is damaged ({error!r}). Delete it: the threshold is then chosen again.") from error
         if follows:
             return stored
-    validation = load_split(run.config.data, "validation")
-    return store_threshold(run, rules, validation, compute_probabilities(predict(run, validation.images)))
+    validation, probabilities = _score_split(run, "validation")
+    store_calibration(run, validation, probabilities)
+    return store_threshold(run, rules, validation, probabilities)
 
 
-def evaluate(run: Run, split_name: str, rules: ThresholdConfig | None = None) -> dict:
-    """Scores a split and writes metrics.json, predictions.csv and pictures to `<workdir>/evaluation/<split>/`.
+def store_calibration(run: Run | Ensemble, validation: Split, probabilities: np.ndarray) -> dict:
+    """Fits the temperature on validation and keeps it with the run in calibration.json.
 
     Args:
-      run: from `open_run`.
+      run: the run.
+      validation: the validation split.
+      probabilities: [N, C] of that split.
+
+    Returns:
+      The content of calibration.json: the temperature, and the prevalence that calibrated scores go with.
+    """
+    labels = validation.labels(run.config.model.task)
+    temperature = fit_temperature(labels, probabilities)
+    calibration = {
+        "temperature": temperature or 1.0,
+        "prevalence": float(np.mean(labels > 0)),
+        "split": "validation",
+        "checkpoint_step": run.step,
+        "data_fingerprint": validation.fingerprint,
+        "date": _now(),
+    }
+    if temperature is None:
+        calibration["reason"] = "No temperature is best: validation is decided all right, or no better than by chance."
+    if jax.process_index() == 0:
+        write_json(run.workdir / "calibration.json", calibration)
+    return calibration
+
+
+def load_calibration(run: Run | Ensemble) -> dict:
+    """The run's stored calibration if it is of this checkpoint; else fitted on validation and stored.
+
+    Raises:
+      UserError: calibration.json is damaged, or validation is needed and missing.
+    """
+    path = run.workdir / "calibration.json"
+    if path.exists():
+        try:
+            stored = json.loads(path.read_text())
+            float(stored["temperature"]), float(stored["prevalence"])
+            if stored["checkpoint_step"] == run.step:
+                return stored
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is damaged ({error!r}). Delete it: it is then fitted again.") from error
+    return store_calibration(run, *_score_split(run, "validation"))
+
+
+def evaluate(run: Run | Ensemble, split_name: str, rules: ThresholdConfig | None = None) -> dict:
+    """Scores a split and writes its numbers, predictions, curves and pictures to `<workdir>/evaluation/<split>/`.
+
+    Args:
+      run: from `open_run` or `open_ensemble`.
       split_name: validation or test (or train, to see how much was memorised).
       rules: of the threshold; None: the run's own. The threshold comes from validation whatever split is scored.
 
     Returns:
-      The content of metrics.json: {"metrics": {name: {"value", "ci95"}}, "threshold", "counts", "run"}.
+      The content of metrics.json: what `statistics.compute_statistics` returns, and "threshold", "counts" and "run";
+      the temperature stands in "calibration".
 
     Raises:
       UserError: the split or the run is missing or damaged.
     """
-    split = load_split(run.config.data, split_name)
-    threshold = load_threshold(run, rules or run.config.threshold)
+    rules = rules or run.config.threshold
+    split, probabilities = _score_split(run, split_name)
+    threshold, calibration = load_threshold(run, rules), load_calibration(run)
     task = run.config.model.task
     labels = split.labels(task)
-    probabilities = compute_probabilities(predict(run, split.images))
+    numbers = compute_statistics(split, task, probabilities, threshold, calibration, rules.prevalence)
     results = {
-        "metrics": metrics.compute_metrics(
-            labels, probabilities, threshold["value"], split.patient_ids, BOOTSTRAP_RESAMPLES, BOOTSTRAP_SEED
-        ),
+        **numbers,
+        "calibration": calibration | numbers["calibration"],
         "threshold": threshold,
         "counts": _count(split, labels, probabilities, threshold["value"], run.info["class_names"]),
         "run": {
@@ -205,16 +319,55 @@ def evaluate(run: Run, split_name: str, rules: ThresholdConfig | None = None) ->
         },
     }
     directory = run.workdir / "evaluation" / split_name
-    write_text(
-        directory / "predictions.csv", _format_predictions(run, split, labels, probabilities, threshold["value"])
-    )
-    _draw(run, split, labels, probabilities, results, directory)
+    write_text(directory / "predictions.csv", _format_predictions(run, split, labels, probabilities, results))
+    curves = compute_curves(split, probabilities, threshold, calibration)
+    write_json(directory / "curves.json", curves)
+    _draw(run, split, curves, results, directory)
     write_json(directory / "metrics.json", results)  # last: where it is, the rest is too
     return results
 
 
-def _check_data(run: Run) -> bool:
+def _score_split(run: Run | Ensemble, name: str) -> tuple[Split, np.ndarray]:
+    """A split and its class probabilities [N, C]."""
+    if isinstance(run, Ensemble):
+        return _score_split_together(run.members, name)
+    split = load_split(run.config.data, name)
+    return split, compute_probabilities(predict(run, split.images))
+
+
+def _score_split_together(members: Sequence[Run], name: str) -> tuple[Split, np.ndarray]:
+    """A split, as the first member sees it, and the mean of the members' calibrated probabilities."""
+    scored = [_score_split(member, name) for member in members]
+    first = scored[0][0]
+    for member, (split, _) in zip(members, scored, strict=True):
+        if split.fingerprint != first.fingerprint:
+            raise UserError(
+                f"{members[0].workdir} and {member.workdir} score different {name} images. "
+                "Name with --data_dir the one data set that all are to be scored on."
+            )
+    temperatures = [load_calibration(member)["temperature"] for member in members]
+    calibrated = [
+        apply_temperature(probabilities, temperature)
+        for (_, probabilities), temperature in zip(scored, temperatures, strict=True)
+    ]
+    return first, np.mean(calibrated, axis=0)
+
+
+def _describe_rule(rules: ThresholdConfig) -> dict:
+    """The rule and the numbers that it uses, as threshold.json holds them; rule comes first."""
+    numbers = {
+        "target_sensitivity": {"target_sensitivity": rules.target_sensitivity},
+        "youden": {},
+        "cost_ratio": {"cost_ratio": rules.cost_ratio, "prevalence": rules.prevalence},
+        "fixed": {"value": rules.fixed_threshold},
+    }
+    return {"rule": rules.threshold_rule} | numbers[rules.threshold_rule]
+
+
+def _check_data(run: Run | Ensemble) -> bool:
     """Whether the run was trained on the training split that belongs to the data set that is scored now."""
+    if isinstance(run, Ensemble):
+        return all([_check_data(member) for member in run.members])  # A list: each that differs is to be named.
     record = read_record(run.config.data)
     same = record["fingerprints"]["train"] == run.info["data"]["fingerprints"]["train"]
     if not same:
@@ -241,16 +394,25 @@ def _count(
     }
 
 
-def _format_predictions(run: Run, split: Split, labels: np.ndarray, probabilities: np.ndarray, threshold: float) -> str:
+def _format_predictions(
+    run: Run | Ensemble, split: Split, labels: np.ndarray, probabilities: np.ndarray, results: dict
+) -> str:
     """CSV text, a row for each image. Python's shortest exact form of a float: read back, it decides the same."""
     names = run.info["class_names"]
     scores = metrics.compute_binary_scores(probabilities)
-    decisions = metrics.compute_decisions(scores, threshold)
+    decisions = metrics.compute_decisions(scores, results["threshold"]["value"])
+    calibration, there = results["calibration"], results["at_prevalence"]
+    calibrated = metrics.compute_binary_scores(apply_temperature(probabilities, calibration["temperature"]))
+    calibrated_scores = {"calibrated_score": calibrated}
+    if there:
+        shifted = shift_prevalence(calibrated, calibration["prevalence"], there["prevalence"])
+        calibrated_scores["score_at_prevalence"] = shifted
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     probability_columns = [f"probability_{name}" for name in names]
     class_column = ["most_probable_class"] if len(names) == 3 else []
-    writer.writerow(["filename", "patient_id", "label", *probability_columns, "score", "decision", *class_column])
+    columns = ["filename", "patient_id", "label", *probability_columns, "score", "decision", *class_column]
+    writer.writerow([*columns, *calibrated_scores])
     for i in range(len(split)):
         row = [
             split.filenames[i],
@@ -260,21 +422,22 @@ def _format_predictions(run: Run, split: Split, labels: np.ndarray, probabilitie
             float(scores[i]),
         ]
         row.append("PNEUMONIA" if decisions[i] else "NORMAL")
-        writer.writerow(row + ([names[probabilities[i].argmax()]] if class_column else []))
+        row += [names[probabilities[i].argmax()]] if class_column else []
+        writer.writerow(row + [float(column[i]) for column in calibrated_scores.values()])
     return text.getvalue()
 
 
-def _draw(
-    run: Run, split: Split, labels: np.ndarray, probabilities: np.ndarray, results: dict, directory: pathlib.Path
-) -> None:
-    binary, scores = split.labels("binary"), metrics.compute_binary_scores(probabilities)
+def _draw(run: Run | Ensemble, split: Split, curves: dict, results: dict, directory: pathlib.Path) -> None:
     values, threshold = results["metrics"], results["threshold"]["value"]
-    for save, compute, name in (
-        (figures.save_roc, metrics.compute_roc_curve, "roc.png"),
-        (figures.save_precision_recall, metrics.compute_pr_curve, "precision_recall.png"),
-    ):
-        curve = compute(binary, scores, split.patient_ids, BOOTSTRAP_RESAMPLES, BOOTSTRAP_SEED)
-        save(directory / name, curve, values, threshold, split.name)
+    figures.save_roc(directory / "roc.png", curves["roc"], values, threshold, split.name)
+    figures.save_precision_recall(
+        directory / "precision_recall.png", curves["precision_recall"], values, threshold, split.name
+    )
+    figures.save_reliability(directory / "reliability.png", curves["reliability"], results["calibration"], split.name)
+    figures.save_decision_curve(directory / "decision_curve.png", curves["decision_curve"], split.name)
+    figures.save_predictive_values(
+        directory / "predictive_values.png", curves["predictive_values"], results["counts"], threshold, split.name
+    )
     confusion = results["counts"]["confusion_matrix"]
     figures.save_confusion_matrix(
         directory / "confusion_matrix.png", np.array(confusion["at_threshold"]), ("NORMAL", "PNEUMONIA"), split.name

@@ -174,6 +174,123 @@ def save_confusion_matrix(path: str | Path, confusion: np.ndarray, class_names: 
         _save(figure, path)
 
 
+def save_reliability(path: str | Path, reliability: Mapping, calibration: Mapping, title: str = "") -> None:
+    """Draws the share of pneumonia over the score, before and after the temperature.
+
+    Args:
+      path: PNG file to write; its folder exists.
+      reliability: {"before", "after": of `calibration.compute_reliability`}.
+      calibration: {"before", "after": of `calibration.compute_calibration`, "temperature": float}.
+      title: what was scored, as "test, 624 images".
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    with _style():
+        figure, axes = _make_square(
+            _join("Reliability", title), "Score for pneumonia (mean of the bin)", "Share of pneumonia"
+        )
+        axes.plot([0, 1], [0, 1], **REFERENCE)
+        for when, colour, size in (("before", GREY, 4), ("after", BLUE, 6)):
+            bins = reliability[when]
+            below, above = (np.abs(np.subtract(bins[bound], bins["share"])) for bound in ("low", "high"))
+            # Before and after lie over each other where the temperature is near 1: the first is thin and open.
+            marker = {"marker": "o", "markersize": size, "markerfacecolor": colour if when == "after" else "white"}
+            axes.errorbar(
+                bins["mean_score"], bins["share"], [below, above], color=colour, linewidth=1.4, elinewidth=0.9, **marker
+            )
+        lines = [(INK, "ECE, Brier score, slope")]
+        for when, colour, words in (
+            ("before", GREY, "as trained"),
+            ("after", BLUE, f"temperature {calibration['temperature']:.3g}"),
+        ):
+            names = ("ece", "brier", "calibration_slope")
+            numbers = [calibration[when][name]["value"] for name in names]
+            text = ", ".join("none" if number is None else f"{number:.3f}" for number in numbers)
+            lines.append((colour, f"{words}: {text}"))
+        lines.append((GREY, "bars: 95 % interval of the share"))
+        _write_lines(axes, lines, x=0.97, bottom=0.04, align="right")
+        _save(figure, path)
+
+
+def save_predictive_values(
+    path: str | Path, values: Mapping, counts: Mapping, threshold: float, title: str = ""
+) -> None:
+    """Draws the predictive values of the decision over the prevalence of pneumonia, with their 95 % bands.
+
+    Args:
+      path: PNG file to write; its folder exists.
+      values: {"prevalence": G floats, "ppv", "npv": G times {"value", "ci95"}}, of
+        `calibration.compute_predictive_values`. A value that does not exist is not drawn; where none does, the picture
+        says why.
+      counts: of the evaluation; images and classes are read, for the split's own prevalence.
+      threshold: of the operating point.
+      title: what was scored, as "test, 624 images".
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    heading = _join("Predictive values", title)
+    drawn = {name: [one for one in values[name] if one["value"] is not None] for name in ("ppv", "npv")}
+    if not any(drawn.values()):
+        return _save_reason(path, heading, values["ppv"][0])
+    with _style():
+        figure, axes = _make_square(heading, "Prevalence of pneumonia", "Predictive value")
+        own = 1 - counts["classes"]["NORMAL"] / counts["images"]
+        axes.axvline(own, **REFERENCE)
+        axes.text(own - 0.015, 0.5, "this split", color=GREY, rotation=90, ha="right", va="center")
+        lines = [(INK, f"At threshold {_format_threshold(threshold)}")]
+        for name, colour, words in (
+            ("ppv", ORANGE, "PPV: pneumonia among those decided for"),
+            ("npv", BLUE, "NPV: NORMAL among the others"),
+        ):
+            if not drawn[name]:  # As at a threshold that nobody reaches.
+                lines.append((colour, f"{name.upper()} does not exist"))
+                continue
+            lines.append((colour, words))
+            axes.plot(values["prevalence"], [one["value"] for one in values[name]], color=colour)
+            if all(one["ci95"] for one in values[name]):
+                low, high = zip(*(one["ci95"] for one in values[name]), strict=True)
+                axes.fill_between(values["prevalence"], low, high, **BAND | {"color": colour})
+        lines.append((GREY, "bands: 95 % interval"))
+        _write_lines(axes, lines, x=0.5, bottom=0.04, align="center")
+        _save(figure, path)
+
+
+def save_decision_curve(path: str | Path, curve: Mapping, title: str = "") -> None:
+    """Draws the net benefit of the score over the threshold probability, beside deciding for all and for nobody.
+
+    Args:
+      path: PNG file to write; its folder exists.
+      curve: of `decision_curve.compute_decision_curve`.
+      title: what was scored, as "test, 624 images".
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    with _style():
+        figure = _make_figure(4.8, 4.2)
+        axes = figure.add_subplot()
+        axes.set_title(_join("Decision curve", title))
+        # The best there is: a hit for each patient with pneumonia and no false alarm. Harm is cut off far below.
+        best = max(curve["treat_all"][0], 0.05)
+        axes.set(xlabel="Threshold probability", ylabel="Net benefit", xlim=(0, 1), ylim=(-0.15 * best, 1.1 * best))
+        axes.axhline(0, **REFERENCE)
+        axes.plot(curve["threshold"], curve["treat_all"], color=ORANGE, linewidth=1.4)
+        if curve["band"] is not None:
+            axes.fill_between(curve["threshold"], curve["band"]["low"], curve["band"]["high"], **BAND)
+        axes.plot(curve["threshold"], curve["net_benefit"], color=BLUE)
+        lines = [
+            (BLUE, "by the calibrated score"),
+            (ORANGE, "for pneumonia in all images"),
+            (GREY, "for nobody (dashed)"),
+        ]
+        if curve["band"] is not None:
+            lines.append((GREY, "band: 95 % interval"))
+        _write_lines(axes, lines, x=0.03, bottom=0.16, align="left")
+        _save(figure, path)
+
+
 def save_learning_curves(path: str | Path, rows: Iterable[Mapping], title: str = "") -> None:
     """Draws loss, AUROC and accuracy over the epochs, in training and validation, and marks the best epoch.
 

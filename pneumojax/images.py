@@ -10,11 +10,15 @@ from PIL import Image
 
 from pneumojax.errors import UserError
 
+# Part of the name of decoded caches: raise it when decode_image comes to give other pixels, or data.COLUMNS
+# other facts.
+DECODER_VERSION = 2
+
 
 def decode_image(data: bytes, image_px: int) -> np.ndarray:
     """Decodes one radiograph.
 
-    The whole image is squeezed into a square (the field's custom for this data set), with an antialiasing triangle filter.
+    The whole image is squeezed into a square, as is the custom for this data set, with an antialiasing triangle filter.
 
     Args:
       data: a JPEG or PNG file's bytes; grey, RGB or 16-bit grey.

@@ -12,7 +12,7 @@ floats.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -25,6 +25,10 @@ MIN_RESAMPLES_FOR_INTERVAL = 40
 # Where bands are computed: steps of 0.005 are about one of the 234 NORMAL images of the test split.
 CURVE_GRID = np.linspace(0.0, 1.0, 201)
 
+# Sensitivities at which the specificity is always reported. What radiographs cost elsewhere is false alarms at a
+# sensitivity that nobody gives up, so systems are compared there.
+TARGET_SENSITIVITIES = (0.95, 0.975, 0.99)
+
 # Why a metric does not exist; {name} is the class that counts as positive.
 _REASONS = {
     "auroc": "Needs images of {name} and others; the split has only one of the two.",
@@ -34,6 +38,10 @@ _REASONS = {
     "precision": "Needs decisions for {name}; there is none.",
     "f1": "Needs images of {name} or decisions for it; there is neither.",
     "balanced_accuracy": "Needs images of {name} and others; the split has only one of the two.",
+    **dict.fromkeys(
+        (f"specificity_at_sensitivity_{target:g}" for target in TARGET_SENSITIVITIES),
+        "Needs images of {name} and others; the split has only one of the two.",
+    ),
 }
 
 
@@ -152,7 +160,7 @@ def compute_threshold_metrics(labels: ArrayLike, scores: ArrayLike, threshold: f
       ValueError: lengths differ, there is no image, or a score is not finite.
     """
     positive, scores = _check_binary(labels, scores)
-    values = _binary_decision_metrics(positive, scores, threshold, np.ones((1, len(scores))))
+    values = compute_decision_values(positive, scores, threshold, np.ones((1, len(scores))))
     return {name: _to_float(value[0]) for name, value in values.items()}
 
 
@@ -166,12 +174,13 @@ def compute_metrics(
 ) -> dict[str, dict]:
     """All metrics of a split, each with its 95 % interval from the bootstrap by patient.
 
-    Two classes: auroc, auprc of the score 1 - P(NORMAL), and accuracy, sensitivity, specificity, precision, f1,
-    balanced_accuracy of the decision score >= threshold. Three classes: the same, for pneumonia against NORMAL; and of
-    the decision for the most probable class `accuracy_three_class` and, for each class against the others,
-    `{metric}_NORMAL`, `{metric}_BACTERIA`, `{metric}_VIRUS` and their plain mean `{metric}_macro`, where metric is one
-    of auroc, auprc, sensitivity, specificity, precision, f1. `sensitivity_macro` is what others call the balanced
-    accuracy of three classes.
+    Two classes: auroc, auprc of the score 1 - P(NORMAL); `specificity_at_sensitivity_0.95`, `_0.975` and `_0.99`, read
+    off the split's own ROC curve at the largest threshold that reaches the sensitivity; and accuracy, sensitivity,
+    specificity, precision, f1, balanced_accuracy of the decision score >= threshold. Three classes: the same, for
+    pneumonia against NORMAL; and of the decision for the most probable class `accuracy_three_class` and, for each class
+    against the others, `{metric}_NORMAL`, `{metric}_BACTERIA`, `{metric}_VIRUS` and their plain mean `{metric}_macro`,
+    where metric is one of auroc, auprc, sensitivity, specificity, precision, f1. `sensitivity_macro` is what others
+    call the balanced accuracy of three classes.
 
     The interval holds the middle 95 % of the resamples in which the metric exists; the others are left out. It is
     None where fewer than 40 are left, or where they do not differ, as with a single patient. A metric of exactly 1 or 0
@@ -204,8 +213,8 @@ def compute_metrics(
     # Row 0 is the split itself, so a value and its resamples go through the same arithmetic.
     weights = np.concatenate([np.ones((1, len(labels))), compute_bootstrap_weights(patient_ids, resamples, seed)])
     values = compute_metric_values(labels, probabilities, threshold, weights)
-    patients = min(len(np.unique(patient_ids[labels == label])) for label in np.unique(labels))
-    return {name: _summarise(name, value[0], value[1:], patients) for name, value in values.items()}
+    patients = count_patients_of_rarest_class(labels, patient_ids)
+    return {name: summarise(value, explain(name), patients) for name, value in values.items()}
 
 
 def compute_metric_values(
@@ -231,10 +240,7 @@ def compute_metric_values(
     classes = probabilities.shape[1]
     _check_indices("label", labels, classes)
 
-    positive = labels > 0
-    true_positives, false_positives, _ = _count_positives(positive, scores, weights)
-    values = {"auroc": _auroc(true_positives, false_positives), "auprc": _auprc(true_positives, false_positives)}
-    values |= _binary_decision_metrics(positive, scores, threshold, weights)
+    values = compute_score_values(labels > 0, scores, threshold, weights)
     if classes == 2:
         return values
 
@@ -250,6 +256,48 @@ def compute_metric_values(
     for class_name, one in zip(CLASS_NAMES["three_class"], by_class, strict=True):
         values |= {f"{metric}_{class_name}": value for metric, value in one.items()}
     return values
+
+
+def compute_score_values(
+    positive: np.ndarray, scores: np.ndarray, threshold: float, weights: np.ndarray
+) -> dict[str, np.ndarray]:
+    """The metrics of two classes of `compute_metrics` for each row of weights.
+
+    Args:
+      positive: [N] bool.
+      scores: [N] float, higher for positive.
+      threshold: where decisions turn positive.
+      weights: [R, N] float, 0 or more: how often each image counts.
+
+    Returns:
+      {name: [R] float64}, NaN where the metric does not exist.
+    """
+    true_positives, false_positives, _ = _count_positives(positive, scores, weights)
+    values = {"auroc": _auroc(true_positives, false_positives), "auprc": _auprc(true_positives, false_positives)}
+    for target in TARGET_SENSITIVITIES:
+        name = f"specificity_at_sensitivity_{target:g}"
+        values[name] = _specificity_at_sensitivity(true_positives, false_positives, target)
+    return values | compute_decision_values(positive, scores, threshold, weights)
+
+
+def compute_decision_values(
+    positive: np.ndarray, scores: ArrayLike, threshold: float, weights: np.ndarray
+) -> dict[str, np.ndarray]:
+    """The metrics of `compute_threshold_metrics` for each row of weights.
+
+    Args:
+      positive: [N] bool.
+      scores: [N] float, higher for positive.
+      threshold: where decisions turn positive.
+      weights: [R, N] float, 0 or more: how often each image counts.
+
+    Returns:
+      {name: [R] float64}, NaN where the metric does not exist.
+    """
+    confusions = _count_confusions(positive.astype(np.int64), compute_decisions(scores, threshold), 2, weights)
+    accuracy = _ratio(np.trace(confusions, axis1=1, axis2=2), confusions.sum(axis=(1, 2)))
+    rates = _one_vs_rest(confusions, 1)
+    return {"accuracy": accuracy, **rates, "balanced_accuracy": (rates["sensitivity"] + rates["specificity"]) / 2}
 
 
 def compute_bootstrap_weights(patient_ids: ArrayLike, resamples: int, seed: int) -> np.ndarray:
@@ -278,12 +326,61 @@ def compute_bootstrap_weights(patient_ids: ArrayLike, resamples: int, seed: int)
     return counts[:, patient_of_image].astype(np.float64)
 
 
+def count_patients_of_rarest_class(labels: np.ndarray, patient_ids: np.ndarray) -> int:
+    """Patients of the class that has the fewest, among the classes that occur: [N] and [N] -> number."""
+    return min(len(np.unique(patient_ids[labels == label])) for label in np.unique(labels))
+
+
+def summarise(values: np.ndarray, reason: str, patients: int | None = None) -> dict:
+    """A number of a split with its 95 % interval, as `compute_metrics` describes it.
+
+    Args:
+      values: [1 + R] float, of the split itself and of its resamples; NaN where the number does not exist.
+      reason: why it does not exist, if it does not.
+      patients: of the rarest class, for rates, which have an exact bound at 1 and 0; None for numbers of another kind.
+
+    Returns:
+      {"value": float or None, "ci95": [low, high] or None}; where one of them is None, "reason" says why.
+    """
+    value, resampled = float(values[0]), values[1:]
+    if math.isnan(value):
+        return {"value": None, "ci95": None, "reason": reason}
+    existing = resampled[~np.isnan(resampled)]
+    if len(existing) < MIN_RESAMPLES_FOR_INTERVAL:
+        few = (
+            f"Exists in {len(existing)} of {len(resampled)} resamples; an interval needs {MIN_RESAMPLES_FOR_INTERVAL}."
+        )
+        return {"value": value, "ci95": None, "reason": few}
+    low, high = np.percentile(existing, [2.5, 97.5]).tolist()
+    if high - low > 1e-12:  # Else they are equal but for rounding.
+        return {"value": value, "ci95": [low, high]}
+    if patients is not None:
+        bound = 0.025 ** (1 / patients)
+        if value > 1 - 1e-12:
+            return {"value": value, "ci95": [bound, 1.0]}
+        if value < 1e-12:
+            return {"value": value, "ci95": [0.0, 1 - bound]}
+    return {"value": value, "ci95": None, "reason": "The resamples do not differ, so they give no interval."}
+
+
+def explain(name: str) -> str:
+    """Why a metric of `compute_metrics` does not exist on a split."""
+    metric, _, positive = name.rpartition("_")
+    if positive == "macro":
+        return f"The {metric} of at least one class does not exist."
+    if metric not in _REASONS:  # The name has no class behind it: a metric of pneumonia against NORMAL.
+        metric, positive = name, "pneumonia"
+    return _REASONS.get(metric, "").format(name=positive)  # Accuracies always exist.
+
+
 def choose_threshold(
     labels: ArrayLike,
     scores: ArrayLike,
     rule: str,
     *,
     target_sensitivity: float | None = None,
+    cost_ratio: float | None = None,
+    prevalence: float | None = None,
     fixed: float | None = None,
 ) -> float:
     """Chooses the threshold of the decision score >= threshold, on a split that is not the one to be scored.
@@ -292,9 +389,12 @@ def choose_threshold(
       target_sensitivity: the largest threshold whose sensitivity reaches the target.
       youden: the threshold with the largest sensitivity + specificity - 1; of several, the smallest, which misses the
         fewest patients.
+      cost_ratio: the threshold of the smallest expected cost, where a missed patient costs as much as `cost_ratio`
+        false alarms and a share `prevalence` of all images is positive; of several, the smallest. Where it costs least
+        to decide for nobody, that is the next number above the highest score.
       fixed: the number given.
 
-    The first two return one of the scores, not a rounded one. JSON keeps every float64, and so every float32, to the
+    All but the last return one of the scores, not a rounded one. JSON keeps every float64, and so every float32, to the
     last bit; hence a threshold that was written and read again makes the same decisions on the same scores
     (`compute_decisions` compares in float64). Counts are compared as whole numbers, so ties do not hang on rounding.
 
@@ -303,6 +403,8 @@ def choose_threshold(
       scores: [N] float, higher for positive.
       rule: one of those above.
       target_sensitivity: above 0, at most 1; needed by the rule of that name.
+      cost_ratio: above 0; needed by the rule of that name.
+      prevalence: between 0 and 1, for the rule cost_ratio; None: the share of positive images in this split.
       fixed: 0..1; needed by the rule of that name.
 
     Returns:
@@ -313,14 +415,17 @@ def choose_threshold(
 
     References:
       Youden, Index for rating diagnostic tests, 1950.
+      Metz, Basic principles of ROC analysis, 1978: the threshold of the smallest expected cost.
     """
     if rule == "fixed":
         if fixed is None or not 0 <= fixed <= 1:
             raise ValueError(f"The rule fixed needs a threshold between 0 and 1, not {fixed}.")
         return float(fixed)
 
-    if rule not in ("target_sensitivity", "youden"):
-        raise ValueError(f"Unknown threshold rule {rule!r}; the rules are target_sensitivity, youden and fixed.")
+    if rule not in ("target_sensitivity", "youden", "cost_ratio"):
+        raise ValueError(
+            f"Unknown threshold rule {rule!r}; the rules are target_sensitivity, youden, cost_ratio and fixed."
+        )
     positive, scores = _check_binary(labels, scores)
     if not positive.any():
         raise ValueError(f"The rule {rule} needs positive images, and the split has none.")
@@ -335,9 +440,97 @@ def choose_threshold(
         return float(thresholds[np.argmax(true_positives / positives >= target_sensitivity)])
 
     if negatives == 0:
-        raise ValueError("The rule youden needs negative images, and the split has none.")
+        raise ValueError(f"The rule {rule} needs negative images, and the split has none.")
+    if rule == "cost_ratio":
+        if cost_ratio is None or not 0 < cost_ratio < math.inf:
+            raise ValueError(f"The cost of a miss in false alarms must be above 0, not {cost_ratio}.")
+        if prevalence is None:
+            prevalence = positives / (positives + negatives)
+        if not 0 < prevalence < 1:
+            raise ValueError(f"The prevalence must lie between 0 and 1, not {prevalence}.")
+        # The first candidate decides for nobody.
+        sensitivity = np.append(0.0, true_positives / positives)
+        false_positive_rate = np.append(0.0, false_positives / negatives)
+        cost = cost_ratio * prevalence * (1 - sensitivity) + (1 - prevalence) * false_positive_rate
+        # Equal costs may differ in their last bits.
+        cheapest = np.flatnonzero(cost <= cost.min() + 1e-12 * max(cost_ratio, 1.0))[-1]
+        return float(np.append(np.nextafter(thresholds[0], np.inf), thresholds)[cheapest])
     youden = true_positives * negatives - false_positives * positives
     return float(thresholds[np.flatnonzero(youden == youden.max())[-1]])
+
+
+def choose_operating_points(labels: ArrayLike, scores: ArrayLike) -> dict[str, float | None]:
+    """The thresholds that are always reported, beside the one that the run decides by.
+
+    Args:
+      labels: [N] int or bool; 0 is negative (NORMAL), everything above is positive.
+      scores: [N] float, higher for positive.
+
+    Returns:
+      {"target_sensitivity_0.95", "target_sensitivity_0.975", "target_sensitivity_0.99", "youden": threshold each}, None
+      where the split lacks the images that the rule needs.
+
+    Raises:
+      ValueError: lengths differ, there is no image, or a score is not finite.
+    """
+    positive, scores = _check_binary(labels, scores)
+    points: dict[str, float | None] = {}
+    for target in TARGET_SENSITIVITIES:
+        name = f"target_sensitivity_{target:g}"
+        points[name] = None
+        if positive.any():
+            points[name] = choose_threshold(positive, scores, "target_sensitivity", target_sensitivity=target)
+    has_both = positive.any() and not positive.all()
+    return points | {"youden": choose_threshold(positive, scores, "youden") if has_both else None}
+
+
+def compute_operating_points(
+    labels: ArrayLike,
+    scores: ArrayLike,
+    thresholds: Mapping[str, float | None],
+    patient_ids: Sequence[str] | np.ndarray,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, dict]:
+    """What decisions at several thresholds, chosen on another split, are worth on this one.
+
+    Args:
+      labels: [N] int or bool; 0 is negative (NORMAL), everything above is positive.
+      scores: [N] float, higher for positive.
+      thresholds: of `choose_operating_points`.
+      patient_ids: [N], equal for images of one patient, who are drawn together.
+      resamples: number of bootstrap resamples R.
+      seed: of the draws.
+
+    Returns:
+      {name: {"threshold": float, "metrics": {name: {"value", "ci95"}}, "confusion_matrix": [2, 2]}}, the metrics being
+      those of `compute_threshold_metrics`, with the intervals of `compute_metrics`. Where there is no threshold, it is
+      {"threshold": None, "reason": why}.
+
+    Raises:
+      ValueError: lengths differ, there is no image, or a score is not finite.
+    """
+    positive, scores = _check_binary(labels, scores)
+    patient_ids = np.asarray(patient_ids)
+    _check_same_length(scores=scores, patient_ids=patient_ids)
+    weights = np.concatenate([np.ones((1, len(scores))), compute_bootstrap_weights(patient_ids, resamples, seed)])
+    patients = count_patients_of_rarest_class(positive, patient_ids)
+    points = {}
+    for name, threshold in thresholds.items():
+        if threshold is None:
+            points[name] = {
+                "threshold": None,
+                "reason": "The split that it is chosen on lacks the images for the rule.",
+            }
+            continue
+        values = compute_decision_values(positive, scores, threshold, weights)
+        confusion = compute_confusion(positive.astype(np.int64), compute_decisions(scores, threshold), 2)
+        points[name] = {
+            "threshold": threshold,
+            "metrics": {metric: summarise(value, explain(metric), patients) for metric, value in values.items()},
+            "confusion_matrix": confusion.tolist(),
+        }
+    return points
 
 
 def compute_roc_curve(
@@ -458,13 +651,14 @@ def _auprc(true_positives: np.ndarray, false_positives: np.ndarray) -> np.ndarra
     return _ratio(np.einsum("rk,rk->r", gained, precision), true_positives[:, -1])
 
 
-def _binary_decision_metrics(
-    positive: np.ndarray, scores: np.ndarray, threshold: float, weights: np.ndarray
-) -> dict[str, np.ndarray]:
-    confusions = _count_confusions(positive.astype(np.int64), compute_decisions(scores, threshold), 2, weights)
-    accuracy = _ratio(np.trace(confusions, axis1=1, axis2=2), confusions.sum(axis=(1, 2)))
-    rates = _one_vs_rest(confusions, 1)
-    return {"accuracy": accuracy, **rates, "balanced_accuracy": (rates["sensitivity"] + rates["specificity"]) / 2}
+def _specificity_at_sensitivity(true_positives: np.ndarray, false_positives: np.ndarray, target: float) -> np.ndarray:
+    """[R, K] counts -> [R]: specificity at the largest threshold whose sensitivity reaches the target."""
+    positives = true_positives[:, -1:]
+    reached = np.argmax(_ratio(true_positives, np.broadcast_to(positives, true_positives.shape)) >= target, axis=1)
+    alarms = np.take_along_axis(false_positives, reached[:, None], axis=1)[:, 0]
+    negatives = false_positives[:, -1]
+    specificity = _ratio(negatives - alarms, negatives)
+    return np.where(positives[:, 0] > 0, specificity, np.nan)
 
 
 def _count_confusions(labels: np.ndarray, decisions: np.ndarray, classes: int, weights: np.ndarray) -> np.ndarray:
@@ -485,34 +679,6 @@ def _one_vs_rest(confusions: np.ndarray, c: int) -> dict[str, np.ndarray]:
         "precision": _ratio(true_positives, true_positives + false_positives),
         "f1": _ratio(2 * true_positives, 2 * true_positives + false_positives + false_negatives),
     }
-
-
-def _summarise(name: str, value: float, resampled: np.ndarray, patients: int) -> dict:
-    if np.isnan(value):
-        return {"value": None, "ci95": None, "reason": _explain(name)}
-    existing = resampled[~np.isnan(resampled)]
-    if len(existing) < MIN_RESAMPLES_FOR_INTERVAL:
-        reason = f"Exists in {len(existing)} of {len(resampled)} resamples; an interval needs "
-        return {"value": float(value), "ci95": None, "reason": f"{reason}{MIN_RESAMPLES_FOR_INTERVAL}."}
-    low, high = np.percentile(existing, [2.5, 97.5]).tolist()
-    if high - low > 1e-12:  # Else they are equal but for rounding.
-        return {"value": float(value), "ci95": [low, high]}
-    bound = 0.025 ** (1 / patients)
-    if value > 1 - 1e-12:
-        return {"value": float(value), "ci95": [bound, 1.0]}
-    if value < 1e-12:
-        return {"value": float(value), "ci95": [0.0, 1 - bound]}
-    return {"value": float(value), "ci95": None, "reason": "The resamples do not differ, so they give no interval."}
-
-
-def _explain(name: str) -> str:
-    """Why a metric does not exist on a split."""
-    metric, _, positive = name.rpartition("_")
-    if positive == "macro":
-        return f"The {metric} of at least one class does not exist."
-    if metric not in _REASONS:  # The name has no class behind it: a metric of pneumonia against NORMAL.
-        metric, positive = name, "pneumonia"
-    return _REASONS[metric].format(name=positive)
 
 
 def _compute_band(grid_name: str, grid: np.ndarray, rows: list[np.ndarray]) -> dict[str, list[float]] | None:

@@ -9,9 +9,8 @@ from pneumojax.config import CLASSIFIER, OptimizerConfig
 def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
     """Learning rate of each step: straight up from 0, then a cosine down to 0."""
     warmup_steps = round(config.warmup * total_steps)
-    return optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, warmup_steps, max(total_steps, warmup_steps + 1)
-    )
+    decay_steps = max(total_steps, warmup_steps + 1)
+    return optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup_steps, decay_steps)
 
 
 def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:

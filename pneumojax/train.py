@@ -320,6 +320,7 @@ def _prepare_workdir(workdir: pathlib.Path, run: dict, restart: bool) -> None:
             "metrics.jsonl",
             "learning_curves.png",
             "threshold.json",
+            "calibration.json",
             "config.json",
         ):
             path = workdir / name

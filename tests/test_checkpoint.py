@@ -1,5 +1,6 @@
 """Checkpoints: what is kept, what opens where, and what is refused."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -211,3 +212,12 @@ def test_a_config_json_that_is_damaged_or_foreign_is_named(tmp_path, text):
     path.write_text(text)
     with pytest.raises(UserError, match=r"config\.json is damaged or not of a run of pneumojax"):
         checkpoint.check_same_run(path, RUN)
+
+
+def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
+    good = init_state()
+    bad = dataclasses.replace(good, params=jax.tree.map(lambda leaf: leaf * np.nan, good.params))
+    with pytest.raises(UserError, match="not finite at step 20"):
+        save(tmp_path, [good, bad], [0.5, None])
+    with checkpoint.open_checkpoints(tmp_path) as checkpoints:
+        assert list(checkpoints.all_steps()) == [10]

@@ -100,7 +100,7 @@ def test_a_config_survives_the_way_through_json():
         model=ModelConfig(model="cnn", task="three_class", cnn_widths=(4, 8), dropout=0.25),
         augment=AugmentConfig(flip=True, crop_min_area=0.5),
         optimizer=OptimizerConfig(optimizer="sgd", ema_decay=0.99),
-        train=TrainConfig(chunk_steps=None, parallel="pmap", batch_norm="local"),
+        train=TrainConfig(chunk_steps=5, parallel="pmap", batch_norm="local"),
         threshold=ThresholdConfig(threshold_rule="youden"),
     )
     values = json.loads(json.dumps(config_to_dict(config)))

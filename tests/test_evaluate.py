@@ -21,6 +21,7 @@ from pneumojax.sharding import AXIS
 from pneumojax.train import fit
 
 BINARY = {"auroc", "auprc", "accuracy", "sensitivity", "specificity", "precision", "f1", "balanced_accuracy"}
+BINARY |= {f"specificity_at_sensitivity_{target}" for target in ("0.95", "0.975", "0.99")}
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +89,8 @@ def test_logits_are_those_of_the_network_for_any_batch_and_number_of_devices(tra
 def test_the_files_agree_with_each_other(workdir):
     results = evaluate.evaluate(evaluate.open_run(workdir), "test")
     assert results == read_results(workdir, "test")
-    assert set(results) == {"metrics", "threshold", "counts", "run"}
+    statistics = {"metrics", "operating_points", "calibration", "at_prevalence", "subgroups"}
+    assert set(results) == statistics | {"threshold", "counts", "run"}
     assert set(results["metrics"]) == BINARY
     for name, metric in results["metrics"].items():
         assert {"value", "ci95"} <= set(metric)
@@ -121,7 +123,8 @@ def test_the_files_agree_with_each_other(workdir):
     assert results["metrics"]["accuracy"]["value"] == pytest.approx((expected[0][0] + expected[1][1]) / len(rows))
     written = {path.name for path in (workdir / "evaluation" / "test").iterdir()}
     pictures = {"roc.png", "precision_recall.png", "confusion_matrix.png", "learning_curves.png"}
-    assert written == {"metrics.json", "predictions.csv"} | pictures
+    pictures |= {"reliability.png", "predictive_values.png", "decision_curve.png"}
+    assert written == {"metrics.json", "predictions.csv", "curves.json"} | pictures
 
 
 def test_three_classes_score_as_one_minus_normal_and_have_their_own_matrix(three_class_workdir):
@@ -158,14 +161,16 @@ def test_the_threshold_comes_from_validation_whatever_is_scored(workdir, monkeyp
     run = evaluate.open_run(workdir)
     results = evaluate.evaluate(run, "test")
     validation = load_split(run.config.data, "validation")
-    assert len(asked) == 1
-    np.testing.assert_array_equal(asked[0], validation.labels("binary"))
+    times = len(asked)
+    assert times == 5  # the run's own rule, and the four operating points that are always reported
+    for labels in asked:
+        np.testing.assert_array_equal(labels, validation.labels("binary"))
     scores = 1 - evaluate.compute_probabilities(evaluate.predict(run, validation.images))[:, 0]
     sensitivity = np.mean(scores[validation.subtypes > 0] >= results["threshold"]["value"])
     assert sensitivity >= 0.95
     assert json.loads((workdir / "threshold.json").read_text()) == results["threshold"]
     assert evaluate.evaluate(run, "test")["threshold"] == results["threshold"]  # stored: the date is the first one's
-    assert len(asked) == 1
+    assert len(asked) == times
 
 
 def test_another_rule_chooses_again_and_is_stored(workdir):

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pneumojax import figures, metrics
+from pneumojax import calibration, decision_curve, figures, metrics
+
+PICTURES = ["confusion.png", "decision.png", "pr.png", "predictive.png", "reliability.png", "roc.png"]
 
 
 def draw_all(folder, labels, probabilities, threshold):
@@ -21,6 +23,19 @@ def draw_all(folder, labels, probabilities, threshold):
     figures.save_roc(folder / "roc.png", roc, result, threshold, title="test")
     figures.save_precision_recall(folder / "pr.png", pr, result, threshold, title="test")
     figures.save_confusion_matrix(folder / "confusion.png", confusion, "ABC"[: len(confusion)])
+    fitted = calibration.compute_calibration(labels, probabilities, patient_ids, resamples=50)
+    bins = calibration.compute_reliability(labels, scores)
+    figures.save_reliability(
+        folder / "reliability.png",
+        {"before": bins, "after": bins},
+        {"before": fitted, "after": fitted, "temperature": 1.2},
+    )
+    curve = decision_curve.compute_decision_curve(labels, scores, patient_ids, resamples=50)
+    figures.save_decision_curve(folder / "decision.png", curve, title="test")
+    grid = calibration.PREVALENCE_GRID
+    values = calibration.compute_predictive_values(labels, scores, threshold, patient_ids, grid, resamples=50)
+    counts = {"images": len(labels), "classes": {"NORMAL": labels.count(0) if isinstance(labels, list) else 20}}
+    figures.save_predictive_values(folder / "predictive.png", {"prevalence": grid} | values, counts, threshold)
     return sorted(file.name for file in folder.iterdir())
 
 
@@ -38,11 +53,14 @@ def is_picture(path, colour="#FFFFFF", top=1.0):
 def test_pictures_of_a_split(tmp_path, classes):
     labels = np.arange(60) % classes
     probabilities = (np.random.default_rng(0).dirichlet(np.ones(classes), size=60) + np.eye(classes)[labels]) / 2
-    assert draw_all(tmp_path, labels, probabilities, 0.5) == ["confusion.png", "pr.png", "roc.png"]
+    assert draw_all(tmp_path, labels, probabilities, 0.5) == PICTURES
     for name in ("pr.png", "roc.png"):
         assert is_picture(tmp_path / name, figures.BLUE)  # the curve
         assert is_picture(tmp_path / name, figures.ORANGE, top=0.5)  # the operating point; its text stands below
     assert is_picture(tmp_path / "confusion.png")
+    assert is_picture(tmp_path / "reliability.png", figures.BLUE)
+    assert is_picture(tmp_path / "decision.png", figures.BLUE, top=0.5)
+    assert is_picture(tmp_path / "decision.png", figures.ORANGE, top=0.5)
 
 
 @pytest.mark.filterwarnings("error")
@@ -50,9 +68,25 @@ def test_pictures_of_a_split(tmp_path, classes):
 @pytest.mark.parametrize("threshold", [0.0, 0.5, 0.99999, 1.0])
 def test_pictures_of_splits_that_lack_something(tmp_path, labels, threshold):
     probabilities = np.full((len(labels), 2), 0.5)
-    assert draw_all(tmp_path, labels, probabilities, threshold) == ["confusion.png", "pr.png", "roc.png"]
+    assert draw_all(tmp_path, labels, probabilities, threshold) == PICTURES
     assert is_picture(tmp_path / "roc.png", figures.BLUE) == (len(set(labels)) == 2)
     assert is_picture(tmp_path / "pr.png", figures.BLUE) == (1 in labels)
+    assert is_picture(tmp_path / "reliability.png", figures.BLUE)
+    # Of equal scores all or none are decided for: one predictive value exists, the other does not.
+    both, decided_for = len(set(labels)) == 2, threshold <= 0.5
+    curves = [is_picture(tmp_path / "predictive.png", colour, top=0.7) for colour in (figures.ORANGE, figures.BLUE)]
+    assert curves == [both and decided_for, both and not decided_for]
+
+
+@pytest.mark.filterwarnings("error")
+def test_predictive_values_with_their_bands(tmp_path):
+    labels = np.arange(40) % 2
+    decisions = np.where(np.arange(40) < 10, 1 - labels, labels)
+    values = calibration.compute_predictive_values(labels, decisions, 0.5, np.arange(40), [0.1, 0.5, 0.9], resamples=50)
+    counts = {"images": 40, "classes": {"NORMAL": 20}}
+    figures.save_predictive_values(tmp_path / "a.png", {"prevalence": [0.1, 0.5, 0.9]} | values, counts, 0.5)
+    for colour in (figures.BLUE, figures.ORANGE):
+        assert is_picture(tmp_path / "a.png", colour, top=0.7)  # the curves; their text stands below
 
 
 @pytest.mark.filterwarnings("error")

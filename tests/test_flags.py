@@ -40,7 +40,7 @@ def test_flags_of_every_type_reach_the_config():
         "data_dir": "some folder",  # str | None
         "task": "three_class",
         "epochs": 3,
-        "chunk_steps": 7,  # int | None
+        "chunk_steps": 7,
         "learning_rate": 0.25,
         "ema_decay": 0.5,  # float | None
         "flip": True,

@@ -54,6 +54,12 @@ def test_threshold_metrics_equal_scikit_learn():
     })  # fmt: skip
 
 
+def roc_specificity(positive, scores, target, weight=None):
+    """The best specificity among scikit-learn's points of the ROC curve that reach the sensitivity."""
+    x, y, _ = oracle.roc_curve(positive, scores, sample_weight=weight, drop_intermediate=False)
+    return 1 - x[y >= target - 1e-12].min()
+
+
 @pytest.mark.parametrize("step", [None, 1.0])
 def test_weighted_values_equal_scikit_learn_with_sample_weight(step):
     labels, probabilities, _ = make_split(150, 3, step=step)
@@ -81,6 +87,10 @@ def test_weighted_values_equal_scikit_learn_with_sample_weight(step):
             "precision": oracle.precision_score(positive, scores >= 0.6, **w),
             "f1": oracle.f1_score(positive, scores >= 0.6, **w),
             "balanced_accuracy": oracle.balanced_accuracy_score(positive, scores >= 0.6, **w),
+            **{
+                f"specificity_at_sensitivity_{t:g}": roc_specificity(positive, scores, t, weight)
+                for t in (0.95, 0.975, 0.99)
+            },
             "accuracy_three_class": oracle.accuracy_score(labels, argmax, **w),
             "auroc_macro": oracle.roc_auc_score(labels, probabilities, multi_class="ovr", **w),
             "auprc_macro": oracle.average_precision_score(one_hot, probabilities, **w),
@@ -266,6 +276,75 @@ def test_youden_takes_the_smallest_of_equals():
     assert metrics.choose_threshold(labels, scores, "youden") == 0.3
 
 
+@pytest.mark.parametrize("prevalence", [None, 0.05, 0.9])
+@pytest.mark.parametrize("cost_ratio", [0.1, 1.0, 7.0])
+def test_cost_ratio_by_brute_force(cost_ratio, prevalence):
+    labels, probabilities, _ = make_split(40, 2, step=0.5)
+    scores = metrics.compute_binary_scores(probabilities)
+    chosen = metrics.choose_threshold(labels, scores, "cost_ratio", cost_ratio=cost_ratio, prevalence=prevalence)
+    share = labels.mean() if prevalence is None else prevalence
+    rates = {**brute_force_rates(labels, scores), np.nextafter(scores.max(), 2): (0.0, 1.0)}
+    costs = {
+        t: cost_ratio * share * (1 - sensitivity) + (1 - share) * (1 - specificity)
+        for t, (sensitivity, specificity) in rates.items()
+    }
+    assert chosen == min(t for t, cost in costs.items() if cost < min(costs.values()) + 1e-9)
+
+
+@pytest.mark.parametrize(("cost_ratio", "threshold"), [(8.9, 0.2), (3.0, 0.3), (1.0, 0.5), (0.3, 0.8)])
+def test_cost_ratio_of_true_probabilities_is_the_odds_of_the_threshold(cost_ratio, threshold):
+    # Of ten images of score 0.3 three are positive. Deciding for them pays where score / (1 - score) >= 1 / cost_ratio
+    # (Elkan, The foundations of cost-sensitive learning, 2001); at equality the smaller threshold is taken.
+    tenths = np.repeat(np.arange(1, 10), 10)
+    labels = (np.tile(np.arange(10), 9) < tenths).astype(int)
+    assert metrics.choose_threshold(labels, tenths / 10, "cost_ratio", cost_ratio=cost_ratio) == threshold
+
+
+def test_where_alarms_cost_most_nobody_is_decided_for():
+    threshold = metrics.choose_threshold([0, 1, 0, 1], [0.1, 0.2, 1.0, 1.0], "cost_ratio", cost_ratio=0.01)
+    assert threshold > 1.0 and not metrics.compute_decisions([0.1, 0.2, 1.0, 1.0], threshold).any()
+
+
+@pytest.mark.parametrize("step", [None, 1.0])
+def test_specificity_at_sensitivity_equals_scikit_learn(step):
+    labels, probabilities, patient_ids = make_split(300, 2, step=step)
+    scores = metrics.compute_binary_scores(probabilities)
+    result = metrics.compute_metrics(labels, probabilities, 0.5, patient_ids)
+    for target in (0.95, 0.975, 0.99):
+        metric = result[f"specificity_at_sensitivity_{target:g}"]
+        assert metric["value"] == pytest.approx(roc_specificity(labels, scores, target), abs=1e-12)
+        assert metric["ci95"][0] <= metric["value"] <= metric["ci95"][1]
+
+
+def test_operating_points_equal_scikit_learn_on_the_other_split():
+    labels, probabilities, patient_ids = make_split(200, 3, seed=1)
+    scores = metrics.compute_binary_scores(probabilities)
+    thresholds = metrics.choose_operating_points(*(make_split(200, 2)[0], make_split(200, 2)[1][:, 1]))
+    assert list(thresholds) == [*(f"target_sensitivity_{t}" for t in ("0.95", "0.975", "0.99")), "youden"]
+    points = metrics.compute_operating_points(labels, scores, thresholds, patient_ids)
+    assert json.loads(json.dumps(points, allow_nan=False)) == points
+    for name, point in points.items():
+        decisions = scores >= thresholds[name]
+        assert point["threshold"] == thresholds[name]
+        assert point["metrics"]["sensitivity"]["value"] == pytest.approx(oracle.recall_score(labels > 0, decisions))
+        specificity = oracle.recall_score(labels == 0, ~decisions)
+        assert point["metrics"]["specificity"]["value"] == pytest.approx(specificity)
+        np.testing.assert_array_equal(point["confusion_matrix"], oracle.confusion_matrix(labels > 0, decisions))
+        whole = metrics.compute_metrics(labels, probabilities, thresholds[name], patient_ids)
+        assert point["metrics"]["specificity"] == whole["specificity"]
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_operating_points_of_a_validation_split_of_one_class(label):
+    thresholds = metrics.choose_operating_points([label] * 3, [0.1, 0.2, 0.3])
+    assert thresholds["youden"] is None and (thresholds["target_sensitivity_0.95"] is None) == (label == 0)
+    points = metrics.compute_operating_points([0, 1], [0.1, 0.9], thresholds, ["a", "b"])
+    assert points["youden"] == {
+        "threshold": None,
+        "reason": "The split that it is chosen on lacks the images for the rule.",
+    }
+
+
 def test_target_is_met_exactly_in_spite_of_rounding():
     # 0.07 * 100 is 7.000000000000001, so a product would ask for an eighth image.
     scores = np.linspace(0.0, 1.0, 100)
@@ -303,6 +382,10 @@ def test_decisions_do_not_round_the_threshold_to_float32():
         ([1, 2], "youden", {}, "needs negative images"),
         ([0, 1], "target_sensitivity", {}, "above 0 and at most 1, not None"),
         ([0, 1], "target_sensitivity", {"target_sensitivity": 1.1}, "above 0 and at most 1, not 1.1"),
+        ([0, 1], "cost_ratio", {}, "above 0, not None"),
+        ([0, 1], "cost_ratio", {"cost_ratio": 0.0}, "above 0, not 0.0"),
+        ([0, 1], "cost_ratio", {"cost_ratio": 2.0, "prevalence": 1.0}, "between 0 and 1, not 1.0"),
+        ([1, 1], "cost_ratio", {"cost_ratio": 2.0}, "cost_ratio needs negative images"),
         ([0, 1], "fixed", {}, "between 0 and 1, not None"),
         ([0, 1], "best", {}, "Unknown threshold rule 'best'"),
         ([], "youden", {}, "Lengths differ"),

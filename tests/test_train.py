@@ -68,6 +68,7 @@ def test_a_run_leaves_what_belongs_to_it_and_says_what_it_reached(finished):
     workdir, result = finished
     assert {path.name for path in workdir.iterdir()} == {
         ".lock",
+        "calibration.json",
         "checkpoints",
         "config.json",
         "learning_curves.png",

@@ -1,0 +1,84 @@
+"""Compares two evaluated runs on the images that both were scored on.
+
+    scripts/run experiments/compare.py runs/resnet runs/cnn --split=test
+
+Reads what experiments/evaluate.py wrote for both. Prints each metric of both and the difference, first run minus
+second, with its 95 % interval by paired patient bootstrap; DeLong's test of the areas under the ROC curve; and
+McNemar's test of the decisions, each run at its own threshold. Writes the same as JSON. Seconds, on any machine.
+"""
+
+import pathlib
+
+from absl import flags
+
+from experiments.flags import run
+from pneumojax import comparison, metrics
+from pneumojax.predictions import Predictions, check_same_images, read_predictions
+from pneumojax.writer import write_json
+
+SPLIT = flags.DEFINE_enum("split", "validation", ("train", "validation", "test"), "split that both were scored on")
+OUTPUT = flags.DEFINE_string(
+    "output", None, "JSON file to write (default: compared_with_<second>.json beside the first run's predictions)"
+)
+
+
+def main(first: str, second: str) -> int:
+    a, b = (read_predictions(workdir, SPLIT.value) for workdir in (first, second))
+    check_same_images(a, b)
+    if a.class_names != b.class_names:
+        a, b = a.to_binary(), b.to_binary()
+    results = compare(a, b)
+    print(format_results(results, SPLIT.value))
+    beside = a.workdir / "evaluation" / SPLIT.value / f"compared_with_{b.workdir.resolve().name}.json"
+    path = pathlib.Path(OUTPUT.value).expanduser() if OUTPUT.value else beside
+    write_json(path, results)
+    print(f"Written to {path}")
+    return 0
+
+
+def compare(a: Predictions, b: Predictions) -> dict:
+    """All comparisons of two runs on the same images, as JSON holds them."""
+    scores_a, scores_b = (metrics.compute_binary_scores(one.probabilities) for one in (a, b))
+    positive = a.labels > 0
+    right_a, right_b = (
+        metrics.compute_decisions(scores, one.threshold) == positive for one, scores in ((a, scores_a), (b, scores_b))
+    )
+    groups = {"all": positive | ~positive, "PNEUMONIA": positive, "NORMAL": ~positive}
+    return {
+        "a": {"workdir": str(a.workdir), "threshold": a.threshold},
+        "b": {"workdir": str(b.workdir), "threshold": b.threshold},
+        "images": len(a.labels),
+        "fingerprint": a.fingerprint,
+        "metrics": comparison.compute_differences(
+            a.labels, a.probabilities, b.probabilities, a.threshold, b.threshold, a.patient_ids
+        ),
+        "delong": comparison.compute_delong(positive, scores_a, scores_b),
+        "mcnemar": {name: comparison.compute_mcnemar(right_a[of], right_b[of]) for name, of in groups.items()},
+    }
+
+
+def format_results(results: dict, split: str) -> str:
+    """The comparison as a table and two sentences on the tests."""
+    lines = [f"{split}: {results['images']} images", f"a: {results['a']['workdir']}", f"b: {results['b']['workdir']}"]
+    lines += ["", f"{'metric':<34}{'a':>8}{'b':>8}{'a - b':>9}   95 % interval (paired bootstrap by patient)"]
+    for name, one in results["metrics"].items():
+        difference = one["difference"]
+        numbers = "".join("       -" if one[side] is None else f"{one[side]:8.4f}" for side in ("a", "b"))
+        numbers += "        -" if difference["value"] is None else f"{difference['value']:+9.4f}"
+        interval = "{:+.4f} to {:+.4f}".format(*difference["ci95"]) if difference["ci95"] else difference["reason"]
+        lines.append(f"{name:<34}{numbers}   {interval}")
+    delong = results["delong"]
+    if delong["p"] is None:
+        lines += ["", f"DeLong's test of the AUROC: none. {delong['reason']}"]
+    else:
+        lines += ["", f"DeLong's test of the AUROC: z = {delong['z']:.2f}, p = {delong['p']:.2g}"]
+    for name, test in results["mcnemar"].items():
+        lines.append(
+            f"McNemar's test of the decisions, {name}: only a right {test['only_a_right']}, only b right "
+            f"{test['only_b_right']}, p = {test['p']:.2g} ({test['method']})"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run(main, arguments=("RUN", "RUN"))

@@ -1,0 +1,112 @@
+"""What an evaluation wrote, read again: predictions of a split without the network that made them."""
+
+import csv
+import dataclasses
+import json
+import pathlib
+
+import numpy as np
+
+from pneumojax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """Predictions of a split, in the order of their filenames.
+
+    Attributes:
+      workdir: folder of the run.
+      class_names: C names, NORMAL first.
+      filenames: [N] str, unique.
+      patient_ids: [N] str.
+      labels: [N] int64, 0..C - 1.
+      probabilities: [N, C] float64, 0..1.
+      threshold: of the score for pneumonia, chosen on validation.
+      fingerprint: of the split: names, labels, patients and image bytes.
+    """
+
+    workdir: pathlib.Path
+    class_names: list[str]
+    filenames: np.ndarray
+    patient_ids: np.ndarray
+    labels: np.ndarray
+    probabilities: np.ndarray
+    threshold: float
+    fingerprint: str
+
+    def to_binary(self) -> "Predictions":
+        """The same predictions of NORMAL against pneumonia."""
+        normal = self.probabilities[:, 0]
+        return dataclasses.replace(
+            self,
+            class_names=["NORMAL", "PNEUMONIA"],
+            labels=(self.labels > 0).astype(np.int64),
+            probabilities=np.stack([normal, 1 - normal], axis=1),
+        )
+
+
+def read_predictions(workdir: str | pathlib.Path, split: str) -> Predictions:
+    """Reads `<workdir>/evaluation/<split>/predictions.csv` and metrics.json.
+
+    Args:
+      workdir: folder of a run that was evaluated on the split.
+      split: train, validation or test.
+
+    Raises:
+      UserError: the run was not evaluated on the split, or the files are damaged.
+    """
+    workdir = pathlib.Path(workdir).expanduser()
+    directory = workdir / "evaluation" / split
+    path = directory / "predictions.csv"
+    if not path.exists():
+        raise UserError(
+            f"{workdir} was not evaluated on {split}. Do that first: "
+            f"scripts/run experiments/evaluate.py --workdir={workdir} --split={split}"
+        )
+    try:
+        results = json.loads((directory / "metrics.json").read_text())
+        with path.open(newline="") as file:
+            rows = sorted(csv.DictReader(file), key=lambda row: row["filename"])
+        names = list(results["run"]["class_names"])
+        predictions = Predictions(
+            workdir=workdir,
+            class_names=names,
+            filenames=np.array([row["filename"] for row in rows]),
+            patient_ids=np.array([row["patient_id"] for row in rows]),
+            labels=np.array([names.index(row["label"]) for row in rows]),
+            probabilities=np.array([[float(row[f"probability_{name}"]) for name in names] for row in rows]),
+            threshold=float(results["threshold"]["value"]),
+            fingerprint=results["run"]["split"]["fingerprint"],
+        )
+        if len(rows) != results["counts"]["images"]:
+            raise ValueError(f"{len(rows)} rows, where {results['counts']['images']} images were scored")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"the evaluation in {directory} is damaged ({error!r}). Evaluate the run again.") from error
+    return predictions
+
+
+def check_same_images(a: Predictions, b: Predictions) -> None:
+    """Refuses two runs that were not scored on the same images, labels and patients.
+
+    Raises:
+      UserError: says how they differ.
+    """
+    only_a, only_b = (np.setdiff1d(*pair) for pair in ((a.filenames, b.filenames), (b.filenames, a.filenames)))
+    if len(only_a) or len(only_b):
+        parts = []
+        for run, only in ((a, only_a), (b, only_b)):
+            if len(only):
+                some = ", ".join(only[:3]) + (", ..." if len(only) > 3 else "")
+                parts.append(f"{len(only)} of {len(run.filenames)} only in {run.workdir} ({some})")
+        how = f"images {' and '.join(parts)}"
+    elif differing := [*a.filenames[(a.labels > 0) != (b.labels > 0)]]:
+        how = f"{len(differing)} images have another label, the first of them {differing[0]}"
+    elif differing := [*a.filenames[a.patient_ids != b.patient_ids]]:
+        how = f"{len(differing)} images have another patient, the first of them {differing[0]}"
+    elif a.fingerprint != b.fingerprint:
+        how = "files of the same names hold other images, or their subtypes differ"
+    else:
+        return
+    raise UserError(
+        f"{a.workdir} and {b.workdir} were scored on different data: {how}. Evaluate both on the same data set."
+    )
