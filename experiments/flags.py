@@ -46,7 +46,8 @@ def config_from_flags() -> Config:
     for field in config_fields():
         if typing.get_origin(field.type) is tuple:
             try:
-                values[field.name] = [int(number) for number in values[field.name]]
+                kind = typing.get_args(field.type)[0]
+                values[field.name] = [kind(word) for word in values[field.name]]
             except ValueError as error:
                 raise UserError(f"{field.name} must be whole numbers separated by commas: {error}.") from error
     return config_from_dict(values)

@@ -12,6 +12,9 @@ from pneumojax.errors import UserError
 # Index = class label. A network's score for pneumonia is 1 - P(NORMAL) in both tasks.
 CLASS_NAMES = {"binary": ("NORMAL", "PNEUMONIA"), "three_class": ("NORMAL", "BACTERIA", "VIRUS")}
 
+# How the names of a network's last layers begin; all that is before them is its backbone.
+CLASSIFIER = ("dense", "head")
+
 
 def _field(default, help, choices=None, at_least=None, above=None, at_most=None, below=None, identity=True):
     """A dataclass field with its help text and limits; identity=False: may change when a run is continued."""
@@ -78,6 +81,10 @@ class ModelConfig(_Checked):
     pretrained: str | None = _field(
         None, "file of ImageNet weights to start from: torchvision's, timm's or Keras's (default: a random start)"
     )
+    frozen: tuple[str, ...] = _field(
+        (),
+        "stages that stay as they are: of a resnet stem, stage1 .. stage4; of vgg16 stage1 .. stage5",
+    )
     dropout: float = _field(0.0, "share of the last features dropped in training", at_least=0.0, below=1.0)
     dtype: str = _field(
         "float32", "compute type; parameters, statistics and loss stay float32", choices=("float32", "bfloat16")
@@ -105,6 +112,9 @@ class AugmentConfig(_Checked):
 class OptimizerConfig(_Checked):
     optimizer: str = _field("adamw", "optimizer", choices=("adamw", "sgd"))
     learning_rate: float = _field(1e-3, "largest learning rate, reached after the warm-up", above=0.0)
+    backbone_learning_rate_scale: float = _field(
+        1.0, "learning rate of all but the classifier (dense layers and head), as a share of learning_rate", above=0.0
+    )
     momentum: float = _field(0.9, "Nesterov momentum of sgd", at_least=0.0, below=1.0)
     weight_decay: float = _field(1e-2, "weight decay of kernels", at_least=0.0)
     warmup: float = _field(

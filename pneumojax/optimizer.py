@@ -3,7 +3,7 @@
 import jax
 import optax
 
-from pneumojax.config import OptimizerConfig
+from pneumojax.config import CLASSIFIER, OptimizerConfig
 
 
 def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
@@ -27,8 +27,22 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
 
     schedule = make_schedule(config, total_steps)
     if config.optimizer == "adamw":
-        return optax.adamw(schedule, weight_decay=config.weight_decay, mask=is_kernel)
-    return optax.chain(
-        optax.add_decayed_weights(config.weight_decay, mask=is_kernel),
-        optax.sgd(schedule, momentum=config.momentum, nesterov=True),
-    )
+        tx = optax.adamw(schedule, weight_decay=config.weight_decay, mask=is_kernel)
+    else:
+        tx = optax.chain(
+            optax.add_decayed_weights(config.weight_decay, mask=is_kernel),
+            optax.sgd(schedule, momentum=config.momentum, nesterov=True),
+        )
+    if config.backbone_learning_rate_scale == 1:
+        return tx
+
+    def scale_backbone(updates, params):
+        # Both optimizers' updates are the learning rate times something that does not depend on it.
+        del params
+        scale = config.backbone_learning_rate_scale
+        return {
+            name: layer if name.startswith(CLASSIFIER) else jax.tree.map(lambda update: scale * update, layer)
+            for name, layer in updates.items()
+        }
+
+    return optax.chain(tx, optax.stateless(scale_backbone))

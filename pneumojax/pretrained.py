@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from pneumojax.config import ModelConfig
+from pneumojax.config import CLASSIFIER, ModelConfig
 from pneumojax.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -283,7 +283,7 @@ def _convert(source, key, tensor):
 
 def _find_fresh(wanted, names, source, tensors):
     """Layers of the classifier from the first on that the file does not have in this shape."""
-    layers = sorted({key[1] for key in wanted if key[1].startswith(("dense", "head"))})
+    layers = sorted({key[1] for key in wanted if key[1].startswith(CLASSIFIER)})
     for i, layer in enumerate(layers):
         for key in (key for key in wanted if key[1] == layer):
             tensor = tensors.get(names[key])

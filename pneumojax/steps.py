@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from pneumojax.augment import keep_pneumonia, make_augment, mixup
 from pneumojax.config import CLASS_NAMES, Config
 from pneumojax.losses import as_class_logits, compute_cross_entropy, make_targets
-from pneumojax.models import make_model
+from pneumojax.models import make_model, split_frozen
 from pneumojax.pretrained import load_pretrained
 from pneumojax.sharding import AXIS, put, replicated
 from pneumojax.state import TrainState
@@ -60,7 +60,8 @@ def init_state(config: Config, tx: optax.GradientTransformation, mesh: Mesh) -> 
         batch_stats = nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
         ema = {"params": params, "batch_stats": batch_stats} if config.optimizer.ema_decay else {}
         # Copies: a donated state must not hold one buffer twice.
-        return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params), jax.tree.map(jnp.copy, ema))
+        opt_state = tx.init(split_frozen(params, config.model.frozen)[0])
+        return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, opt_state, jax.tree.map(jnp.copy, ema))
 
     return jax.jit(init, out_shardings=replicated(mesh))(jax.random.key(config.train.seed))
 
@@ -101,6 +102,7 @@ def make_train_step(
       `correct`, `count`, float32.
     """
     augment = make_augment(config.augment)
+    frozen = config.model.frozen
     normal_only = config.augment.augment_classes == "normal"
     classes = len(CLASS_NAMES[config.model.task])
     smoothing, alpha, ema_decay = (
@@ -112,8 +114,8 @@ def make_train_step(
     def gather(images, labels, index):
         return scale_pixels(images[index]), make_targets(labels[index], classes, smoothing)
 
-    def compute_loss(params, batch_stats, images, targets, keys):
-        model = nnx.merge(graph, params, batch_stats)
+    def compute_loss(params, kept_params, batch_stats, images, targets, keys):
+        model = nnx.merge(graph, params | kept_params, batch_stats)
         logits = as_class_logits(model(normalise(images), train=True, keys=keys))
         losses = compute_cross_entropy(logits, targets, class_weights)
         return losses.mean(), (losses, logits, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
@@ -129,14 +131,17 @@ def make_train_step(
             batch, targets = mixup(mixup_keys, alpha, (batch, targets), gather(images, labels, partner(index)))
         augmented = augment(augment_keys, batch)
         batch = keep_pneumonia(batch, augmented, labels[index]) if normal_only else augmented
+        # What is frozen takes no part in gradients, updates and means, each of which could change its last bit.
+        params, kept_params = split_frozen(state.params, frozen)
         gradient = jax.value_and_grad(compute_loss, has_aux=True)
         (_, (losses, logits, batch_stats)), grads = gradient(
-            state.params, state.batch_stats, batch, targets, dropout_keys
+            params, kept_params, state.batch_stats, batch, targets, dropout_keys
         )
+        batch_stats, kept_stats = split_frozen(batch_stats, frozen)
         if mapped:
             grads, batch_stats = lax.pmean((grads, batch_stats), AXIS)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        updates, opt_state = tx.update(grads, state.opt_state, params)
+        params, batch_stats = optax.apply_updates(params, updates) | kept_params, batch_stats | kept_stats
 
         correct = logits.argmax(-1) == labels[index]
         metrics = {"loss": losses.sum(), "correct": correct.sum(dtype=jnp.float32), "count": jnp.float32(len(index))}
@@ -156,7 +161,8 @@ def make_train_step(
     def average(ema, variables, step):
         # Young averages forget faster, else the random start would stay in them for 1 / (1 - decay) steps.
         decay = jnp.minimum(ema_decay, (1 + step) / (10 + step))
-        return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, variables)
+        # In this form the average of what does not change is bitwise the same.
+        return jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), ema, variables)
 
     return train_step
 

@@ -1,8 +1,11 @@
 """The networks. Each maps float images [B, H, W, 1] to logits [B, outputs]; a binary network has one output."""
 
+from typing import Any
+
 from flax import nnx
 
 from pneumojax.config import CLASS_NAMES, ModelConfig
+from pneumojax.errors import UserError
 from pneumojax.models.cnn import CNN
 from pneumojax.models.flatiron import Flatiron
 from pneumojax.models.mlp import MLP
@@ -11,7 +14,7 @@ from pneumojax.models.vgg import VGG16
 
 MODELS = {
     "mlp": lambda config, image_px, **common: MLP(image_px, config.mlp_widths, **common),
-    "cnn": lambda config, image_px, **common: CNN(config.cnn_widths, **common),
+    "cnn": lambda config, image_px, **common: CNN(config.cnn_widths, frozen=config.frozen, **common),
     "flatiron": lambda config, image_px, **common: Flatiron(image_px, **common),
     "vgg16": lambda config, image_px, **common: VGG16(
         config.vgg_width, config.vgg_dense_widths, ones_plane=config.pretrained is not None, **common
@@ -23,7 +26,11 @@ MODELS = {
 
 
 def _make_resnet(stage_blocks, bottleneck, config, common):
-    options = {"strided": config.resnet_stride, "ones_plane": config.pretrained is not None}
+    options = {
+        "strided": config.resnet_stride,
+        "ones_plane": config.pretrained is not None,
+        "frozen": config.frozen,
+    }
     return ResNet(stage_blocks, bottleneck, config.resnet_width, **options, **common)
 
 
@@ -39,9 +46,12 @@ def make_model(config: ModelConfig, image_px: int, key, axis_name: str | None = 
     Returns:
       A module called as `model(images, train, keys)`: images [B, H, W, 1] float, keys [B] PRNG keys of the dropout
       (None when not training); returns [B, outputs] float32 logits.
+
+    Raises:
+      UserError: `frozen` names a stage that the network does not have, or leaves nothing to train.
     """
     classes = len(CLASS_NAMES[config.task])
-    return MODELS[config.model](
+    model = MODELS[config.model](
         config,
         image_px,
         num_outputs=1 if classes == 2 else classes,
@@ -50,3 +60,24 @@ def make_model(config: ModelConfig, image_px: int, key, axis_name: str | None = 
         axis_name=axis_name,
         rngs=nnx.Rngs(key),
     )
+    stages = dict.fromkeys(name.split("_")[0] for name in nnx.to_pure_dict(nnx.state(model, nnx.Param)))
+    unknown = [name for name in config.frozen if name not in stages]
+    if unknown:
+        raise UserError(f"frozen: {config.model} has no stage {unknown[0]}; it has {', '.join(stages)}.")
+    if set(config.frozen) == set(stages):
+        raise UserError("frozen names all stages: nothing is left to train.")
+    return model
+
+
+def split_frozen(tree: dict[str, Any], frozen: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Splits parameters, or batch statistics, by stage: what precedes the first underscore in the name of a layer.
+
+    Args:
+      tree: nested dicts; the outermost names are those of the network's layers.
+      frozen: names of stages.
+
+    Returns:
+      (the layers of other stages, the layers of these stages).
+    """
+    kept = {name: layer for name, layer in tree.items() if name.split("_")[0] in frozen}
+    return {name: layer for name, layer in tree.items() if name not in kept}, kept

@@ -18,7 +18,9 @@ class CNN(nnx.Module):
         dtype: str,
         axis_name: str | None,
         rngs: nnx.Rngs,
+        frozen: tuple[str, ...] = (),
     ):
+        self.frozen = frozen
         self.depth = len(widths)
         channels = 1
         for i, width in enumerate(widths):
@@ -31,6 +33,7 @@ class CNN(nnx.Module):
         x = images
         for i in range(self.depth):
             x = getattr(self, f"conv{i + 1}")(x)
-            x = nnx.relu(getattr(self, f"norm{i + 1}")(x, use_running_average=not train))
+            name = f"norm{i + 1}"
+            x = nnx.relu(getattr(self, name)(x, use_running_average=not train or name in self.frozen))
             x = max_pool(x, 2)
         return self.head(x.mean((1, 2), dtype="float32"), train, keys)
