@@ -157,3 +157,12 @@ def test_import_is_light_and_drawing_leaves_pyplot_alone(tmp_path):
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.filterwarnings("error")
+def test_reported_figures_stand_beside_ours_also_where_ours_does_not_exist(tmp_path):
+    ours = [{"value": 0.8, "ci95": [0.7, 0.9]}, {"value": 0.5, "ci95": None}, {"value": None, "ci95": None}]
+    rows = [{"name": f"system {i}", "reported": 0.6, "ours": one} for i, one in enumerate(ours)]
+    figures.save_reported(tmp_path / "reported.png", rows, "test")
+    assert is_picture(tmp_path / "reported.png", figures.BLUE)
+    assert is_picture(tmp_path / "reported.png", figures.ORANGE)
