@@ -58,6 +58,12 @@ class DataConfig(_Checked):
         None, "folder of prepared data sets (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)", identity=False
     )
     image_px: int = _field(64, "height and width of the images that the network sees, in pixels", at_least=16)
+    selection_split: str = _field(
+        "validation",
+        "split that chooses the epoch, the threshold and the temperature; test is the leaky protocol of many "
+        "publications: its figures are worthless but for showing that",
+        choices=("validation", "test"),
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -87,7 +87,7 @@ class Ensemble:
 
     @property
     def config(self) -> Config:
-        """Of the first member: where the data lie, the task, and the rule for the threshold."""
+        """Of the first member: where the data lie, the task, the split that chooses, and the rule for the threshold."""
         return self.members[0].config
 
     @property
@@ -116,7 +116,7 @@ def open_ensemble(
       data_dir: where the data sets lie now, if not where the runs found them.
 
     Raises:
-      UserError: a run cannot be opened, is named twice, or is of another task than the first.
+      UserError: a run cannot be opened, is named twice, or is of another task or selection split than the first.
     """
     runs = [open_run(workdir, checkpoint, data_dir) for workdir in workdirs]
     members = tuple(sorted(runs, key=lambda run: run.workdir))
@@ -129,6 +129,11 @@ def open_ensemble(
             raise UserError(
                 f"{members[0].workdir} and {member.workdir} tell apart different classes ({first}; {other}): "
                 "there is no mean of the two."
+            )
+        if member.config.data.selection_split != members[0].config.data.selection_split:
+            raise UserError(
+                f"{members[0].workdir} was chosen on {members[0].config.data.selection_split}, {member.workdir} on "
+                f"{member.config.data.selection_split}: no split is left to choose the threshold of both on."
             )
     directory = members[0].workdir.parent / "+".join(member.workdir.resolve().name for member in members)
     return Ensemble(directory, members)
@@ -171,25 +176,25 @@ def compute_probabilities(logits: np.ndarray) -> np.ndarray:
     return powers / powers.sum(-1, keepdims=True)
 
 
-def store_threshold(run: Run | Ensemble, rules: ThresholdConfig, validation: Split, probabilities: np.ndarray) -> dict:
-    """Chooses the operating point on validation and keeps it with the run in threshold.json.
+def store_threshold(run: Run | Ensemble, rules: ThresholdConfig, split: Split, probabilities: np.ndarray) -> dict:
+    """Chooses the operating point on the run's selection split and keeps it with the run in threshold.json.
 
     Args:
       run: the run.
       rules: how to choose.
-      validation: the validation split.
+      split: the selection split: validation, but for the leaky protocol.
       probabilities: [N, C] of that split.
 
     Returns:
       The content of threshold.json.
 
     Raises:
-      UserError: validation has no pneumonia or no NORMAL, so there is nothing to choose by.
+      UserError: the split has no pneumonia or no NORMAL, so there is nothing to choose by.
     """
     scores = metrics.compute_binary_scores(probabilities)
     try:
         value = metrics.choose_threshold(
-            validation.labels("binary"),
+            split.labels("binary"),
             scores,
             rules.threshold_rule,
             target_sensitivity=rules.target_sensitivity,
@@ -198,16 +203,16 @@ def store_threshold(run: Run | Ensemble, rules: ThresholdConfig, validation: Spl
             fixed=rules.fixed_threshold,
         )
     except ValueError as error:
-        raise UserError(f"threshold_rule={rules.threshold_rule} cannot choose on validation: {error}") from error
+        raise UserError(f"threshold_rule={rules.threshold_rule} cannot choose on {split.name}: {error}") from error
     threshold = {
         "value": value,
         **_describe_rule(rules),
-        "split": None if rules.threshold_rule == "fixed" else "validation",
+        "split": None if rules.threshold_rule == "fixed" else split.name,
         "checkpoint_step": run.step,
-        "data_fingerprint": validation.fingerprint,
+        "data_fingerprint": split.fingerprint,
         "date": _now(),
-        # Always on validation, whatever the rule of the value above.
-        "operating_points": metrics.choose_operating_points(validation.labels("binary"), scores),
+        # Always chosen, whatever the rule of the value above.
+        "operating_points": metrics.choose_operating_points(split.labels("binary"), scores),
     }
     if jax.process_index() == 0:
         write_json(run.workdir / "threshold.json", threshold)
@@ -215,10 +220,10 @@ def store_threshold(run: Run | Ensemble, rules: ThresholdConfig, validation: Spl
 
 
 def load_threshold(run: Run | Ensemble, rules: ThresholdConfig) -> dict:
-    """The run's stored threshold if it follows these rules at this checkpoint; else chosen on validation and stored.
+    """The run's stored threshold if it follows these rules at this checkpoint; else chosen anew and stored.
 
     Raises:
-      UserError: threshold.json is damaged, or validation is needed and missing.
+      UserError: threshold.json is damaged, or the selection split is needed and missing.
     """
     path = run.workdir / "threshold.json"
     if path.exists():
@@ -231,44 +236,46 @@ def load_threshold(run: Run | Ensemble, rules: ThresholdConfig) -> dict:
             raise UserError(f"{path} is damaged ({error!r}). Delete it: the threshold is then chosen again.") from error
         if follows:
             return stored
-    validation, probabilities = _score_split(run, "validation")
-    store_calibration(run, validation, probabilities)
-    return store_threshold(run, rules, validation, probabilities)
+    split, probabilities = _score_split(run, run.config.data.selection_split)
+    store_calibration(run, split, probabilities)
+    return store_threshold(run, rules, split, probabilities)
 
 
-def store_calibration(run: Run | Ensemble, validation: Split, probabilities: np.ndarray) -> dict:
-    """Fits the temperature on validation and keeps it with the run in calibration.json.
+def store_calibration(run: Run | Ensemble, split: Split, probabilities: np.ndarray) -> dict:
+    """Fits the temperature on the run's selection split and keeps it with the run in calibration.json.
 
     Args:
       run: the run.
-      validation: the validation split.
+      split: the selection split: validation, but for the leaky protocol.
       probabilities: [N, C] of that split.
 
     Returns:
       The content of calibration.json: the temperature, and the prevalence that calibrated scores go with.
     """
-    labels = validation.labels(run.config.model.task)
+    labels = split.labels(run.config.model.task)
     temperature = fit_temperature(labels, probabilities)
     calibration = {
         "temperature": temperature or 1.0,
         "prevalence": float(np.mean(labels > 0)),
-        "split": "validation",
+        "split": split.name,
         "checkpoint_step": run.step,
-        "data_fingerprint": validation.fingerprint,
+        "data_fingerprint": split.fingerprint,
         "date": _now(),
     }
     if temperature is None:
-        calibration["reason"] = "No temperature is best: validation is decided all right, or no better than by chance."
+        calibration["reason"] = (
+            f"No temperature is best: {split.name} is decided all right, or no better than by chance."
+        )
     if jax.process_index() == 0:
         write_json(run.workdir / "calibration.json", calibration)
     return calibration
 
 
 def load_calibration(run: Run | Ensemble) -> dict:
-    """The run's stored calibration if it is of this checkpoint; else fitted on validation and stored.
+    """The run's stored calibration if it is of this checkpoint; else fitted anew and stored.
 
     Raises:
-      UserError: calibration.json is damaged, or validation is needed and missing.
+      UserError: calibration.json is damaged, or the selection split is needed and missing.
     """
     path = run.workdir / "calibration.json"
     if path.exists():
@@ -279,7 +286,7 @@ def load_calibration(run: Run | Ensemble) -> dict:
                 return stored
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is damaged ({error!r}). Delete it: it is then fitted again.") from error
-    return store_calibration(run, *_score_split(run, "validation"))
+    return store_calibration(run, *_score_split(run, run.config.data.selection_split))
 
 
 def evaluate(run: Run | Ensemble, split_name: str, rules: ThresholdConfig | None = None) -> dict:
@@ -288,7 +295,8 @@ def evaluate(run: Run | Ensemble, split_name: str, rules: ThresholdConfig | None
     Args:
       run: from `open_run` or `open_ensemble`.
       split_name: validation or test (or train, to see how much was memorised).
-      rules: of the threshold; None: the run's own. The threshold comes from validation whatever split is scored.
+      rules: of the threshold; None: the run's own. The threshold comes from the run's selection split, validation but
+        for the leaky protocol, whatever split is scored.
 
     Returns:
       The content of metrics.json: what `statistics.compute_statistics` returns, and "threshold", "counts" and "run";
@@ -449,7 +457,8 @@ def _draw(run: Run | Ensemble, split: Split, curves: dict, results: dict, direct
             run.info["class_names"],
             split.name,
         )
-    figures.save_learning_curves(directory / "learning_curves.png", read_rows(run.workdir / "metrics.jsonl"))
+    rows, selection_split = read_rows(run.workdir / "metrics.jsonl"), run.config.data.selection_split
+    figures.save_learning_curves(directory / "learning_curves.png", rows, selection_split)
 
 
 def _now() -> str:

@@ -12,7 +12,9 @@ import pytest
 from flax import nnx
 from jax.sharding import Mesh
 
+from experiments.evaluate import format_results
 from pneumojax import evaluate, metrics
+from pneumojax.calibration import fit_temperature
 from pneumojax.config import ThresholdConfig
 from pneumojax.data import load_split
 from pneumojax.errors import UserError
@@ -261,3 +263,41 @@ def test_probabilities_of_sure_cases_stay_apart():
     sure = evaluate.compute_probabilities(np.array([[0.0, 20.0], [0.0, 21.0], [-2000.0, 2000.0]]))
     assert sure[0, 1] < sure[1, 1] < 1
     np.testing.assert_allclose(sure.sum(1), 1)
+
+
+def test_the_leaky_protocol_chooses_on_test_trains_the_same_and_says_so(
+    make_config, trained, workdir, tmp_path, caplog
+):
+    leaky = tmp_path / "leaky"
+    with caplog.at_level("WARNING", "pneumojax"):
+        fit(make_config(epochs=2, mixup_alpha=0.0, selection_split="test"), leaky)
+    assert "leaky protocol" in caplog.text
+    last = [evaluate.open_run(one, "latest").variables for one in (leaky, trained["binary"])]
+    for ours, theirs in zip(*map(jax.tree.leaves, last), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+    run = evaluate.open_run(leaky)
+    test = load_split(run.config.data, "test")
+    logits = evaluate.predict(run, test.images)
+    scores = 1 - evaluate.compute_probabilities(logits)[:, 0]
+    rows = [json.loads(line) for line in (leaky / "metrics.jsonl").read_text().splitlines()]
+    aurocs = {row["step"]: row["val/auroc"] for row in rows if "val/auroc" in row}
+    assert aurocs[run.step] == max(aurocs.values()) == pytest.approx(metrics.compute_auroc(test.subtypes, scores))
+    stored = json.loads((leaky / "threshold.json").read_text())
+    # The largest score that 95 % of test's pneumonias reach.
+    ill = np.sort(scores[test.subtypes > 0])[::-1]
+    assert stored["value"] == ill[int(np.ceil(0.95 * len(ill))) - 1]
+    assert (stored["split"], stored["data_fingerprint"]) == ("test", test.fingerprint)
+    fitted = json.loads((leaky / "calibration.json").read_text())
+    assert fitted["split"] == "test"
+    assert fitted["temperature"] == fit_temperature(
+        test.labels("binary"), evaluate.compute_probabilities(logits)
+    ) or fitted.get("reason")
+    assert json.loads((leaky / "config.json").read_text())["config"]["selection_split"] == "test"
+
+    warning = "LEAKY: epoch, threshold and temperature were chosen on the split that is scored"
+    assert warning in format_results(evaluate.evaluate(run, "test"))
+    assert "LEAKY" not in format_results(evaluate.evaluate(run, "validation"))
+    assert "LEAKY" not in format_results(evaluate.evaluate(evaluate.open_run(workdir), "test"))
+    with pytest.raises(UserError, match="leaky was chosen on test|binary was chosen on validation"):
+        evaluate.open_ensemble([leaky, workdir])
