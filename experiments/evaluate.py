@@ -24,6 +24,12 @@ SPLIT = flags.DEFINE_enum("split", "validation", ("train", "validation", "test")
 CHECKPOINT = flags.DEFINE_enum("checkpoint", "best", ("best", "latest"), "best by val/auroc, or the latest")
 DATA_DIR = flags.DEFINE_string("data_dir", None, "folder of prepared data sets (default: where the run found them)")
 IMAGE_PX = flags.DEFINE_integer("image_px", None, "size of the images; must be the run's own, which is the default")
+VIEWS = flags.DEFINE_integer(
+    "test_time_views",
+    None,
+    "views of each image whose probabilities are averaged, the first being the image itself (default: the run's)",
+    lower_bound=1,
+)
 RULE = flags.DEFINE_enum(
     "threshold_rule",
     None,
@@ -54,7 +60,7 @@ def main() -> int:
         return fail("--workdir is empty: name the folder of a run.")
     one = len(WORKDIR.value) == 1
     open_it, named = (open_run, WORKDIR.value[0]) if one else (open_ensemble, WORKDIR.value)
-    opened = open_it(named, CHECKPOINT.value, DATA_DIR.value)
+    opened = open_it(named, CHECKPOINT.value, DATA_DIR.value, VIEWS.value)
     size = opened.config.data.image_px
     if one and IMAGE_PX.value not in (None, size):
         return fail(

@@ -46,17 +46,28 @@ class Run:
     step: int
     checkpoint: str
 
+    @property
+    def test_time_views(self) -> int:
+        """How many views of an image are averaged: threshold and temperature belong to their number."""
+        return self.config.augment.test_time_views
 
-def open_run(workdir: str | pathlib.Path, checkpoint: str = "best", data_dir: str | None = None) -> Run:
+
+def open_run(
+    workdir: str | pathlib.Path,
+    checkpoint: str = "best",
+    data_dir: str | None = None,
+    test_time_views: int | None = None,
+) -> Run:
     """Opens the best (by val/auroc) or latest checkpoint of a workdir; needs neither its data nor its devices.
 
     Args:
       workdir: folder of the run.
       checkpoint: best or latest.
       data_dir: where the data sets lie now, if not where the run found them.
+      test_time_views: views of each image that are averaged, if not as many as the run's.
 
     Raises:
-      UserError: there is no run, or it is damaged.
+      UserError: there is no run, it is damaged, or it has no augmentation to make views with.
     """
     workdir = pathlib.Path(workdir).expanduser()
     info, variables, step = load_run(workdir, checkpoint)
@@ -65,6 +76,9 @@ def open_run(workdir: str | pathlib.Path, checkpoint: str = "best", data_dir: st
         check_shapes(variables, make_abstract_variables(config))
     except (UserError, ValueError, TypeError) as error:
         raise UserError(f"the checkpoint of step {step} in {workdir} does not fit its config ({error}).") from error
+    if test_time_views:
+        augment = dataclasses.replace(config.augment, test_time_views=test_time_views)
+        config = dataclasses.replace(config, augment=augment)
     return Run(workdir, info, config, variables, step, checkpoint)
 
 
@@ -104,9 +118,17 @@ class Ensemble:
         """Of the first member: best or latest."""
         return self.members[0].checkpoint
 
+    @property
+    def test_time_views(self) -> list[int]:
+        """Of each member."""
+        return [member.test_time_views for member in self.members]
+
 
 def open_ensemble(
-    workdirs: Sequence[str | pathlib.Path], checkpoint: str = "best", data_dir: str | None = None
+    workdirs: Sequence[str | pathlib.Path],
+    checkpoint: str = "best",
+    data_dir: str | None = None,
+    test_time_views: int | None = None,
 ) -> Ensemble:
     """Opens several runs as one; its folder lies beside the first run's, named after all, as `a+b+c`.
 
@@ -114,11 +136,12 @@ def open_ensemble(
       workdirs: folders of the runs, in any order; networks and sizes of images may differ.
       checkpoint: best or latest, of each.
       data_dir: where the data sets lie now, if not where the runs found them.
+      test_time_views: views of each image that are averaged, if not as many as each run's.
 
     Raises:
       UserError: a run cannot be opened, is named twice, or is of another task or selection split than the first.
     """
-    runs = [open_run(workdir, checkpoint, data_dir) for workdir in workdirs]
+    runs = [open_run(workdir, checkpoint, data_dir, test_time_views) for workdir in workdirs]
     members = tuple(sorted(runs, key=lambda run: run.workdir))
     names = [str(member.workdir.resolve()) for member in members]
     if twice := [name for name in names if names.count(name) > 1]:
@@ -147,7 +170,8 @@ def predict(run: Run, images: np.ndarray) -> np.ndarray:
       images: [N, H, W] uint8, 0..255, of the size that the run was trained at (`images.decode_image` makes them).
 
     Returns:
-      [N, C] float32 logits in the order of `run.info["class_names"]`.
+      [N, C] float32 logits in the order of `run.info["class_names"]`; of a run with several test_time_views the
+      logarithms of the mean probabilities.
 
     Raises:
       UserError: the images have another size or type than the network was trained on.
@@ -162,7 +186,7 @@ def predict(run: Run, images: np.ndarray) -> np.ndarray:
     if len(images) == 0:
         raise UserError("there are no images to predict.")
     mesh = make_mesh()
-    predict_batches = make_predict(make_graph(run.config), mesh)
+    predict_batches = make_predict(make_graph(run.config), mesh, run.config.augment)
     variables = jax.tree.map(lambda leaf: put(leaf, mesh), run.variables)
     batches = put(make_eval_batches(len(images), run.config.train.eval_batch_size, mesh.size), mesh, axis=1)
     logits = jax.device_get(predict_batches(variables, put(images, mesh), batches))
@@ -209,6 +233,7 @@ def store_threshold(run: Run | Ensemble, rules: ThresholdConfig, split: Split, p
         **_describe_rule(rules),
         "split": None if rules.threshold_rule == "fixed" else split.name,
         "checkpoint_step": run.step,
+        "test_time_views": run.test_time_views,
         "data_fingerprint": split.fingerprint,
         "date": _now(),
         # Always chosen, whatever the rule of the value above.
@@ -229,7 +254,7 @@ def load_threshold(run: Run | Ensemble, rules: ThresholdConfig) -> dict:
     if path.exists():
         try:
             stored = json.loads(path.read_text())
-            follows = stored["checkpoint_step"] == run.step
+            follows = _is_of(run, stored)
             follows = follows and all(stored[name] == wanted for name, wanted in _describe_rule(rules).items())
             float(stored["value"]), dict(stored["operating_points"])
         except (ValueError, KeyError, TypeError) as error:
@@ -259,6 +284,7 @@ def store_calibration(run: Run | Ensemble, split: Split, probabilities: np.ndarr
         "prevalence": float(np.mean(labels > 0)),
         "split": split.name,
         "checkpoint_step": run.step,
+        "test_time_views": run.test_time_views,
         "data_fingerprint": split.fingerprint,
         "date": _now(),
     }
@@ -282,7 +308,7 @@ def load_calibration(run: Run | Ensemble) -> dict:
         try:
             stored = json.loads(path.read_text())
             float(stored["temperature"]), float(stored["prevalence"])
-            if stored["checkpoint_step"] == run.step:
+            if _is_of(run, stored):
                 return stored
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is damaged ({error!r}). Delete it: it is then fitted again.") from error
@@ -321,6 +347,7 @@ def evaluate(run: Run | Ensemble, split_name: str, rules: ThresholdConfig | None
             "checkpoint": {"which": run.checkpoint, "step": run.step},
             "split": {"name": split_name, "fingerprint": split.fingerprint},
             "trained_on_this_data": _check_data(run),
+            "test_time_views": run.test_time_views,
             "bootstrap": {"resamples": BOOTSTRAP_RESAMPLES, "seed": BOOTSTRAP_SEED, "unit": "patient"},
             "date": _now(),
             **run.info,
@@ -359,6 +386,12 @@ def _score_split_together(members: Sequence[Run], name: str) -> tuple[Split, np.
         for (_, probabilities), temperature in zip(scored, temperatures, strict=True)
     ]
     return first, np.mean(calibrated, axis=0)
+
+
+def _is_of(run: Run | Ensemble, stored: dict) -> bool:
+    """Whether a stored threshold or calibration is of the scores that the run gives now."""
+    # Files older than test_time_views are of the image itself.
+    return stored["checkpoint_step"] == run.step and stored.get("test_time_views", 1) == run.test_time_views
 
 
 def _describe_rule(rules: ThresholdConfig) -> dict:
