@@ -52,10 +52,11 @@ def main() -> int:
         return 128 + result.stopped_by
     epoch = result.best_step / result.steps_per_epoch
     where = [f"--data_dir={config.data.data_dir}"] if config.data.data_dir else []
-    evaluate = shlex.join(["experiments/evaluate.py", f"--workdir={workdir}", "--split=validation", *where])
+    split = config.data.selection_split
+    evaluate = shlex.join(["experiments/evaluate.py", f"--workdir={workdir}", f"--split={split}", *where])
     done = "Finished" if result.trained_steps else "Nothing to do: this run has finished its"
     print(
-        f"{done} {result.total_steps} steps. Best validation AUROC {result.best_auroc:.4f}, after epoch {epoch:.0f}; "
+        f"{done} {result.total_steps} steps. Best {split} AUROC {result.best_auroc:.4f}, after epoch {epoch:.0f}; "
         f"threshold {result.threshold['value']:.4f} ({result.threshold['rule']}).\n"
         f"The run lies in {workdir}: checkpoints, config.json, metrics.jsonl, learning_curves.png.\n"
         f"Next: scripts/run {evaluate}"

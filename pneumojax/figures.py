@@ -291,7 +291,9 @@ def save_decision_curve(path: str | Path, curve: Mapping, title: str = "") -> No
         _save(figure, path)
 
 
-def save_learning_curves(path: str | Path, rows: Iterable[Mapping], title: str = "") -> None:
+def save_learning_curves(
+    path: str | Path, rows: Iterable[Mapping], selection_split: str = "validation", title: str = ""
+) -> None:
     """Draws loss, AUROC and accuracy over the epochs, in training and validation, and marks the best epoch.
 
     Best is the largest val/auroc, the last of equals, as the checkpoints keep it.
@@ -301,6 +303,7 @@ def save_learning_curves(path: str | Path, rows: Iterable[Mapping], title: str =
       rows: of a run's log, as {"step": int, "epoch": float, "train/loss": float, "val/auroc": float}; any key but step
         and epoch may be missing or None. Of rows with the same step the later one counts, as after a resumed run. A
         panel without values is left out.
+      selection_split: what the values named val/ are of.
       title: what was trained.
 
     Raises:
@@ -320,7 +323,7 @@ def save_learning_curves(path: str | Path, rows: Iterable[Mapping], title: str =
         last = max(epochs[-1] for epochs, _ in curves.values() if len(epochs))
         row_of_axes = figure.subplots(1, len(panels), squeeze=False)[0]
         for axes, panel in zip(row_of_axes, panels, strict=True):
-            for part, label, colour in (("train", "training", BLUE), ("val", "validation", ORANGE)):
+            for part, label, colour in (("train", "training", BLUE), ("val", selection_split, ORANGE)):
                 x, y = curves[f"{part}/{panel}"]
                 # A line of one point is invisible, so few points get a mark each.
                 axes.plot(x, y, color=colour, label=label, marker="o" if len(x) <= 40 else None, markersize=3.5)
