@@ -21,7 +21,7 @@ DATA_DIR = flags.DEFINE_string("data_dir", None, "folder of prepared data sets (
 
 def main() -> int:
     # Imports JAX: after the flags are known to be good.
-    from pneumojax.audit import audit, make_table
+    from pneumojax.audit import audit, make_tables
     from pneumojax.evaluate import open_run
     from pneumojax.sharding import initialize
 
@@ -33,7 +33,9 @@ def main() -> int:
     print(f"{SPLIT.value}: {counts['images']} images of {counts['patients']} patients ({classes})")
     if results["run"]["data"]["synthetic"]:
         print("Drawn radiographs, not patients: these figures say nothing about X-rays.")
-    print("", make_table(results).format_text(), "", *results["reading"], sep="\n")
+    for table in make_tables(results):
+        print("", table.format_text(), sep="\n")
+    print("", *results["reading"], sep="\n")
     data = opened.config.data
     given = {"dataset": data.dataset, "data_dir": data.data_dir}
     explore = shlex.join(["experiments/explore.py", *(f"--{name}={value}" for name, value in given.items() if value)])

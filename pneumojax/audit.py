@@ -25,13 +25,16 @@ EXAMPLE_SEED = 0
 # Headings of the two kinds of rows, in the table and in the picture.
 NETWORK, NO_NETWORK = "The network sees", "A linear model sees"
 
+NAMES = {"auroc": "AUROC", "sensitivity": "sensitivity", "specificity": "specificity"}
+
 METHOD = (
     "A high AUROC without lungs proves that the answer can be found elsewhere: in the edge of the image, its size, its "
     "brightness. A low one does not prove that the network ignores these: it never saw such images in training. The "
     "linear models did, and are the stronger witnesses of what the data give away.",
-    f"The network is as it was trained; only what it is shown changes. The black rectangle of {100 * LUNGS_AREA:.0f} % of the "
-    "area covers the lungs of the average child; those of some reach beyond it. All sizes are rounded to whole pixels. "
-    "Sensitivity and specificity are those at the run's own threshold, which was not made for altered images.",
+    "The network is as it was trained; only what it is shown changes. The black rectangle of "
+    f"{100 * LUNGS_AREA:.0f} % of the area covers the lungs of the average child; those of some reach beyond it. All "
+    "sizes are rounded to whole pixels. Sensitivity and specificity are those at the run's own threshold, which was "
+    "not made for altered images.",
     f"A linear model is scikit-learn's logistic regression with its default penalty, on standardised numbers, at "
     f"{BASELINE_PX} x {BASELINE_PX} pixels, fitted on train for NORMAL against pneumonia; nothing of it was tuned.",
     "All rows are scored on the same images and the same resamples of patients; the interval of a row holds the middle "
@@ -114,22 +117,22 @@ def audit(run: Run, split_name: str) -> dict:
     return results
 
 
-def make_table(results: dict) -> Table:
-    """The rows of an audit as text.
+def make_tables(results: dict) -> tuple[Table, Table]:
+    """The figures of an audit as text: what the network sees and scores, and what a linear model does.
 
     Args:
       results: of `audit`.
 
     Returns:
-      A table of a row for each alteration and each baseline.
+      A table of a row for each alteration, and one for each baseline.
     """
-    rows = []
-    for heading, group in ((NETWORK, results["altered"]), (NO_NETWORK, results["baselines"])):
-        rows.append((f"{heading}:", "", "", ""))
-        for row in group.values():
-            cells = [_format_metric(metric) for metric in row["metrics"].values()]
-            rows.append((row["title"], *cells, *[""] * (3 - len(cells))))
-    return Table(("", "AUROC", "sensitivity", "specificity"), rows)
+
+    def make(heading, rows, *names):
+        cells = [[row["title"], *(_format_metric(row["metrics"][name]) for name in names)] for row in rows.values()]
+        return Table((heading, *(NAMES[name] for name in names)), cells)
+
+    network = make(NETWORK, results["altered"], "auroc", "sensitivity", "specificity")
+    return network, make(NO_NETWORK, results["baselines"], "auroc")
 
 
 def explain(altered: dict, baselines: dict, split_name: str) -> list[str]:
@@ -241,7 +244,7 @@ def _render(results: dict, pictures: pathlib.Path) -> str:
             ["One image of each class, drawn at random. The score is the network's for pneumonia, 0 to 1."],
             seen,
         ),
-        Section("Figures", blocks=[make_table(results)]),
+        Section("Figures", blocks=make_tables(results)),
         Section("How to read this", METHOD),
     ]
     title = f"Shortcut audit of {run['workdir']}"

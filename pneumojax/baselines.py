@@ -127,7 +127,7 @@ def compute_hog(split: Split) -> np.ndarray:
 
 
 BASELINES = {
-    "size": Baseline("the original size (width, height, ratio)", compute_size, True),
+    "size": Baseline("the original size", compute_size, True),
     "brightness": Baseline("the mean brightness", compute_brightness),
     "histogram": Baseline(f"the histogram ({HISTOGRAM_BINS} bins)", compute_histogram),
     "edge_pixels": Baseline(f"the outermost of {BLOCKS} x {BLOCKS} pixels", compute_edge_pixels, True),

@@ -359,7 +359,7 @@ def save_intervals(path: str | Path, groups: Mapping[str, Mapping[str, Mapping]]
     lowest = min([0.5] + [min([row["value"], *(row["ci95"] or ())]) for row in rows])
     with _style():
         # A heading, the rows and a gap for each group, and the axis.
-        figure = _make_figure(6.8, 1.1 + 0.27 * sum(len(metrics) + 1.5 for metrics in groups.values()))
+        figure = _make_figure(6.2, 1.1 + 0.27 * sum(len(metrics) + 1.5 for metrics in groups.values()))
         axes = figure.add_subplot()
         axes.set_title(_join("AUROC, pneumonia against NORMAL", title))
         axes.axvline(0.5, **REFERENCE)
@@ -429,13 +429,14 @@ def save_class_counts(path: str | Path, counts: Mapping[str, Mapping[str, int]],
         figure = _make_figure(6.4, 1.1 + 0.55 * len(counts))
         axes = figure.add_subplot()
         axes.set_title(_join("Classes", title))
+        on_bar = {"color": "white", "weight": "bold"}
         for place, numbers in enumerate(counts.values()):
             total, left = sum(numbers.values()), 0.0
             for colour, (name, number) in zip(CLASS_COLOURS, numbers.items(), strict=False):
                 share = number / total
                 axes.barh(place, share, left=left, height=0.7, color=colour, edgecolor="white")
                 if share > 0.12:  # Else the text is wider than its part of the bar.
-                    axes.text(left + share / 2, place, f"{name} {number:,}", color="white", ha="center", va="center")
+                    axes.text(left + share / 2, place, f"{name} {number:,}", ha="center", va="center", **on_bar)
                 left += share
             axes.text(1.01, place, f"{total:,} images", va="center")
         axes.set_yticks(range(len(counts)), list(counts))
@@ -503,7 +504,7 @@ def save_sizes(
     """
     heading = _join("Size of the original files", title)
     if len(np.unique(widths)) == len(np.unique(heights)) == 1:
-        reason = f"All {len(widths):,} files have {widths[0]} x {heights[0]} pixels: they were resized beforehand."
+        reason = f"All {len(widths):,} files have {widths[0]} x {heights[0]} pixels: resized before they were packaged."
         return _save_reason(path, heading, {"reason": reason})
     with _style():
         figure = _make_figure(6.0, 4.6)
@@ -518,8 +519,8 @@ def save_sizes(
                 axes.scatter(widths[of_class], heights[of_class], alpha=0.55, **marker)
         for c, name in enumerate(names):
             axes.scatter([], [], marker=CLASS_MARKERS[c], color=CLASS_COLOURS[c], s=24, label=name)
-        axes.set(xlabel="Width in pixels", ylabel="Height in pixels", xlim=(0, None), ylim=(0, None), aspect="equal")
-        axes.legend(frameon=False, loc="upper left")
+        axes.set(xlabel="Width in pixels", ylabel="Height in pixels", aspect="equal")
+        axes.legend(frameon=False)
         _save(figure, path)
 
 
@@ -573,6 +574,7 @@ def save_images_per_patient(path: str | Path, numbers: np.ndarray, title: str = 
         bars = axes.bar(np.arange(1, len(counts) + 1), counts, color=BLUE)
         axes.bar_label(bars, [f"{count:,}" if count else "" for count in counts], size=7, padding=1)
         axes.set(xlabel="Images of a patient", ylabel="Patients", yscale="log", ylim=(0.5, counts.max() * 2))
+        axes.set_xlim(0.3, len(counts) + 0.7)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.yaxis.set_major_formatter("{x:,.0f}")
         axes.grid(visible=False, axis="x")
