@@ -431,7 +431,7 @@ def save_class_counts(path: str | Path, counts: Mapping[str, Mapping[str, int]],
         axes.set_title(_join("Classes", title))
         on_bar = {"color": "white", "weight": "bold"}
         for place, numbers in enumerate(counts.values()):
-            total, left = sum(numbers.values()), 0.0
+            total, left = max(1, sum(numbers.values())), 0.0
             for colour, (name, number) in zip(CLASS_COLOURS, numbers.items(), strict=False):
                 share = number / total
                 axes.barh(place, share, left=left, height=0.7, color=colour, edgecolor="white")
@@ -453,19 +453,21 @@ def save_average_images(path: str | Path, averages: Mapping[str, np.ndarray], ti
 
     Args:
       path: PNG file to write; its folder exists.
-      averages: {class: [H, W] float, 0..255}, two or three.
+      averages: {class: [H, W] float, 0..255}, at most three; of one class alone, the picture says so.
       title: what was averaged.
 
     Raises:
       OSError: the file cannot be written.
     """
-    names = list(averages)
+    names, heading = list(averages), _join("Average images, and their differences", title)
+    if len(names) < 2:
+        return _save_reason(path, heading, {"reason": f"There is no class but {names[0]} to compare."})
     pairs = [(a, b) for i, b in enumerate(names) for a in names[i + 1 :]]
     differences = [averages[a] - averages[b] for a, b in pairs]
     most = max(np.abs(difference).max() for difference in differences) or 1
     with _style():
         figure = _make_figure(6.8, 5.3)
-        figure.suptitle(_join("Average images, and their differences", title), x=0.01, ha="left", size=10)
+        figure.suptitle(heading, x=0.01, ha="left", size=10)
         above, below = figure.subplots(2, max(len(names), len(pairs)), squeeze=False)
         for axes in (*above, *below):
             axes.set_axis_off()
