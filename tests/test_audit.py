@@ -105,7 +105,8 @@ def test_three_classes_score_as_pneumonia_and_baselines_do_not_hang_on_the_run(a
     monkeypatch.setattr(audit, "load_split", load_resized)
     monkeypatch.setattr(audit, "load_threshold", lambda *_: of_two["threshold"])
     monkeypatch.setattr(audit, "predict", lambda run, images: logits)
-    results = audit.audit(dataclasses.replace(run, workdir=tmp_path), "validation")
+    larger = dataclasses.replace(run.config, data=dataclasses.replace(run.config.data, image_px=24))
+    results = audit.audit(dataclasses.replace(run, workdir=tmp_path, config=larger), "validation")
     labels = load(run.config.data, "validation").subtypes > 0
     others = np.log(np.exp(logits[:, 1:]).sum(axis=1))  # Orders as 1 - P(NORMAL) does.
     expected = roc_auc_score(labels, others - logits[:, 0])
