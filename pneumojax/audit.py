@@ -35,7 +35,7 @@ METHOD = (
     f"{100 * LUNGS_AREA:.0f} % of the area covers the lungs of the average child; those of some reach beyond it. All "
     "sizes are rounded to whole pixels. Sensitivity and specificity are those at the run's own threshold, which was "
     "not made for altered images.",
-    f"A linear model is scikit-learn's logistic regression with its default penalty, on standardised numbers, at "
+    "A linear model is scikit-learn's logistic regression with its default penalty, on standardised numbers, at "
     f"{BASELINE_PX} x {BASELINE_PX} pixels, fitted on train for NORMAL against pneumonia; nothing of it was tuned.",
     "All rows are scored on the same images and the same resamples of patients; the interval of a row holds the middle "
     f"95 % of {BOOTSTRAP_RESAMPLES:,} resamples.",

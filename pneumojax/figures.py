@@ -521,7 +521,8 @@ def save_sizes(
                 axes.scatter(widths[of_class], heights[of_class], alpha=0.55, **marker)
         for c, name in enumerate(names):
             axes.scatter([], [], marker=CLASS_MARKERS[c], color=CLASS_COLOURS[c], s=24, label=name)
-        axes.set(xlabel="Width in pixels", ylabel="Height in pixels", aspect="equal")
+        axes.set(xlabel="Width in pixels", ylabel="Height in pixels")
+        axes.set_aspect("equal", adjustable="datalim")
         axes.legend(frameon=False)
         _save(figure, path)
 
