@@ -18,7 +18,7 @@ from pneumojax.config import DataConfig
 OUTPUT = flags.DEFINE_string(
     "output", None, "folder to write to (default: runs/explore/<dataset>, which git ignores: the page holds X-rays)"
 )
-FIELDS = dataclasses.fields(DataConfig)
+FIELDS = [field for field in dataclasses.fields(DataConfig) if field.name in ("dataset", "data_dir", "image_px")]
 
 
 def main() -> int:
@@ -37,5 +37,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    define_config_flags(FIELDS)
+    define_config_flags(fields=FIELDS)
     run(main)

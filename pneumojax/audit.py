@@ -94,7 +94,7 @@ def audit(run: Run, split_name: str) -> dict:
     results = {
         "altered": altered,
         "baselines": baselines,
-        "reading": explain(altered, baselines, split_name),
+        "reading": explain(altered, baselines, split_name, run.config.data.selection_split),
         "threshold": threshold,
         "counts": _count(split) | {"fitted_on": len(small_train)},
         "run": {
@@ -102,6 +102,7 @@ def audit(run: Run, split_name: str) -> dict:
             "checkpoint": {"which": run.checkpoint, "step": run.step},
             "split": {"name": split_name, "fingerprint": split.fingerprint},
             "trained_on_this_data": same_data,
+            "test_time_views": run.test_time_views,
             "bootstrap": {"resamples": BOOTSTRAP_RESAMPLES, "seed": BOOTSTRAP_SEED, "unit": "patient"},
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             **run.info,
@@ -135,13 +136,14 @@ def make_tables(results: dict) -> tuple[Table, Table]:
     return network, make(NO_NETWORK, results["baselines"], "auroc")
 
 
-def explain(altered: dict, baselines: dict, split_name: str) -> list[str]:
+def explain(altered: dict, baselines: dict, split_name: str, selection_split: str) -> list[str]:
     """What the figures of an audit mean, in plain sentences.
 
     Args:
       altered: of `audit`.
       baselines: of `audit`.
       split_name: what was scored.
+      selection_split: what the network's epoch was chosen on.
 
     Returns:
       Sentences, in the order of the argument.
@@ -169,7 +171,7 @@ def explain(altered: dict, baselines: dict, split_name: str) -> list[str]:
     )
     if split_name == "train":
         sentences.append("Network and linear models were fitted on this very split: the figures flatter. Score test.")
-    if split_name == "validation":
+    if split_name == selection_split:
         sentences.append("The network's best epoch was chosen on this very split, which flatters it a little.")
     return sentences
 

@@ -4,8 +4,8 @@ Layout of a workdir:
     config.json            the run: config, class names, pixel range, data fingerprints, versions, device
     metrics.jsonl          one row of JSON for each chunk and each validation
     learning_curves.png
-    threshold.json         the operating point that validation chose
-    calibration.json       the temperature that validation chose
+    threshold.json         the operating point, chosen on the selection split
+    calibration.json       the temperature, fitted on the selection split
     checkpoints/STEP/      Orbax: `state` (arrays in nested dicts), its `checksum`, `run` (as config.json), metrics
     evaluation/SPLIT/      what evaluation wrote
 """

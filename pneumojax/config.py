@@ -57,7 +57,16 @@ class DataConfig(_Checked):
     data_dir: str | None = _field(
         None, "folder of prepared data sets (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)", identity=False
     )
+    train_share: float = _field(
+        1.0, "share of the training patients that is used, of each class the same", above=0.0, at_most=1.0
+    )
     image_px: int = _field(64, "height and width of the images that the network sees, in pixels", at_least=16)
+    selection_split: str = _field(
+        "validation",
+        "split that chooses the epoch, the threshold and the temperature; test is the leaky protocol of many "
+        "publications: its figures are worthless but for showing that",
+        choices=("validation", "test"),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +115,12 @@ class AugmentConfig(_Checked):
     flip: bool = _field(False, "mirror half of the images left to right (the heart changes sides)")
     erase_probability: float = _field(0.0, "share of images with a rectangle erased", at_least=0.0, at_most=1.0)
     mixup_alpha: float = _field(0.0, "parameter of mixup's beta distribution; 0: no mixup", at_least=0.0)
+    test_time_views: int = _field(
+        1,
+        "views of each image whose probabilities are averaged in evaluation: the image itself and others changed in "
+        "the ranges above, without erasing and mixup",
+        at_least=1,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,11 +199,18 @@ class Config(_Checked):
 
     def __post_init__(self):
         super().__post_init__()
-        train = self.train
+        train, augment = self.train, self.augment
         if train.batch_norm == "local" and train.parallel == "jit":
             raise UserError("batch_norm=local needs parallel=shard_map or pmap: jit sees the global batch only.")
         if train.multihost and train.parallel == "pmap":
             raise UserError("multihost needs parallel=jit or shard_map: pmap here spreads over one process only.")
+        geometry = augment.rotate_degrees or augment.shift or augment.zoom or augment.crop_min_area < 1 or augment.flip
+        intensity = augment.brightness or augment.contrast or augment.gamma
+        if augment.test_time_views > 1 and not (geometry or intensity):
+            raise UserError(
+                f"test_time_views={augment.test_time_views} needs a range of augmentation above zero: "
+                "without one all views are the same."
+            )
         if self.model.pretrained and not self.model.model.startswith(("vgg", "resnet")):
             raise UserError(f"pretrained needs model=vgg16, resnet18, resnet34 or resnet50, not {self.model.model}.")
 

@@ -46,17 +46,28 @@ class Run:
     step: int
     checkpoint: str
 
+    @property
+    def test_time_views(self) -> int:
+        """How many views of an image are averaged: threshold and temperature belong to their number."""
+        return self.config.augment.test_time_views
 
-def open_run(workdir: str | pathlib.Path, checkpoint: str = "best", data_dir: str | None = None) -> Run:
+
+def open_run(
+    workdir: str | pathlib.Path,
+    checkpoint: str = "best",
+    data_dir: str | None = None,
+    test_time_views: int | None = None,
+) -> Run:
     """Opens the best (by val/auroc) or latest checkpoint of a workdir; needs neither its data nor its devices.
 
     Args:
       workdir: folder of the run.
       checkpoint: best or latest.
       data_dir: where the data sets lie now, if not where the run found them.
+      test_time_views: views of each image that are averaged, if not as many as the run's.
 
     Raises:
-      UserError: there is no run, or it is damaged.
+      UserError: there is no run, it is damaged, or it has no augmentation to make views with.
     """
     workdir = pathlib.Path(workdir).expanduser()
     info, variables, step = load_run(workdir, checkpoint)
@@ -65,6 +76,9 @@ def open_run(workdir: str | pathlib.Path, checkpoint: str = "best", data_dir: st
         check_shapes(variables, make_abstract_variables(config))
     except (UserError, ValueError, TypeError) as error:
         raise UserError(f"the checkpoint of step {step} in {workdir} does not fit its config ({error}).") from error
+    if test_time_views:
+        augment = dataclasses.replace(config.augment, test_time_views=test_time_views)
+        config = dataclasses.replace(config, augment=augment)
     return Run(workdir, info, config, variables, step, checkpoint)
 
 
@@ -87,7 +101,7 @@ class Ensemble:
 
     @property
     def config(self) -> Config:
-        """Of the first member: where the data lie, the task, and the rule for the threshold."""
+        """Of the first member: where the data lie, the task, the split that chooses, and the rule for the threshold."""
         return self.members[0].config
 
     @property
@@ -104,9 +118,17 @@ class Ensemble:
         """Of the first member: best or latest."""
         return self.members[0].checkpoint
 
+    @property
+    def test_time_views(self) -> list[int]:
+        """Of each member."""
+        return [member.test_time_views for member in self.members]
+
 
 def open_ensemble(
-    workdirs: Sequence[str | pathlib.Path], checkpoint: str = "best", data_dir: str | None = None
+    workdirs: Sequence[str | pathlib.Path],
+    checkpoint: str = "best",
+    data_dir: str | None = None,
+    test_time_views: int | None = None,
 ) -> Ensemble:
     """Opens several runs as one; its folder lies beside the first run's, named after all, as `a+b+c`.
 
@@ -114,11 +136,12 @@ def open_ensemble(
       workdirs: folders of the runs, in any order; networks and sizes of images may differ.
       checkpoint: best or latest, of each.
       data_dir: where the data sets lie now, if not where the runs found them.
+      test_time_views: views of each image that are averaged, if not as many as each run's.
 
     Raises:
-      UserError: a run cannot be opened, is named twice, or is of another task than the first.
+      UserError: a run cannot be opened, is named twice, or is of another task or selection split than the first.
     """
-    runs = [open_run(workdir, checkpoint, data_dir) for workdir in workdirs]
+    runs = [open_run(workdir, checkpoint, data_dir, test_time_views) for workdir in workdirs]
     members = tuple(sorted(runs, key=lambda run: run.workdir))
     names = [str(member.workdir.resolve()) for member in members]
     if twice := [name for name in names if names.count(name) > 1]:
@@ -129,6 +152,11 @@ def open_ensemble(
             raise UserError(
                 f"{members[0].workdir} and {member.workdir} tell apart different classes ({first}; {other}): "
                 "there is no mean of the two."
+            )
+        if member.config.data.selection_split != members[0].config.data.selection_split:
+            raise UserError(
+                f"{members[0].workdir} was chosen on {members[0].config.data.selection_split}, {member.workdir} on "
+                f"{member.config.data.selection_split}: no split is left to choose the threshold of both on."
             )
     directory = members[0].workdir.parent / "+".join(member.workdir.resolve().name for member in members)
     return Ensemble(directory, members)
@@ -142,7 +170,8 @@ def predict(run: Run, images: np.ndarray) -> np.ndarray:
       images: [N, H, W] uint8, 0..255, of the size that the run was trained at (`images.decode_image` makes them).
 
     Returns:
-      [N, C] float32 logits in the order of `run.info["class_names"]`.
+      [N, C] float32 logits in the order of `run.info["class_names"]`; of a run with several test_time_views the
+      logarithms of the mean probabilities.
 
     Raises:
       UserError: the images have another size or type than the network was trained on.
@@ -157,7 +186,7 @@ def predict(run: Run, images: np.ndarray) -> np.ndarray:
     if len(images) == 0:
         raise UserError("there are no images to predict.")
     mesh = make_mesh()
-    predict_batches = make_predict(make_graph(run.config), mesh)
+    predict_batches = make_predict(make_graph(run.config), mesh, run.config.augment)
     variables = jax.tree.map(lambda leaf: put(leaf, mesh), run.variables)
     batches = put(make_eval_batches(len(images), run.config.train.eval_batch_size, mesh.size), mesh, axis=1)
     logits = jax.device_get(predict_batches(variables, put(images, mesh), batches))
@@ -171,25 +200,25 @@ def compute_probabilities(logits: np.ndarray) -> np.ndarray:
     return powers / powers.sum(-1, keepdims=True)
 
 
-def store_threshold(run: Run | Ensemble, rules: ThresholdConfig, validation: Split, probabilities: np.ndarray) -> dict:
-    """Chooses the operating point on validation and keeps it with the run in threshold.json.
+def store_threshold(run: Run | Ensemble, rules: ThresholdConfig, split: Split, probabilities: np.ndarray) -> dict:
+    """Chooses the operating point on the run's selection split and keeps it with the run in threshold.json.
 
     Args:
       run: the run.
       rules: how to choose.
-      validation: the validation split.
+      split: the selection split: validation, but for the leaky protocol.
       probabilities: [N, C] of that split.
 
     Returns:
       The content of threshold.json.
 
     Raises:
-      UserError: validation has no pneumonia or no NORMAL, so there is nothing to choose by.
+      UserError: the split has no pneumonia or no NORMAL, so there is nothing to choose by.
     """
     scores = metrics.compute_binary_scores(probabilities)
     try:
         value = metrics.choose_threshold(
-            validation.labels("binary"),
+            split.labels("binary"),
             scores,
             rules.threshold_rule,
             target_sensitivity=rules.target_sensitivity,
@@ -198,16 +227,17 @@ def store_threshold(run: Run | Ensemble, rules: ThresholdConfig, validation: Spl
             fixed=rules.fixed_threshold,
         )
     except ValueError as error:
-        raise UserError(f"threshold_rule={rules.threshold_rule} cannot choose on validation: {error}") from error
+        raise UserError(f"threshold_rule={rules.threshold_rule} cannot choose on {split.name}: {error}") from error
     threshold = {
         "value": value,
         **_describe_rule(rules),
-        "split": None if rules.threshold_rule == "fixed" else "validation",
+        "split": None if rules.threshold_rule == "fixed" else split.name,
         "checkpoint_step": run.step,
-        "data_fingerprint": validation.fingerprint,
+        "test_time_views": run.test_time_views,
+        "data_fingerprint": split.fingerprint,
         "date": _now(),
-        # Always on validation, whatever the rule of the value above.
-        "operating_points": metrics.choose_operating_points(validation.labels("binary"), scores),
+        # Always chosen, whatever the rule of the value above.
+        "operating_points": metrics.choose_operating_points(split.labels("binary"), scores),
     }
     if jax.process_index() == 0:
         write_json(run.workdir / "threshold.json", threshold)
@@ -215,71 +245,74 @@ def store_threshold(run: Run | Ensemble, rules: ThresholdConfig, validation: Spl
 
 
 def load_threshold(run: Run | Ensemble, rules: ThresholdConfig) -> dict:
-    """The run's stored threshold if it follows these rules at this checkpoint; else chosen on validation and stored.
+    """The run's stored threshold if it follows these rules at this checkpoint; else chosen anew and stored.
 
     Raises:
-      UserError: threshold.json is damaged, or validation is needed and missing.
+      UserError: threshold.json is damaged, or the selection split is needed and missing.
     """
     path = run.workdir / "threshold.json"
     if path.exists():
         try:
             stored = json.loads(path.read_text())
-            follows = stored["checkpoint_step"] == run.step
+            follows = _is_of(run, stored)
             follows = follows and all(stored[name] == wanted for name, wanted in _describe_rule(rules).items())
             float(stored["value"]), dict(stored["operating_points"])
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is damaged ({error!r}). Delete it: the threshold is then chosen again.") from error
         if follows:
             return stored
-    validation, probabilities = _score_split(run, "validation")
-    store_calibration(run, validation, probabilities)
-    return store_threshold(run, rules, validation, probabilities)
+    split, probabilities = _score_split(run, run.config.data.selection_split)
+    store_calibration(run, split, probabilities)
+    return store_threshold(run, rules, split, probabilities)
 
 
-def store_calibration(run: Run | Ensemble, validation: Split, probabilities: np.ndarray) -> dict:
-    """Fits the temperature on validation and keeps it with the run in calibration.json.
+def store_calibration(run: Run | Ensemble, split: Split, probabilities: np.ndarray) -> dict:
+    """Fits the temperature on the run's selection split and keeps it with the run in calibration.json.
 
     Args:
       run: the run.
-      validation: the validation split.
+      split: the selection split: validation, but for the leaky protocol.
       probabilities: [N, C] of that split.
 
     Returns:
       The content of calibration.json: the temperature, and the prevalence that calibrated scores go with.
     """
-    labels = validation.labels(run.config.model.task)
+    labels = split.labels(run.config.model.task)
     temperature = fit_temperature(labels, probabilities)
     calibration = {
         "temperature": temperature or 1.0,
         "prevalence": float(np.mean(labels > 0)),
-        "split": "validation",
+        "split": split.name,
         "checkpoint_step": run.step,
-        "data_fingerprint": validation.fingerprint,
+        "test_time_views": run.test_time_views,
+        "data_fingerprint": split.fingerprint,
         "date": _now(),
     }
     if temperature is None:
-        calibration["reason"] = "No temperature is best: validation is decided all right, or no better than by chance."
+        calibration["reason"] = (
+            f"No temperature is best: {split.name} is decided all right, or no better than by chance."
+        )
     if jax.process_index() == 0:
         write_json(run.workdir / "calibration.json", calibration)
     return calibration
 
 
 def load_calibration(run: Run | Ensemble) -> dict:
-    """The run's stored calibration if it is of this checkpoint; else fitted on validation and stored.
+    """The run's stored calibration if it is of this checkpoint; else fitted anew and stored.
 
     Raises:
-      UserError: calibration.json is damaged, or validation is needed and missing.
+      UserError: calibration.json is damaged, or the selection split is needed and missing.
     """
     path = run.workdir / "calibration.json"
     if path.exists():
         try:
             stored = json.loads(path.read_text())
             float(stored["temperature"]), float(stored["prevalence"])
-            if stored["checkpoint_step"] == run.step:
+            if _is_of(run, stored):
                 return stored
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is damaged ({error!r}). Delete it: it is then fitted again.") from error
-    return store_calibration(run, *_score_split(run, "validation"))
+    return store_calibration(run, *_score_split(run, run.config.data.selection_split))
 
 
 def evaluate(run: Run | Ensemble, split_name: str, rules: ThresholdConfig | None = None) -> dict:
@@ -288,7 +321,8 @@ def evaluate(run: Run | Ensemble, split_name: str, rules: ThresholdConfig | None
     Args:
       run: from `open_run` or `open_ensemble`.
       split_name: validation or test (or train, to see how much was memorised).
-      rules: of the threshold; None: the run's own. The threshold comes from validation whatever split is scored.
+      rules: of the threshold; None: the run's own. The threshold comes from the run's selection split, validation but
+        for the leaky protocol, whatever split is scored.
 
     Returns:
       The content of metrics.json: what `statistics.compute_statistics` returns, and "threshold", "counts" and "run";
@@ -313,6 +347,7 @@ def evaluate(run: Run | Ensemble, split_name: str, rules: ThresholdConfig | None
             "checkpoint": {"which": run.checkpoint, "step": run.step},
             "split": {"name": split_name, "fingerprint": split.fingerprint},
             "trained_on_this_data": check_data(run),
+            "test_time_views": run.test_time_views,
             "bootstrap": {"resamples": BOOTSTRAP_RESAMPLES, "seed": BOOTSTRAP_SEED, "unit": "patient"},
             "date": _now(),
             **run.info,
@@ -351,6 +386,12 @@ def _score_split_together(members: Sequence[Run], name: str) -> tuple[Split, np.
         for (_, probabilities), temperature in zip(scored, temperatures, strict=True)
     ]
     return first, np.mean(calibrated, axis=0)
+
+
+def _is_of(run: Run | Ensemble, stored: dict) -> bool:
+    """Whether a stored threshold or calibration is of the scores that the run gives now."""
+    # Files older than test_time_views are of the image itself.
+    return stored["checkpoint_step"] == run.step and stored.get("test_time_views", 1) == run.test_time_views
 
 
 def _describe_rule(rules: ThresholdConfig) -> dict:
@@ -449,7 +490,8 @@ def _draw(run: Run | Ensemble, split: Split, curves: dict, results: dict, direct
             run.info["class_names"],
             split.name,
         )
-    figures.save_learning_curves(directory / "learning_curves.png", read_rows(run.workdir / "metrics.jsonl"))
+    rows, selection_split = read_rows(run.workdir / "metrics.jsonl"), run.config.data.selection_split
+    figures.save_learning_curves(directory / "learning_curves.png", rows, selection_split)
 
 
 def _now() -> str:

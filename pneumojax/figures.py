@@ -296,7 +296,9 @@ def save_decision_curve(path: str | Path, curve: Mapping, title: str = "") -> No
         _save(figure, path)
 
 
-def save_learning_curves(path: str | Path, rows: Iterable[Mapping], title: str = "") -> None:
+def save_learning_curves(
+    path: str | Path, rows: Iterable[Mapping], selection_split: str = "validation", title: str = ""
+) -> None:
     """Draws loss, AUROC and accuracy over the epochs, in training and validation, and marks the best epoch.
 
     Best is the largest val/auroc, the last of equals, as the checkpoints keep it.
@@ -306,6 +308,7 @@ def save_learning_curves(path: str | Path, rows: Iterable[Mapping], title: str =
       rows: of a run's log, as {"step": int, "epoch": float, "train/loss": float, "val/auroc": float}; any key but step
         and epoch may be missing or None. Of rows with the same step the later one counts, as after a resumed run. A
         panel without values is left out.
+      selection_split: what the values named val/ are of.
       title: what was trained.
 
     Raises:
@@ -325,7 +328,7 @@ def save_learning_curves(path: str | Path, rows: Iterable[Mapping], title: str =
         last = max(epochs[-1] for epochs, _ in curves.values() if len(epochs))
         row_of_axes = figure.subplots(1, len(panels), squeeze=False)[0]
         for axes, panel in zip(row_of_axes, panels, strict=True):
-            for part, label, colour in (("train", "training", BLUE), ("val", "validation", ORANGE)):
+            for part, label, colour in (("train", "training", BLUE), ("val", selection_split, ORANGE)):
                 x, y = curves[f"{part}/{panel}"]
                 # A line of one point is invisible, so few points get a mark each.
                 axes.plot(x, y, color=colour, label=label, marker="o" if len(x) <= 40 else None, markersize=3.5)
@@ -341,6 +344,36 @@ def save_learning_curves(path: str | Path, rows: Iterable[Mapping], title: str =
         # On the title's line, where no curve can run into it.
         legend = {"loc": "lower right", "bbox_to_anchor": (1, 1), "ncols": 2, "handlelength": 1.2, "borderaxespad": 0.3}
         row_of_axes[0].legend(frameon=False, **legend)
+        _save(figure, path)
+
+
+def save_reported(path: str | Path, rows: Sequence[Mapping], split: str) -> None:
+    """Draws figures that others report beside ours, a line each.
+
+    Args:
+      path: PNG file to write; its folder exists.
+      rows: {"name", "reported": float, "ours": {"value", "ci95"}} each, from top to bottom.
+      split: that ours were scored on.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    with _style():
+        figure = _make_figure(7.6, 1.3 + 0.27 * len(rows))
+        axes = figure.add_subplot()
+        heights = -np.arange(len(rows))
+        for height, row in zip(heights, rows, strict=True):
+            if row["ours"]["ci95"]:
+                axes.plot(row["ours"]["ci95"], [height, height], color=BLUE, linewidth=1.6)
+            if row["ours"]["value"] is not None:
+                axes.plot(row["ours"]["value"], height, "o", color=BLUE, markersize=6)
+            axes.plot(row["reported"], height, "D", color=ORANGE, markersize=5)
+        axes.set_yticks(heights, [row["name"] for row in rows])
+        axes.set(ylim=(-len(rows) + 0.4, 0.6))
+        axes.set_title("Reported on test", loc="left", color=ORANGE)
+        axes.set_title(f"Ours on {split}, 95 % interval", loc="right", color=BLUE)
+        axes.grid(axis="y", visible=False)
+        axes.tick_params(axis="y", length=0)
         _save(figure, path)
 
 

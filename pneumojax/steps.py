@@ -1,6 +1,7 @@
 """The compiled functions: everything that runs on the devices, and every jit."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import jax
@@ -12,7 +13,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pneumojax.augment import keep_pneumonia, make_augment, mixup
-from pneumojax.config import CLASS_NAMES, Config
+from pneumojax.config import CLASS_NAMES, AugmentConfig, Config
 from pneumojax.losses import as_class_logits, compute_cross_entropy, make_targets
 from pneumojax.models import make_model, split_frozen
 from pneumojax.pretrained import load_pretrained
@@ -206,21 +207,44 @@ def put_batches(batches: np.ndarray, config: Config, mesh: Mesh) -> jax.Array:
     return put(batches, mesh, axis=1)
 
 
-def make_predict(graph: nnx.GraphDef, mesh: Mesh) -> Callable:
+def make_predict(graph: nnx.GraphDef, mesh: Mesh, views: AugmentConfig | None = None) -> Callable:
     """Compiles prediction over many batches as one call.
+
+    Args:
+      graph: from `make_graph`.
+      mesh: the devices.
+      views: how many views of an image are averaged, and the ranges of their changes; None: the image itself. The
+        views are the same for every image, so its logits do not depend on the images beside it.
 
     Returns:
       `predict(variables, images, batches) -> logits`: variables {"params", "batch_stats"}, images [N, H, W] uint8,
-      batches [S, B] int32 indices cut along B; returns [S, B, C] float32 class logits, on every device.
+      batches [S, B] int32 indices cut along B; returns [S, B, C] float32 class logits, on every device. Of several
+      views they are the logarithms of the mean probabilities.
     """
+    others = views.test_time_views - 1 if views else 0
 
     def predict(variables, images, batches):
         model = nnx.merge(graph, variables["params"], variables["batch_stats"])
 
+        def classify(batch):
+            return as_class_logits(model(normalise(batch), train=False))
+
         def predict_batch(index):
-            return as_class_logits(model(normalise(scale_pixels(images[index])), train=False))
+            batch = scale_pixels(images[index])
+            return average_views(classify, batch) if others else classify(batch)
 
         return lax.map(predict_batch, batches)
+
+    def average_views(classify, batch):
+        augment = make_augment(dataclasses.replace(views, erase_probability=0.0))
+
+        def view(key):
+            return jax.nn.log_softmax(classify(augment(jnp.broadcast_to(key, len(batch)), batch)))
+
+        # One after the other: the memory of a single view.
+        logits = lax.map(view, jax.random.split(jax.random.key(0), others))
+        logits = jnp.concatenate([jax.nn.log_softmax(classify(batch))[None], logits])
+        return jax.nn.logsumexp(logits, axis=0) - math.log(1 + others)
 
     copies = replicated(mesh)
     in_shardings = (copies, copies, NamedSharding(mesh, PartitionSpec(None, AXIS)))

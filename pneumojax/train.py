@@ -95,7 +95,12 @@ def fit(
     mesh = make_mesh()
     if train.batch_size % mesh.size:
         raise UserError(f"batch_size {train.batch_size} is not divisible by the {mesh.size} devices it is spread over.")
-    data, validation = load_split(config.data, "train"), load_split(config.data, "validation")
+    data, selection = load_split(config.data, "train"), load_split(config.data, config.data.selection_split)
+    if selection.name == "test":
+        logger.warning(
+            "selection_split=test is the leaky protocol: test chooses the epoch, the threshold and the temperature, so "
+            "its figures are worthless but for showing that."
+        )
     chunks, chunk_steps = split_epoch(len(data), train.batch_size, train.chunk_steps)
     total_steps = train.epochs * chunks * chunk_steps
     run = describe_run(config)
@@ -105,7 +110,7 @@ def fit(
     graph = steps.make_graph(config)
     class_weights = compute_class_weights(labels, config.model.task, config.optimizer.class_weights)
     train_chunk = steps.make_train_chunk(config, graph, tx, class_weights, mesh)
-    validate = _make_validate(config, steps.make_predict(graph, mesh), validation, mesh)
+    validate = _make_validate(config, steps.make_predict(graph, mesh), selection, mesh)
 
     with _hold_workdir(workdir, run, restart), open_checkpoints(workdir) as checkpoints:
         fresh = steps.init_state(config, tx, mesh)
@@ -139,7 +144,7 @@ def fit(
             threshold = load_threshold(open_run(workdir, "best", config.data.data_dir), config.threshold)
         curves = workdir / "learning_curves.png"
         if jax.process_index() == 0 and (step > first_step or not curves.exists()):
-            figures.save_learning_curves(curves, read_rows(workdir / "metrics.jsonl"))
+            figures.save_learning_curves(curves, read_rows(workdir / "metrics.jsonl"), selection.name)
     return FitResult(
         step=step,
         total_steps=total_steps,
@@ -173,7 +178,9 @@ def _make_validate(config: Config, predict_batches: Callable, split: Split, mesh
     """Returns `validate(state) -> {"val/loss", "val/accuracy", "val/auroc"}`, exact over the split."""
     labels = split.labels(config.model.task)
     if len(np.unique(labels > 0)) < 2:
-        raise UserError("the validation split has one class only: no model can be chosen on it. Prepare more images.")
+        raise UserError(
+            f"the {split.name} split has one class only: no model can be chosen on it. Prepare more images."
+        )
     images = put(split.images, mesh)
     batches = put(make_eval_batches(len(split), config.train.eval_batch_size, mesh.size), mesh, axis=1)
 

@@ -136,7 +136,7 @@ def test_the_reading_judges_by_the_interval():
     baselines = make_rows(
         BASELINES, size=(0.55, 0.45, 0.6), edge_pixels=(0.6, 0.5, 0.7), pixels=(0.9, 0.8, 0.95), hog=(0.94, 0.9, 0.97)
     )
-    text = audit.explain(altered, baselines, "test")
+    text = audit.explain(altered, baselines, "test", "validation")
     assert "0.950 (0.900 to 0.980)" in text[0]
     assert "centre_black, the network reaches 0.700 (0.600 to 0.800): better than chance" in text[1]
     assert "edge_only, the network reaches 0.300 (0.200 to 0.400): worse than chance" in text[2]
@@ -145,10 +145,10 @@ def test_the_reading_judges_by_the_interval():
     assert text[5].endswith("pixels alone reach 0.900 and hog 0.940: the network adds 0.010 to that.")
     assert len(text) == 6
     baselines["hog"]["metrics"]["auroc"]["value"] = 0.95
-    assert "no proof" in audit.explain(altered, baselines, "validation")[5]
-    assert "flatters" in audit.explain(altered, baselines, "validation")[6]
+    assert "no proof" in audit.explain(altered, baselines, "validation", "validation")[5]
+    assert "flatters" in audit.explain(altered, baselines, "test", "test")[6]
     altered["unaltered"]["metrics"]["auroc"] = {"value": None, "ci95": None, "reason": "One class."}
-    assert audit.explain(altered, baselines, "test") == ["There is nothing to read: One class."]
+    assert audit.explain(altered, baselines, "test", "validation") == ["There is nothing to read: One class."]
 
 
 def test_a_split_that_does_not_exist_is_named(audited, data_dir, tmp_path):

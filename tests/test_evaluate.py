@@ -12,7 +12,10 @@ import pytest
 from flax import nnx
 from jax.sharding import Mesh
 
+from experiments.evaluate import format_results
 from pneumojax import evaluate, metrics
+from pneumojax.augment import make_augment
+from pneumojax.calibration import fit_temperature
 from pneumojax.config import ThresholdConfig
 from pneumojax.data import load_split
 from pneumojax.errors import UserError
@@ -261,3 +264,87 @@ def test_probabilities_of_sure_cases_stay_apart():
     sure = evaluate.compute_probabilities(np.array([[0.0, 20.0], [0.0, 21.0], [-2000.0, 2000.0]]))
     assert sure[0, 1] < sure[1, 1] < 1
     np.testing.assert_allclose(sure.sum(1), 1)
+
+
+def test_the_leaky_protocol_chooses_on_test_trains_the_same_and_says_so(
+    make_config, trained, workdir, tmp_path, caplog
+):
+    leaky = tmp_path / "leaky"
+    with caplog.at_level("WARNING", "pneumojax"):
+        fit(make_config(epochs=2, mixup_alpha=0.0, selection_split="test"), leaky)
+    assert "leaky protocol" in caplog.text
+    last = [evaluate.open_run(one, "latest").variables for one in (leaky, trained["binary"])]
+    for ours, theirs in zip(*map(jax.tree.leaves, last), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+    run = evaluate.open_run(leaky)
+    test = load_split(run.config.data, "test")
+    logits = evaluate.predict(run, test.images)
+    scores = 1 - evaluate.compute_probabilities(logits)[:, 0]
+    rows = [json.loads(line) for line in (leaky / "metrics.jsonl").read_text().splitlines()]
+    aurocs = {row["step"]: row["val/auroc"] for row in rows if "val/auroc" in row}
+    assert aurocs[run.step] == max(aurocs.values()) == pytest.approx(metrics.compute_auroc(test.subtypes, scores))
+    stored = json.loads((leaky / "threshold.json").read_text())
+    # The largest score that 95 % of test's pneumonias reach.
+    ill = np.sort(scores[test.subtypes > 0])[::-1]
+    assert stored["value"] == ill[int(np.ceil(0.95 * len(ill))) - 1]
+    assert (stored["split"], stored["data_fingerprint"]) == ("test", test.fingerprint)
+    fitted = json.loads((leaky / "calibration.json").read_text())
+    assert fitted["split"] == "test"
+    assert fitted["temperature"] == fit_temperature(
+        test.labels("binary"), evaluate.compute_probabilities(logits)
+    ) or fitted.get("reason")
+    assert json.loads((leaky / "config.json").read_text())["config"]["selection_split"] == "test"
+
+    warning = "LEAKY: epoch, threshold and temperature were chosen on the split that is scored"
+    assert warning in format_results(evaluate.evaluate(run, "test"))
+    assert "LEAKY" not in format_results(evaluate.evaluate(run, "validation"))
+    assert "LEAKY" not in format_results(evaluate.evaluate(evaluate.open_run(workdir), "test"))
+    with pytest.raises(UserError, match="leaky was chosen on test|binary was chosen on validation"):
+        evaluate.open_ensemble([leaky, workdir])
+
+
+def test_views_are_averaged_the_same_for_any_batch_device_and_neighbour(trained, monkeypatch):
+    run = evaluate.open_run(trained["three_class"], test_time_views=3)
+    images = load_split(run.config.data, "test").images
+    model = make_model(run.config.model, run.config.data.image_px, jax.random.key(0))
+    nnx.update(model, run.variables["params"], run.variables["batch_stats"])
+    augment = make_augment(dataclasses.replace(run.config.augment, erase_probability=0.0))
+    views = [jnp.asarray(images) / 255]
+    views += [augment(jnp.broadcast_to(key, len(images)), views[0]) for key in jax.random.split(jax.random.key(0), 2)]
+    expected = np.mean([jax.nn.softmax(model((view[..., None] - 0.5) / 0.25, train=False)) for view in views], axis=0)
+    for devices, size, of in ((1, 7, slice(None)), (8, 1000, slice(None)), (8, 1, slice(3, 4))):
+        mesh = Mesh(np.array(jax.devices()[:devices]), (AXIS,))
+        monkeypatch.setattr(evaluate, "make_mesh", lambda mesh=mesh: mesh)
+        probabilities = evaluate.compute_probabilities(evaluate.predict(with_eval_batch_size(run, size), images[of]))
+        np.testing.assert_allclose(probabilities, expected[of], atol=1e-5, err_msg=f"{devices} {size}")
+
+
+def test_threshold_and_temperature_are_of_as_many_views_as_are_scored(workdir):
+    plain = evaluate.open_run(workdir)
+    rules = plain.config.threshold
+    first = evaluate.load_threshold(plain, rules), evaluate.load_calibration(plain)
+    run = evaluate.open_run(workdir, test_time_views=2)
+    results = evaluate.evaluate(run, "test")
+    assert results["threshold"]["test_time_views"] == results["run"]["test_time_views"] == 2
+    assert results["calibration"]["test_time_views"] == 2
+    validation = load_split(run.config.data, "validation")
+    scores = 1 - evaluate.compute_probabilities(evaluate.predict(run, validation.images))[:, 0]
+    assert results["threshold"]["value"] == metrics.choose_threshold(
+        validation.subtypes, scores, rules.threshold_rule, target_sensitivity=0.95
+    )
+    again = evaluate.load_threshold(plain, rules), evaluate.load_calibration(plain)
+    for old, new in zip(first, again, strict=True):
+        assert old | {"date": None} == new | {"date": None}
+    # A file that was written before there were views is of the image itself.
+    old = {name: value for name, value in again[0].items() if name != "test_time_views"} | {"value": 0.123}
+    (workdir / "threshold.json").write_text(json.dumps(old))
+    assert evaluate.load_threshold(plain, rules)["value"] == 0.123
+    assert evaluate.load_threshold(run, rules)["value"] == results["threshold"]["value"]
+
+
+def test_views_without_augmentation_are_refused(make_config):
+    still = dict.fromkeys(("rotate_degrees", "shift", "zoom", "brightness", "contrast", "gamma"), 0.0)
+    with pytest.raises(UserError, match="test_time_views=4 needs a range of augmentation"):
+        make_config(**still, crop_min_area=1.0, test_time_views=4)
+    assert make_config(**still, crop_min_area=1.0, flip=True, test_time_views=4).augment.test_time_views == 4

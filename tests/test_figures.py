@@ -213,3 +213,11 @@ def test_images_keep_their_greys(tmp_path):
     figures.save_images(tmp_path / "images.png", images, 3)
     for grey in (0, 100, 255):
         assert is_picture(tmp_path / "images.png", f"#{grey:02X}{grey:02X}{grey:02X}")
+
+
+def test_reported_figures_stand_beside_ours_also_where_ours_does_not_exist(tmp_path):
+    ours = [{"value": 0.8, "ci95": [0.7, 0.9]}, {"value": 0.5, "ci95": None}, {"value": None, "ci95": None}]
+    rows = [{"name": f"system {i}", "reported": 0.6, "ours": one} for i, one in enumerate(ours)]
+    figures.save_reported(tmp_path / "reported.png", rows, "test")
+    assert is_picture(tmp_path / "reported.png", figures.BLUE)
+    assert is_picture(tmp_path / "reported.png", figures.ORANGE)
