@@ -1,11 +1,12 @@
 """One absl flag for each config field, and how a script ends."""
 
+import dataclasses
 import errno
 import logging
 import os
 import sys
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -22,10 +23,22 @@ DEFINE_FLAG = {
     str: flags.DEFINE_string,
 }
 
+UNWRITABLE = (
+    errno.ENOSPC,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,  # A file where a folder is wanted.
+)
 
-def define_config_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
-    """Defines a flag for each field of the config, with its default, help and type."""
-    for field in config_fields():
+
+def define_config_flags(
+    flag_values: flags.FlagValues = flags.FLAGS, fields: Sequence[dataclasses.Field] | None = None
+) -> None:
+    """Defines a flag for each of these fields of the config (default: all), with its default, help and type."""
+    for field in fields or config_fields():
         help_text = field.metadata["help"]
         kinds = [kind for kind in (field.type, *typing.get_args(field.type)) if kind in (bool, int, float, str)]
         if field.metadata["choices"]:
@@ -93,10 +106,10 @@ def run(main: Callable[..., int | None], arguments: tuple[str, ...] = ()) -> Non
         except KeyboardInterrupt:
             return fail("interrupted.", 130)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR):
+            if error.errno not in UNWRITABLE:
                 raise
             where = error.filename or "a file"
-            return fail(f"{where} cannot be written: {error.strerror}. Check --workdir and --data_dir.")
+            return fail(f"{where} cannot be written: {error.strerror}. Check the folders that the flags name.")
 
     app.run(guarded)
 

@@ -346,7 +346,7 @@ def evaluate(run: Run | Ensemble, split_name: str, rules: ThresholdConfig | None
             "workdir": str(run.workdir),
             "checkpoint": {"which": run.checkpoint, "step": run.step},
             "split": {"name": split_name, "fingerprint": split.fingerprint},
-            "trained_on_this_data": _check_data(run),
+            "trained_on_this_data": check_data(run),
             "test_time_views": run.test_time_views,
             "bootstrap": {"resamples": BOOTSTRAP_RESAMPLES, "seed": BOOTSTRAP_SEED, "unit": "patient"},
             "date": _now(),
@@ -405,10 +405,10 @@ def _describe_rule(rules: ThresholdConfig) -> dict:
     return {"rule": rules.threshold_rule} | numbers[rules.threshold_rule]
 
 
-def _check_data(run: Run | Ensemble) -> bool:
+def check_data(run: Run | Ensemble) -> bool:
     """Whether the run was trained on the training split that belongs to the data set that is scored now."""
     if isinstance(run, Ensemble):
-        return all([_check_data(member) for member in run.members])  # A list: each that differs is to be named.
+        return all([check_data(member) for member in run.members])  # A list: each that differs is to be named.
     record = read_record(run.config.data)
     same = record["fingerprints"]["train"] == run.info["data"]["fingerprints"]["train"]
     if not same:

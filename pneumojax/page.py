@@ -25,6 +25,17 @@ class Table:
     caption: str = ""
     kind: str = dataclasses.field(default="table", init=False)
 
+    def format_text(self) -> str:
+        """The table in aligned columns, for a terminal; what ends a row may be of any length."""
+        rows = [[*row] for row in (self.columns, *self.rows)]
+        for row in rows:
+            while row and not row[-1]:
+                row.pop()
+        inner = [[len(row[i]) for row in rows if len(row) > i + 1] for i in range(len(self.columns))]
+        widths = [max(lengths, default=0) + 3 for lengths in inner]
+        lines = [[cell.ljust(width) for cell, width in zip(row, widths, strict=False)] for row in rows]
+        return "\n".join("".join(line).rstrip() for line in lines)
+
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
