@@ -23,7 +23,7 @@ from pneumojax.models import make_model
 from pneumojax.sharding import AXIS
 from pneumojax.train import fit
 
-BINARY = {"auroc", "auprc", "accuracy", "sensitivity", "specificity", "precision", "f1", "balanced_accuracy"}
+BINARY = {"auroc", "auprc", "accuracy", "sensitivity", "specificity", "precision", "f1", "npv", "balanced_accuracy"}
 BINARY |= {f"specificity_at_sensitivity_{target}" for target in ("0.95", "0.975", "0.99")}
 
 
