@@ -130,10 +130,10 @@ def _summarise(results: Mapping) -> list[str]:
     """What was scored and what came out, in plain language."""
     run, counts, metrics, threshold = (results[name] for name in ("run", "counts", "metrics", "threshold"))
     classes = ", ".join(f"{number:,} {name}" for name, number in counts["classes"].items())
-    who = "drawn radiographs" if run["data"]["synthetic"] else "chest X-rays"
+    images, patients = ("drawn radiographs", "patients") if run["data"]["synthetic"] else ("chest X-rays", "children")
     by = f"An ensemble of {len(run['members'])} networks" if "members" in run else "The network"
     lines = [
-        f"{by} scored {counts['images']:,} {who} of {counts['patients']:,} children ({classes}), the "
+        f"{by} scored {counts['images']:,} {images} of {counts['patients']:,} {patients} ({classes}), the "
         f"{run['split']['name']} split."
     ]
     auroc = metrics["auroc"]
@@ -167,13 +167,22 @@ def _summarise(results: Mapping) -> list[str]:
 
 
 def _show_metrics(results: Mapping) -> page.Section:
+    values = results["metrics"]
+    kinds = ("macro", *SUBTYPES)
     rows = []
-    for name, metric in results["metrics"].items():
+    for name, metric in values.items():
+        if name.rpartition("_")[2] in kinds:
+            continue
         value = "-" if metric["value"] is None else f"{metric['value']:.4f}"
         interval = "{:.4f} to {:.4f}".format(*metric["ci95"]) if metric["ci95"] else metric["reason"]
         rows.append((_name(name), value, interval))
+    tables = [page.Table(("Metric", "Value", "95 % interval"), rows)]
+    if of_classes := [name.removesuffix("_macro") for name in values if name.endswith("_macro")]:
+        rows = [(_name(name), *(_format(values[f"{name}_{kind}"]) for kind in kinds)) for name in of_classes]
+        caption = "Of the most probable class, whatever the threshold."
+        tables.append(page.Table(("Each class against the others", "Mean (macro)", *SUBTYPES), rows, caption))
     text = ["Pneumonia against NORMAL; what depends on a decision is at the run's threshold."]
-    return page.Section("Metrics", text, [page.Table(("Metric", "Value", "95 % interval"), rows)])
+    return page.Section("Metrics", text, tables)
 
 
 def _show_curves(directory: pathlib.Path) -> page.Section:

@@ -173,6 +173,9 @@ def test_ensemble_is_the_mean_of_calibrated_probabilities(make_run):
     assert results["test"]["threshold"]["value"] == chosen
     assert results["test"]["calibration"]["date"] == results["validation"]["calibration"]["date"]
     assert ensemble.workdir.parent == workdirs[0].parent
+    report = (ensemble.workdir / "evaluation" / "test" / "report.html").read_text()
+    assert "An ensemble of 3 networks scored" in report
+    assert all(f'<th scope="col">{workdir}</th>' in report for workdir in workdirs)
     assert [member["step"] for member in results["test"]["run"]["members"]] == [open_run(one).step for one in workdirs]
     assert open_ensemble(workdirs[::-1]).workdir == ensemble.workdir
     members = tuple(dataclasses.replace(run, info=run.info | {"created": "later"}) for run in ensemble.members)
@@ -208,6 +211,7 @@ def test_script_scores_an_ensemble_and_names_its_folder(make_run):
     results = json.loads((folder / "evaluation" / "test" / "metrics.json").read_text())
     for part in (
         f"Written to {folder}",
+        f"Read {folder / 'evaluation' / 'test' / 'report.html'}",
         "for 2 runs together",
         f"specificity_at_sensitivity_0.95   {results['metrics']['specificity_at_sensitivity_0.95']['value']:8.4f}",
         f"at temperature {results['calibration']['temperature']:.3f}",

@@ -199,7 +199,12 @@ def test_training_tells_the_essentials_and_what_is_not_the_default(report):
 def test_three_classes_have_their_matrix_and_metrics(report):
     page = report(SUBTYPES, SCORES, task="three_class")
     assert "Confusion matrix of three classes" in page
-    assert {"AUROC VIRUS", "Sensitivity macro"} <= {row[0] for row in read_rows(page)}
+    rows = read_rows(page)
+    (first,) = [i for i, row in enumerate(rows) if row[0] == "Each class against the others"]
+    assert rows[first][1:] == ["Mean (macro)", "NORMAL", "BACTERIA", "VIRUS"]
+    assert [row[0] for row in rows[first + 1 : first + 4]] == ["AUROC", "AUPRC", "Sensitivity"]
+    # NORMAL has the higher probability up to a score of 0.6: 19 of 20.
+    assert rows[first + 3][2].startswith("0.950 (") and rows[first + 3][4] == "0.000 (0.000 to 0.369)"
     assert "Confusion matrix of three classes" not in report(SUBTYPES, SCORES)
 
 
