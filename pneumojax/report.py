@@ -48,7 +48,8 @@ TERMS = {
     "Youden": "The threshold at which sensitivity + specificity is largest.",
     "Macro": "Plain mean over the three classes, each against the others.",
     "Prevalence": "Share of pneumonia among the images; PPV and NPV depend on it, sensitivity and specificity do not.",
-    "95 % interval": "Where the figure would lie in 95 of 100 studies of as many other patients like these.",
+    "95 % interval": "A range made in such a way that of 100, each from other patients like these, about 95 hold the "
+    "true value.",
     "Bootstrap by patient": "How intervals are made: patients are drawn again and again with all their images.",
     "Calibration, temperature": "Whether 8 of 10 images of score 0.8 have pneumonia; the temperature divides the "
     "network's logits so that they do.",
@@ -323,7 +324,7 @@ def _show_training(networks: Mapping, directory: pathlib.Path) -> page.Section:
         if name in ALWAYS_TOLD or any(config[name] != defaults[name] for config in configs):
             rows.append((name, _format_value(defaults[name]), *(_format_value(config[name]) for config in configs)))
     table = page.Table(
-        ("", "Default", *networks), rows, "Of the config, what is not as by default, and the essentials."
+        ("Setting", "Default", *networks), rows, "Of the config, what is not as by default, and the essentials."
     )
     if len(networks) > 1:
         return page.Section("Training", blocks=[table])
@@ -340,9 +341,9 @@ def _show_data(results: Mapping, networks: Mapping) -> page.Section:
     for name, info in networks.items():
         versions = ", ".join(f"{package} {version}" for package, version in info["versions"].items())
         rows.append(("Versions" if len(networks) == 1 else f"Versions of {name}", versions))
-    rows.append(("Views of each image", str(run["test_time_views"])))
+    rows.append(("Views of each image", _format_value(run["test_time_views"])))
     rows.append(("Evaluated", _format_date(run["date"])))
-    return page.Section("Data and versions", blocks=[page.Table(("", ""), rows)])
+    return page.Section("Data and versions", blocks=[page.Table(("Item", "Value"), rows)])
 
 
 def _name(name: str) -> str:
@@ -361,7 +362,8 @@ def _format(metric: Mapping) -> str:
     return f"{metric['value']:.3f}{interval}"
 
 
-def _format_value(value) -> str:
+def _format_value(value: object) -> str:
+    """A value of the config."""
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

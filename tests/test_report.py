@@ -185,7 +185,7 @@ def test_a_split_of_one_class_has_a_report_with_reasons(report, subtype):
 def test_training_tells_the_essentials_and_what_is_not_the_default(report):
     networks = {"runs/a": make_info(flip=True), "runs/b": make_info(flip=True, epochs=7) | {"step": 77}}
     one, two = (read_rows(report(SUBTYPES, SCORES, networks=these)) for these in ({"runs/a": make_info()}, networks))
-    assert ["", "Default", "runs/a", "runs/b"] in two
+    assert ["Setting", "Default", "runs/a", "runs/b"] in two
     assert ["flip", "False", "True", "True"] in two
     default = Config()
     assert ["epochs", str(default.train.epochs), str(default.train.epochs), "7"] in two
