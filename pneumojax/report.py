@@ -225,7 +225,7 @@ def _show_decisions(results: Mapping, directory: pathlib.Path) -> page.Section:
         rows.append((name, "pneumonia", f"{found:,} found", f"{missed:,} missed", f"sensitivity {sensitivity}"))
         rows.append((at, "NORMAL", f"{alarms:,} false alarms", f"{normal:,} right", f"specificity {specificity}"))
         rows.append(("", "of the column", f"PPV {ppv}", f"NPV {npv}", ""))
-    columns = ("Operating point", "Truth", "Decided for pneumonia", "Decided NORMAL", "of the row")
+    columns = ("Operating point", "Truth", "Decided for pneumonia", "Decided NORMAL", "Of the row")
     blocks: list[page.Table | page.Picture] = [page.Table(columns, rows)]
     if "most_probable_class" in counts["confusion_matrix"]:
         blocks.append(
