@@ -10,7 +10,7 @@ from collections.abc import Callable
 from absl import app, flags
 from absl import logging as absl_logging
 
-from pneumojax.config import Config, config_fields, config_from_dict
+from pneumojax.config import Config, config_fields, config_from_dict, config_to_dict
 from pneumojax.errors import UserError
 
 flags.disclaim_key_flags()  # The flags belong to the script that calls: its --help lists them.
@@ -23,26 +23,27 @@ DEFINE_FLAG = {
 }
 
 
-def define_config_flags() -> None:
+def define_config_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
     """Defines a flag for each field of the config, with its default, help and type."""
     for field in config_fields():
         help_text = field.metadata["help"]
         kinds = [kind for kind in (field.type, *typing.get_args(field.type)) if kind in (bool, int, float, str)]
         if field.metadata["choices"]:
-            flags.DEFINE_enum(field.name, field.default, field.metadata["choices"], help_text)
+            flags.DEFINE_enum(field.name, field.default, field.metadata["choices"], help_text, flag_values)
         elif typing.get_origin(field.type) is tuple:
-            flags.DEFINE_list(field.name, [str(value) for value in field.default], f"{help_text}, separated by commas")
+            default, help_text = [str(value) for value in field.default], f"{help_text}, separated by commas"
+            flags.DEFINE_list(field.name, default, help_text, flag_values)
         else:
-            DEFINE_FLAG[kinds[0]](field.name, field.default, help_text)
+            DEFINE_FLAG[kinds[0]](field.name, field.default, help_text, flag_values=flag_values)
 
 
-def config_from_flags() -> Config:
-    """Rebuilds the config from the flags of this process.
+def config_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Config:
+    """Rebuilds the config from the flags, by default those of this process.
 
     Raises:
       UserError: a value is outside its limits, or two do not go together.
     """
-    values = {field.name: flags.FLAGS[field.name].value for field in config_fields()}
+    values = {field.name: flag_values[field.name].value for field in config_fields()}
     for field in config_fields():
         if typing.get_origin(field.type) is tuple:
             try:
@@ -51,6 +52,21 @@ def config_from_flags() -> Config:
             except ValueError as error:
                 raise UserError(f"{field.name} must be whole numbers separated by commas: {error}.") from error
     return config_from_dict(values)
+
+
+def read_preset(path: str | os.PathLike, **fields) -> Config:
+    """The config of a flagfile, with some fields set otherwise.
+
+    Raises:
+      UserError: the file cannot be read, or a flag in it is unknown or its value outside its limits.
+    """
+    values = flags.FlagValues()
+    define_config_flags(values)
+    try:
+        values([sys.argv[0], f"--flagfile={path}"])
+    except flags.Error as error:
+        raise UserError(f"{path}: {error}") from error
+    return config_from_dict(config_to_dict(config_from_flags(values)) | fields)
 
 
 def run(main: Callable[..., int | None], arguments: tuple[str, ...] = ()) -> None:

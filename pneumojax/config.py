@@ -57,6 +57,9 @@ class DataConfig(_Checked):
     data_dir: str | None = _field(
         None, "folder of prepared data sets (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)", identity=False
     )
+    train_share: float = _field(
+        1.0, "share of the training patients that is used, of each class the same", above=0.0, at_most=1.0
+    )
     image_px: int = _field(64, "height and width of the images that the network sees, in pixels", at_least=16)
     selection_split: str = _field(
         "validation",

@@ -58,6 +58,11 @@ class Split:
         """[N] int32 class indices of the task (binary: 1 = pneumonia)."""
         return self.subtypes if task == "three_class" else (self.subtypes > 0).astype(np.int32)
 
+    def select(self, chosen: np.ndarray) -> "Split":
+        """The chosen images, by [N] bool or by indices; the fingerprint stays that of the whole."""
+        columns = ("images", "subtypes", "patient_ids", "filenames", "heights", "widths", "channels", "duplicate_of")
+        return dataclasses.replace(self, **{name: getattr(self, name)[chosen] for name in columns})
+
 
 def read_record(config: DataConfig) -> dict:
     """The prepared data set's record: fingerprints, counts, source. Draws the phantom set if it is not there yet.
@@ -97,6 +102,11 @@ def load_split(config: DataConfig, name: str) -> Split:
     Raises:
       UserError: the data set is not prepared or damaged, or has no such split.
     """
+    split = _load_whole_split(config, name)
+    return _take_share(split, config.train_share) if name == "train" else split
+
+
+def _load_whole_split(config: DataConfig, name: str) -> Split:
     record = read_record(config)
     if name not in record["fingerprints"]:
         raise UserError(
@@ -121,6 +131,19 @@ def load_split(config: DataConfig, name: str) -> Split:
         return _make_split(name, images, examples, fingerprint)
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:  # EOFError: an empty file.
         raise UserError(f"the decoded images in {cache} are damaged ({error}). Delete that folder.") from error
+
+
+def _take_share(split: Split, share: float) -> Split:
+    """The images of a share of the patients, always the same ones; at least one patient of each class stays."""
+    if share == 1:
+        return split
+    patients, first = np.unique(split.patient_ids, return_index=True)
+    order = np.random.default_rng(0).permutation(len(patients))
+    taken = []
+    for subtype in np.unique(split.subtypes):
+        of_subtype = [patient for patient in order if split.subtypes[first[patient]] == subtype]
+        taken += [patients[patient] for patient in of_subtype[: max(1, round(share * len(of_subtype)))]]
+    return split.select(np.isin(split.patient_ids, taken))
 
 
 def split_epoch(num_images: int, batch_size: int, chunk_steps: int) -> tuple[int, int]:

@@ -342,6 +342,36 @@ def save_learning_curves(
         _save(figure, path)
 
 
+def save_reported(path: str | Path, rows: Sequence[Mapping], split: str) -> None:
+    """Draws figures that others report beside ours, a line each.
+
+    Args:
+      path: PNG file to write; its folder exists.
+      rows: {"name", "reported": float, "ours": {"value", "ci95"}} each, from top to bottom.
+      split: that ours were scored on.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    with _style():
+        figure = _make_figure(7.6, 1.3 + 0.27 * len(rows))
+        axes = figure.add_subplot()
+        heights = -np.arange(len(rows))
+        for height, row in zip(heights, rows, strict=True):
+            if row["ours"]["ci95"]:
+                axes.plot(row["ours"]["ci95"], [height, height], color=BLUE, linewidth=1.6)
+            if row["ours"]["value"] is not None:
+                axes.plot(row["ours"]["value"], height, "o", color=BLUE, markersize=6)
+            axes.plot(row["reported"], height, "D", color=ORANGE, markersize=5)
+        axes.set_yticks(heights, [row["name"] for row in rows])
+        axes.set(ylim=(-len(rows) + 0.4, 0.6))
+        axes.set_title("Reported on test", loc="left", color=ORANGE)
+        axes.set_title(f"Ours on {split}, 95 % interval", loc="right", color=BLUE)
+        axes.grid(axis="y", visible=False)
+        axes.tick_params(axis="y", length=0)
+        _save(figure, path)
+
+
 def format_interval(metric: Mapping) -> str:
     """A number with its 95 % interval as text.
 

@@ -178,11 +178,12 @@ def compute_metrics(
 
     Two classes: auroc, auprc of the score 1 - P(NORMAL); `specificity_at_sensitivity_0.95`, `_0.975` and `_0.99`, read
     off the split's own ROC curve at the largest threshold that reaches the sensitivity; and accuracy, sensitivity,
-    specificity, precision, f1, npv, balanced_accuracy of the decision score >= threshold. Three classes: the same, for
-    pneumonia against NORMAL; and of the decision for the most probable class `accuracy_three_class` and, for each class
-    against the others, `{metric}_NORMAL`, `{metric}_BACTERIA`, `{metric}_VIRUS` and their plain mean `{metric}_macro`,
-    where metric is one of auroc, auprc, sensitivity, specificity, precision, f1. `sensitivity_macro` is what others
-    call the balanced accuracy of three classes.
+    specificity, precision, f1, npv, balanced_accuracy of the decision score >= threshold, with `precision_macro` and
+    `f1_macro`, their plain means over NORMAL and PNEUMONIA (the macro recall is the balanced accuracy). Three classes:
+    the same but for those two, for pneumonia against NORMAL; and of the decision for the most probable class
+    `accuracy_three_class` and, for each class against the others, `{metric}_NORMAL`, `{metric}_BACTERIA`,
+    `{metric}_VIRUS` and their plain mean `{metric}_macro`, where metric is one of auroc, auprc, sensitivity,
+    specificity, precision, f1. `sensitivity_macro` is what others call the balanced accuracy of three classes.
 
     The interval holds the middle 95 % of the resamples in which the metric exists; the others are left out. It is
     None where fewer than 40 are left, or where they do not differ, as with a single patient. A metric of exactly 1 or 0
@@ -244,7 +245,11 @@ def compute_metric_values(
 
     values = compute_score_values(labels > 0, scores, threshold, weights)
     if classes == 2:
-        return values
+        confusions = _count_confusions(labels, compute_decisions(scores, threshold), 2, weights)
+        by_class = [_one_vs_rest(confusions, c) for c in range(2)]
+        return values | {
+            f"{metric}_macro": np.mean([one[metric] for one in by_class], axis=0) for metric in ("precision", "f1")
+        }
 
     confusions = _count_confusions(labels, probabilities.argmax(axis=1), classes, weights)
     values["accuracy_three_class"] = _ratio(np.trace(confusions, axis1=1, axis2=2), confusions.sum(axis=(1, 2)))

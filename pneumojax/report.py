@@ -1,6 +1,7 @@
 """The report of an evaluation: one page for a reader who decides about patients, not about networks."""
 
 import io
+import itertools
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -46,7 +47,7 @@ TERMS = {
     "F1": "Harmonic mean of sensitivity and PPV.",
     "Balanced accuracy": "Mean of sensitivity and specificity; accuracy is the share of right decisions.",
     "Youden": "The threshold at which sensitivity + specificity is largest.",
-    "Macro": "Plain mean over the three classes, each against the others.",
+    "Macro": "Plain mean over the classes, each against the others.",
     "Prevalence": "Share of pneumonia among the images; PPV and NPV depend on it, sensitivity and specificity do not.",
     "95 % interval": "A range made in such a way that of 100, each from other patients like these, about 95 hold the "
     "true value.",
@@ -169,19 +170,22 @@ def _summarise(results: Mapping) -> list[str]:
 
 def _show_metrics(results: Mapping) -> page.Section:
     values = results["metrics"]
-    kinds = ("macro", *SUBTYPES)
+    # Of three classes, what each has is a table of its own.
+    of_classes = [name.removesuffix("_NORMAL") for name in values if name.endswith("_NORMAL")]
+    columns = {"macro": "Mean (macro)"} | {kind: kind for kind in SUBTYPES}
+    grid = {name: [f"{name}_{column}" for column in columns] for name in of_classes}
     rows = []
     for name, metric in values.items():
-        if name.rpartition("_")[2] in kinds:
+        if name in itertools.chain(*grid.values()):
             continue
         value = "-" if metric["value"] is None else f"{metric['value']:.4f}"
         interval = "{:.4f} to {:.4f}".format(*metric["ci95"]) if metric["ci95"] else metric["reason"]
         rows.append((_name(name), value, interval))
     tables = [page.Table(("Metric", "Value", "95 % interval"), rows)]
-    if of_classes := [name.removesuffix("_macro") for name in values if name.endswith("_macro")]:
-        rows = [(_name(name), *(_format(values[f"{name}_{kind}"]) for kind in kinds)) for name in of_classes]
-        caption = "Of the most probable class, whatever the threshold."
-        tables.append(page.Table(("Each class against the others", "Mean (macro)", *SUBTYPES), rows, caption))
+    if grid:
+        rows = [(_name(name), *(_format(values[cell]) for cell in cells)) for name, cells in grid.items()]
+        caption = "Decisions for the most probable class, whatever the threshold."
+        tables.append(page.Table(("Each class against the others", *columns.values()), rows, caption))
     text = ["Pneumonia against NORMAL; what depends on a decision is at the run's threshold."]
     return page.Section("Metrics", text, tables)
 

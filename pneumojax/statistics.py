@@ -4,10 +4,13 @@ Arrays in, plain numbers out that JSON can hold: no run, no files, no network. W
 ensemble, out-of-fold predictions) is described by the same figures.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from pneumojax import calibration, decision_curve, metrics, subgroups
 from pneumojax.data import Split
+from pneumojax.predictions import Predictions, check_same_images
 
 BOOTSTRAP_RESAMPLES = 1000
 BOOTSTRAP_SEED = 0
@@ -94,3 +97,35 @@ def compute_curves(split: Split, probabilities: np.ndarray, threshold: dict, fit
             positive, scores, threshold["value"], split.patient_ids, calibration.PREVALENCE_GRID, *bootstrap
         ),
     }
+
+
+def compute_mean_metrics(repeats: Sequence[Predictions]) -> dict[str, dict]:
+    """The metrics of several trainings of one system on the same images: their mean, spread and interval.
+
+    The interval is of the mean: each resample draws patients once, for all trainings. So it tells how the figure would
+    move with other patients; how it moves with another seed is told by the standard deviation.
+
+    Args:
+      repeats: predictions of at least one training, each with the threshold of its own.
+
+    Returns:
+      {name of `metrics.compute_metrics`: {"value": mean, "ci95", "standard_deviation": over the trainings, None of one
+      alone}}; what does not exist is None, and "reason" says why.
+
+    Raises:
+      UserError: the trainings were scored on different images.
+    """
+    first = repeats[0]
+    for other in repeats[1:]:
+        check_same_images(first, other)
+    draws = metrics.compute_bootstrap_weights(first.patient_ids, BOOTSTRAP_RESAMPLES, BOOTSTRAP_SEED)
+    weights = np.concatenate([np.ones((1, draws.shape[1])), draws])
+    values = [metrics.compute_metric_values(one.labels, one.probabilities, one.threshold, weights) for one in repeats]
+    patients = metrics.count_patients_of_rarest_class(first.labels, first.patient_ids)
+    result = {}
+    for name in values[0]:
+        rows = np.stack([one[name] for one in values])
+        spread = float(rows[:, 0].std(ddof=1)) if len(rows) > 1 and not np.isnan(rows[:, 0]).any() else None
+        summary = metrics.summarise(rows.mean(axis=0), metrics.explain(name), patients)
+        result[name] = summary | {"standard_deviation": spread}
+    return result

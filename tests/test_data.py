@@ -91,6 +91,22 @@ def test_counts_are_those_of_the_record_and_no_patient_is_in_two_splits(config):
     assert sum(map(len, patients.values())) == len(set().union(*patients.values()))
 
 
+def test_a_share_of_the_training_images_is_of_whole_patients_of_each_class(config):
+    whole = load_split(config, "train")
+    share = load_split(dataclasses.replace(config, train_share=0.25), "train")
+    assert_same(share, load_split(dataclasses.replace(config, train_share=0.25), "train"))
+    rest = whole.select(~np.isin(whole.filenames, share.filenames))
+    assert len(rest) == len(whole) - len(share)
+    assert not set(rest.patient_ids) & set(share.patient_ids)
+    for subtype in range(3):
+        patients = [len(np.unique(split.patient_ids[split.subtypes == subtype])) for split in (share, whole)]
+        assert patients[0] == round(0.25 * patients[1])
+    for i in range(len(share)):
+        np.testing.assert_array_equal(share.images[i], whole.images[list(whole.filenames).index(share.filenames[i])])
+    validation = load_split(dataclasses.replace(config, train_share=0.25), "validation")
+    assert_same(validation, load_split(config, "validation"))
+
+
 def test_a_second_load_is_mapped_from_the_cache_and_decodes_nothing(config, monkeypatch):
     first = load_split(config, "train")
     monkeypatch.setattr(data, "_decode_split", refuse_to_decode)

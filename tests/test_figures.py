@@ -124,7 +124,7 @@ def test_log_of_a_resumed_run_is_read_by_step():
     [(0.5, "0.5"), (0.31249, "0.312"), (3.2e-7, "3.2e-07"), (0.95, "0.950"), (0.99998, "0.999980"), (1.0, "1")],
 )
 def test_threshold_is_never_rounded_to_one(threshold, text):
-    assert figures._format_threshold(threshold) == text
+    assert figures.format_score(threshold) == text
 
 
 def test_a_failed_picture_leaves_the_old_one(tmp_path, monkeypatch):
@@ -157,3 +157,12 @@ def test_import_is_light_and_drawing_leaves_pyplot_alone(tmp_path):
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.filterwarnings("error")
+def test_reported_figures_stand_beside_ours_also_where_ours_does_not_exist(tmp_path):
+    ours = [{"value": 0.8, "ci95": [0.7, 0.9]}, {"value": 0.5, "ci95": None}, {"value": None, "ci95": None}]
+    rows = [{"name": f"system {i}", "reported": 0.6, "ours": one} for i, one in enumerate(ours)]
+    figures.save_reported(tmp_path / "reported.png", rows, "test")
+    assert is_picture(tmp_path / "reported.png", figures.BLUE)
+    assert is_picture(tmp_path / "reported.png", figures.ORANGE)

@@ -55,6 +55,16 @@ def test_threshold_metrics_equal_scikit_learn():
     })  # fmt: skip
 
 
+def test_macro_averages_of_two_classes_equal_scikit_learn():
+    labels, probabilities, patients = make_split(200, 2, step=0.25)
+    decisions = metrics.compute_binary_scores(probabilities) >= 0.6
+    result = metrics.compute_metrics(labels, probabilities, 0.6, patients, resamples=50)
+    for name, compute in (("precision_macro", oracle.precision_score), ("f1_macro", oracle.f1_score)):
+        assert result[name]["value"] == pytest.approx(compute(labels, decisions, average="macro"))
+        low, high = result[name]["ci95"]
+        assert low < result[name]["value"] < high
+
+
 def roc_specificity(positive, scores, target, weight=None):
     """The best specificity among scikit-learn's points of the ROC curve that reach the sensitivity."""
     x, y, _ = oracle.roc_curve(positive, scores, sample_weight=weight, drop_intermediate=False)

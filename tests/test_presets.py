@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from experiments import flags
 from pneumojax.augment import keep_pneumonia, make_augment
-from pneumojax.config import AugmentConfig, config_fields, config_from_dict
+from pneumojax.config import AugmentConfig, config_from_dict
 from pneumojax.models import make_model
 from pneumojax.optimizer import make_optimizer
 from pneumojax.sharding import make_mesh
@@ -23,18 +24,7 @@ EVERY_SYSTEM = pytest.mark.parametrize("name", SYSTEMS)
 
 
 def read_preset(name):
-    """The fields that a preset sets, as its flags would (tests/test_flags.py parses each with absl)."""
-    fields = {field.name: field for field in config_fields()}
-    values = {}
-    for line in (PRESETS / f"{name}.flags").read_text().splitlines():
-        if line.startswith("--"):
-            field, _, word = line[2:].partition("=")
-            default = fields[field].default
-            if isinstance(default, tuple):
-                values[field] = [int(number) for number in word.split(",") if number]
-            else:
-                values[field] = True if isinstance(default, bool) else type(default)(word)
-    return config_from_dict(values)
+    return flags.read_preset(PRESETS / f"{name}.flags")
 
 
 @EVERY_SYSTEM

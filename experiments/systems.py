@@ -1,0 +1,59 @@
+"""The reference systems: public projects on the same X-rays, and what they report on the official test split.
+
+How each is built again stands in presets/<name>.flags.
+"""
+
+import dataclasses
+
+# Figures that are reported beside the metrics' own names.
+FIGURES = {
+    "accuracy": "accuracy",
+    "sensitivity": "recall of pneumonia",
+    "f1": "F1 of pneumonia",
+    "accuracy_three_class": "accuracy, three classes",
+    "auroc_macro": "AUROC, mean of three classes",
+    "precision_macro": "precision, mean of both classes",
+    "balanced_accuracy": "recall, mean of both classes = AUC of the decision",
+    "f1_macro": "F1, mean of both classes",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class System:
+    """A published system.
+
+    Attributes:
+      project: its name.
+      network: what it did, in a few words.
+      reported: {metric of `metrics.compute_metrics`: value on the official test split}.
+    """
+
+    project: str
+    network: str
+    reported: dict[str, float]
+
+
+def _macro(accuracy: float, precision: float, recall: float, f1: float) -> dict[str, float]:
+    """The figures of project e: means over both classes. Its AUC is of the hard decision, which is the mean recall."""
+    return {"accuracy": accuracy, "precision_macro": precision, "balanced_accuracy": recall, "f1_macro": f1}
+
+
+_A, _B, _C = "Pediatric_Pneumonia_CXR_CNN", "flatiron_phase4_project", "X-Ray Pneumonia Classification"
+_D, _E = "X-Ray Images Analysis for Pneumonia", "X-ray Pneumonia Image Classification with Deep Learning"
+
+SYSTEMS = {
+    "a1": System(_A, "CNN", {"accuracy": 0.93}),
+    "a2": System(_A, "CNN, few missed", {"sensitivity": 0.98}),
+    "a3": System(_A, "CNN, three classes", {"accuracy_three_class": 0.84, "auroc_macro": 0.94}),
+    "b1": System(_B, "CNN, published layers", {"sensitivity": 0.98, "f1": 0.83}),
+    "c1": System(_C, "CNN, augmentation inside", {"accuracy": 0.91}),
+    "d1": System(_D, "baseline, part of the data", {"accuracy": 0.73}),
+    "d2": System(_D, "shallow CNN", {"accuracy": 0.73}),
+    "d3": System(_D, "ResNet50", {"accuracy": 0.73}),
+    "e1": System(_E, "multilayer perceptron", _macro(0.74, 0.83, 0.66, 0.66)),
+    "e2": System(_E, "CNN", _macro(0.88, 0.89, 0.86, 0.87)),
+    "e3": System(_E, "VGG16", _macro(0.92, 0.92, 0.90, 0.91)),
+}
+
+# Project e's other protocol: every model also with its epoch and threshold chosen on test. Not a system of its own.
+LEAKY = "e4"
