@@ -26,6 +26,7 @@ from pneumojax.train import fit
 
 BINARY = {"auroc", "auprc", "accuracy", "sensitivity", "specificity", "precision", "f1", "npv", "balanced_accuracy"}
 BINARY |= {f"specificity_at_sensitivity_{target}" for target in ("0.95", "0.975", "0.99")}
+BINARY |= {"precision_macro", "f1_macro"}
 
 
 @pytest.fixture(scope="module")

@@ -146,7 +146,8 @@ def test_runs_of_two_tasks_are_compared_on_pneumonia(make_run):
     a, b = (read_predictions(run.workdir, "validation") for run in runs)
     check_same_images(a, b)
     results = compare.compare(a.to_binary(), b.to_binary())
-    for name in values[0]:
+    # The macro means are of two classes in one task and of three in the other.
+    for name in (name for name in values[0] if not name.endswith("_macro")):
         assert results["metrics"][name]["a"] == pytest.approx(values[0][name]["value"])
         assert results["metrics"][name]["b"] == pytest.approx(values[1][name]["value"])
 
