@@ -18,6 +18,7 @@ from pneumojax.checkpoint import check_shapes, load_run
 from pneumojax.config import Config, ThresholdConfig, config_from_dict
 from pneumojax.data import Split, load_split, make_eval_batches, read_record
 from pneumojax.errors import UserError
+from pneumojax.report import make_report
 from pneumojax.sharding import make_mesh, put
 from pneumojax.statistics import BOOTSTRAP_RESAMPLES, BOOTSTRAP_SEED, compute_curves, compute_statistics
 from pneumojax.steps import make_abstract_variables, make_graph, make_predict
@@ -316,7 +317,7 @@ def load_calibration(run: Run | Ensemble) -> dict:
 
 
 def evaluate(run: Run | Ensemble, split_name: str, rules: ThresholdConfig | None = None) -> dict:
-    """Scores a split and writes its numbers, predictions, curves and pictures to `<workdir>/evaluation/<split>/`.
+    """Scores a split; writes its numbers, predictions, curves, pictures and report to `<workdir>/evaluation/<split>/`.
 
     Args:
       run: from `open_run` or `open_ensemble`.
@@ -358,8 +359,15 @@ def evaluate(run: Run | Ensemble, split_name: str, rules: ThresholdConfig | None
     curves = compute_curves(split, probabilities, threshold, calibration)
     write_json(directory / "curves.json", curves)
     _draw(run, split, curves, results, directory)
+    scores = metrics.compute_binary_scores(probabilities)
+    networks = {str(one.workdir): one.info | {"step": one.step} for one in _list_networks(run)}
+    write_text(directory / "report.html", make_report(results, split, scores, networks, directory))
     write_json(directory / "metrics.json", results)  # last: where it is, the rest is too
     return results
+
+
+def _list_networks(run: Run | Ensemble) -> tuple[Run, ...]:
+    return run.members if isinstance(run, Ensemble) else (run,)
 
 
 def _score_split(run: Run | Ensemble, name: str) -> tuple[Split, np.ndarray]:

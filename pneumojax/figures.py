@@ -82,12 +82,12 @@ def save_roc(path: str | Path, curve: Mapping | None, metrics: Mapping, threshol
             axes.fill_between(band["false_positive_rate"], band["low"], band["high"], **BAND)
         axes.plot(curve["false_positive_rate"], curve["sensitivity"], color=BLUE, solid_joinstyle="miter")
 
-        lines = [(BLUE, f"AUROC {_format_interval(metrics['auroc'])}")]
+        lines = [(BLUE, f"AUROC {format_interval(metrics['auroc'])}")]
         sensitivity, specificity = metrics["sensitivity"]["value"], metrics["specificity"]["value"]
         _mark_operating_point(axes, 1 - specificity, sensitivity)
-        lines.append((ORANGE, f"At threshold {_format_threshold(threshold)}"))
-        lines.append((INK, f"sensitivity {_format_interval(metrics['sensitivity'])}"))
-        lines.append((INK, f"specificity {_format_interval(metrics['specificity'])}"))
+        lines.append((ORANGE, f"At threshold {format_score(threshold)}"))
+        lines.append((INK, f"sensitivity {format_interval(metrics['sensitivity'])}"))
+        lines.append((INK, f"specificity {format_interval(metrics['specificity'])}"))
         if curve["band"] is not None:
             lines.append((GREY, "brackets, band: 95 % interval"))
         _write_lines(axes, lines, x=0.97, bottom=0.04, align="right")
@@ -124,12 +124,12 @@ def save_precision_recall(
         sensitivity, precision = [0.0, *curve["sensitivity"]], [curve["precision"][0], *curve["precision"]]
         axes.plot(sensitivity, precision, color=BLUE, drawstyle="steps-pre", solid_joinstyle="miter")
 
-        lines = [(BLUE, f"AUPRC {_format_interval(metrics['auprc'])}")]
-        lines.append((ORANGE, f"At threshold {_format_threshold(threshold)}"))
+        lines = [(BLUE, f"AUPRC {format_interval(metrics['auprc'])}")]
+        lines.append((ORANGE, f"At threshold {format_score(threshold)}"))
         if metrics["precision"]["value"] is not None:
             _mark_operating_point(axes, metrics["sensitivity"]["value"], metrics["precision"]["value"])
-        lines.append((INK, f"sensitivity {_format_interval(metrics['sensitivity'])}"))
-        lines.append((INK, f"precision {_format_interval(metrics['precision'])}"))
+        lines.append((INK, f"sensitivity {format_interval(metrics['sensitivity'])}"))
+        lines.append((INK, f"precision {format_interval(metrics['precision'])}"))
         if curve["band"] is not None:
             lines.append((GREY, "brackets, band: 95 % interval"))
         _write_lines(axes, lines, x=0.03, bottom=0.04, align="left")
@@ -244,7 +244,7 @@ def save_predictive_values(
         own = 1 - counts["classes"]["NORMAL"] / counts["images"]
         axes.axvline(own, **REFERENCE)
         axes.text(own - 0.015, 0.5, "this split", color=GREY, rotation=90, ha="right", va="center")
-        lines = [(INK, f"At threshold {_format_threshold(threshold)}")]
+        lines = [(INK, f"At threshold {format_score(threshold)}")]
         for name, colour, words in (
             ("ppv", ORANGE, "PPV: pneumonia among those decided for"),
             ("npv", BLUE, "NPV: NORMAL among the others"),
@@ -403,7 +403,7 @@ def save_intervals(path: str | Path, groups: Mapping[str, Mapping[str, Mapping]]
             for name, row in metrics.items():
                 place += 1
                 places, names = [*places, place], [*names, name]
-                axes.text(1.02, place, _format_interval(row), va="center", transform=beside)
+                axes.text(1.02, place, format_interval(row), va="center", transform=beside)
                 if row["value"] is not None:
                     reach = [[abs(row["value"] - bound)] for bound in row["ci95"] or ()] or None
                     axes.errorbar(row["value"], place, xerr=reach, fmt="o", markersize=5, color=colour, elinewidth=1.4)
@@ -617,6 +617,30 @@ def save_images_per_patient(path: str | Path, numbers: np.ndarray, title: str = 
         _save(figure, path)
 
 
+def format_interval(metric: Mapping) -> str:
+    """A number with its 95 % interval as text.
+
+    Args:
+      metric: {"value", "ci95"}.
+
+    Returns:
+      As "0.967 (0.951 to 0.980)".
+    """
+    if metric["value"] is None:
+        return "does not exist"
+    if metric["ci95"] is None:
+        return f"{metric['value']:.3f} (no interval)"
+    low, high = metric["ci95"]
+    return f"{metric['value']:.3f} ({low:.3f} to {high:.3f})"
+
+
+def format_score(score: float) -> str:
+    """A score or threshold, 0..1, as text: confident networks have 0.99998, which must not be shown as 1."""
+    if 0.9 < score < 1:
+        return f"{score:.{1 - math.floor(math.log10(1 - score))}f}"
+    return f"{score:.3g}"
+
+
 def _read_curve(rows: list[Mapping], name: str) -> tuple[np.ndarray, np.ndarray]:
     """Epochs and values of one logged name, by step."""
     by_step = {row["step"]: (row["epoch"], row[name]) for row in rows if row.get(name) is not None}
@@ -688,20 +712,3 @@ def _save(figure: "Figure", path: str | Path) -> None:
 
 def _join(what: str, title: str) -> str:
     return f"{what}\n{title}" if title else what
-
-
-def _format_interval(metric: Mapping) -> str:
-    """As "0.967 (0.951 to 0.980)"."""
-    if metric["value"] is None:
-        return "does not exist"
-    if metric["ci95"] is None:
-        return f"{metric['value']:.3f} (no interval)"
-    low, high = metric["ci95"]
-    return f"{metric['value']:.3f} ({low:.3f} to {high:.3f})"
-
-
-def _format_threshold(threshold: float) -> str:
-    # Confident networks have thresholds such as 0.99998, which must not be shown as 1.
-    if 0.9 < threshold < 1:
-        return f"{threshold:.{1 - math.floor(math.log10(1 - threshold))}f}"
-    return f"{threshold:.3g}"

@@ -36,6 +36,7 @@ _REASONS = {
     "sensitivity": "Needs images of {name}; the split has none.",
     "specificity": "Needs images other than {name}; the split has none.",
     "precision": "Needs decisions for {name}; there is none.",
+    "npv": "Needs decisions against {name}; there is none.",
     "f1": "Needs images of {name} or decisions for it; there is neither.",
     "balanced_accuracy": "Needs images of {name} and others; the split has only one of the two.",
     **dict.fromkeys(
@@ -154,7 +155,8 @@ def compute_threshold_metrics(labels: ArrayLike, scores: ArrayLike, threshold: f
       threshold: where decisions turn positive.
 
     Returns:
-      accuracy, sensitivity, specificity, precision, f1, balanced_accuracy: each 0..1, or None where it does not exist.
+      accuracy, sensitivity, specificity, precision, f1, npv (the precision of deciding for NORMAL), balanced_accuracy:
+      each 0..1, or None where it does not exist.
 
     Raises:
       ValueError: lengths differ, there is no image, or a score is not finite.
@@ -176,13 +178,12 @@ def compute_metrics(
 
     Two classes: auroc, auprc of the score 1 - P(NORMAL); `specificity_at_sensitivity_0.95`, `_0.975` and `_0.99`, read
     off the split's own ROC curve at the largest threshold that reaches the sensitivity; and accuracy, sensitivity,
-    specificity, precision, f1, balanced_accuracy of the decision score >= threshold, with `precision_macro` and
+    specificity, precision, f1, npv, balanced_accuracy of the decision score >= threshold, with `precision_macro` and
     `f1_macro`, their plain means over NORMAL and PNEUMONIA (the macro recall is the balanced accuracy). Three classes:
     the same but for those two, for pneumonia against NORMAL; and of the decision for the most probable class
     `accuracy_three_class` and, for each class against the others, `{metric}_NORMAL`, `{metric}_BACTERIA`,
     `{metric}_VIRUS` and their plain mean `{metric}_macro`, where metric is one of auroc, auprc, sensitivity,
-    specificity, precision, f1. `sensitivity_macro` is what others
-    call the balanced accuracy of three classes.
+    specificity, precision, f1. `sensitivity_macro` is what others call the balanced accuracy of three classes.
 
     The interval holds the middle 95 % of the resamples in which the metric exists; the others are left out. It is
     None where fewer than 40 are left, or where they do not differ, as with a single patient. A metric of exactly 1 or 0
@@ -303,6 +304,7 @@ def compute_decision_values(
     confusions = _count_confusions(positive.astype(np.int64), compute_decisions(scores, threshold), 2, weights)
     accuracy = _ratio(np.trace(confusions, axis1=1, axis2=2), confusions.sum(axis=(1, 2)))
     rates = _one_vs_rest(confusions, 1)
+    rates["npv"] = _ratio(confusions[:, 0, 0], confusions[:, :, 0].sum(axis=1))
     return {"accuracy": accuracy, **rates, "balanced_accuracy": (rates["sensitivity"] + rates["specificity"]) / 2}
 
 

@@ -124,7 +124,7 @@ def test_log_of_a_resumed_run_is_read_by_step():
     [(0.5, "0.5"), (0.31249, "0.312"), (3.2e-7, "3.2e-07"), (0.95, "0.950"), (0.99998, "0.999980"), (1.0, "1")],
 )
 def test_threshold_is_never_rounded_to_one(threshold, text):
-    assert figures._format_threshold(threshold) == text
+    assert figures.format_score(threshold) == text
 
 
 def test_a_failed_picture_leaves_the_old_one(tmp_path, monkeypatch):
