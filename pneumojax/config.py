@@ -85,6 +85,12 @@ class ModelConfig(_Checked):
         (),
         "stages that stay as they are: of a resnet stem, stage1 .. stage4; of vgg16 stage1 .. stage5",
     )
+    cached_views: int | None = _field(
+        None,
+        "views of each image of which the features of a frozen backbone are computed once and kept: the first is the "
+        "image itself, each other one is augmented once (default: features anew in each step)",
+        at_least=1,
+    )
     dropout: float = _field(0.0, "share of the last features dropped in training", at_least=0.0, below=1.0)
     dtype: str = _field(
         "float32", "compute type; parameters, statistics and loss stay float32", choices=("float32", "bfloat16")
@@ -189,6 +195,8 @@ class Config(_Checked):
             raise UserError("batch_norm=local needs parallel=shard_map or pmap: jit sees the global batch only.")
         if train.multihost and train.parallel == "pmap":
             raise UserError("multihost needs parallel=jit or shard_map: pmap here spreads over one process only.")
+        if self.model.cached_views and self.augment.mixup_alpha:
+            raise UserError("cached_views keeps features of single images, mixup blends images: give --mixup_alpha=0.")
         if self.model.pretrained and not self.model.model.startswith(("vgg", "resnet")):
             raise UserError(f"pretrained needs model=vgg16, resnet18, resnet34 or resnet50, not {self.model.model}.")
 

@@ -1,10 +1,14 @@
-"""The loss of a batch of class logits."""
+"""The loss of a batch: of class logits, or of embeddings of two views."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from pneumojax.config import CLASS_NAMES
+
+# The paper's.
+VICREG_WEIGHTS = {"invariance": 25.0, "variance": 25.0, "covariance": 1.0}
+VICREG_EPSILON = 1e-4
 
 
 def as_class_logits(logits: jax.Array) -> jax.Array:
@@ -38,6 +42,33 @@ def compute_cross_entropy(logits: jax.Array, targets: jax.Array, class_weights: 
       [B] float32, in nats. Training takes the plain mean over B.
     """
     return -(targets * jax.nn.log_softmax(logits)).sum(-1) * (targets @ class_weights)
+
+
+def compute_vicreg(embeddings: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """VICReg: two views of an image are embedded alike, and the embeddings of a batch neither collapse nor repeat.
+
+    Args:
+      embeddings: [B, 2, F] float32, B at least 2: of the first and the second view of each image.
+
+    Returns:
+      The loss, and its three parts before they are weighted: `invariance`, the mean square of the difference between
+      the views; `variance`, how much the standard deviations over the batch fall short of 1, on average; `covariance`,
+      the sum of the squares of all covariances between different features, over F, of both views together.
+
+    References:
+      Bardes, Ponce and LeCun, "VICReg: Variance-Invariance-Covariance Regularization for Self-Supervised Learning",
+      2022; weights and means as in the authors' code.
+    """
+    images, _, features = embeddings.shape
+    centred = embeddings - embeddings.mean(0)
+    deviations = jnp.sqrt((centred**2).sum(0) / (images - 1) + VICREG_EPSILON)
+    covariances = jnp.einsum("bvf,bvg->vfg", centred, centred) / (images - 1)
+    parts = {
+        "invariance": jnp.mean((embeddings[:, 0] - embeddings[:, 1]) ** 2),
+        "variance": jax.nn.relu(1 - deviations).mean(),
+        "covariance": ((covariances * (1 - jnp.eye(features))) ** 2).sum() / features,
+    }
+    return sum(VICREG_WEIGHTS[name] * part for name, part in parts.items()), parts
 
 
 def compute_class_weights(labels: np.ndarray, task: str, rule: str) -> np.ndarray:

@@ -71,6 +71,30 @@ def drop(features: jax.Array, rate: float, keys: jax.Array) -> jax.Array:
     return jnp.where(keep, features / (1 - rate), 0)
 
 
+class Projector(nnx.Module):
+    """Three linear layers, with batch normalisation and ReLU between them: stands in the head's place in pretraining.
+
+    References:
+      Bardes, Ponce and LeCun, "VICReg", 2022, with layers of 8192; here, for small networks, of `width`.
+    """
+
+    def __init__(self, features: int, width: int, axis_name: str | None, rngs: nnx.Rngs):
+        for i in range(2):
+            setattr(self, f"linear{i + 1}", nnx.Linear(features, width, use_bias=False, rngs=rngs))
+            setattr(self, f"norm{i + 1}", make_batch_norm(width, "float32", axis_name, rngs))
+            features = width
+        self.linear3 = nnx.Linear(width, width, use_bias=False, rngs=rngs)
+
+    def __call__(self, features: jax.Array, train: bool, keys: jax.Array | None) -> jax.Array:
+        """[B, F] features -> [B, width] float32 embeddings."""
+        del keys
+        x = features.astype(jnp.float32)
+        for i in range(2):
+            x = getattr(self, f"linear{i + 1}")(x)
+            x = nnx.relu(getattr(self, f"norm{i + 1}")(x, use_running_average=not train))
+        return self.linear3(x)
+
+
 class Head(nnx.Module):
     """Dropout and the last linear layer, in float32."""
 
