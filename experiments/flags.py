@@ -5,7 +5,8 @@ import logging
 import os
 import sys
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from typing import Any
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -23,9 +24,11 @@ DEFINE_FLAG = {
 }
 
 
-def define_config_flags() -> None:
-    """Defines a flag for each field of the config, with its default, help and type."""
+def define_config_flags(names: Collection[str] | None = None) -> None:
+    """Defines a flag for each field of the config, or for those named, with its default, help and type."""
     for field in config_fields():
+        if names is not None and field.name not in names:
+            continue
         help_text = field.metadata["help"]
         kinds = [kind for kind in (field.type, *typing.get_args(field.type)) if kind in (bool, int, float, str)]
         if field.metadata["choices"]:
@@ -36,21 +39,25 @@ def define_config_flags() -> None:
             DEFINE_FLAG[kinds[0]](field.name, field.default, help_text)
 
 
-def config_from_flags() -> Config:
+def config_from_flags(**fixed: Any) -> Config:
     """Rebuilds the config from the flags of this process.
+
+    Args:
+      **fixed: fields without a flag; any other one keeps its default.
 
     Raises:
       UserError: a value is outside its limits, or two do not go together.
     """
-    values = {field.name: flags.FLAGS[field.name].value for field in config_fields()}
-    for field in config_fields():
+    fields = [field for field in config_fields() if field.name in flags.FLAGS]
+    values = {field.name: flags.FLAGS[field.name].value for field in fields}
+    for field in fields:
         if typing.get_origin(field.type) is tuple:
             try:
                 kind = typing.get_args(field.type)[0]
                 values[field.name] = [kind(word) for word in values[field.name]]
             except ValueError as error:
                 raise UserError(f"{field.name} must be whole numbers separated by commas: {error}.") from error
-    return config_from_dict(values)
+    return config_from_dict(values | fixed)
 
 
 def run(main: Callable[..., int | None], arguments: tuple[str, ...] = ()) -> None:

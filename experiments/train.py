@@ -11,69 +11,16 @@ import time
 
 STARTED = time.perf_counter()  # before the imports, which are part of what a user waits for
 
-import logging  # noqa: E402
-import os  # noqa: E402
 import pathlib  # noqa: E402
-import resource  # noqa: E402
 import shlex  # noqa: E402
-import statistics  # noqa: E402
-import sys  # noqa: E402
 
 from absl import flags  # noqa: E402
 
 from experiments.flags import config_from_flags, define_config_flags, run  # noqa: E402
+from experiments.progress import Progress, format_stop  # noqa: E402
 
 WORKDIR = flags.DEFINE_string("workdir", "runs/latest", "folder of the run: checkpoints, logs, pictures")
 RESTART = flags.DEFINE_bool("restart", False, "delete the run in the workdir and begin anew")
-
-
-class Progress:
-    """A progress bar, or log lines where there is no terminal."""
-
-    def __init__(self):
-        # A terminal that does not tell its size (0 x 0) would be given an empty bar.
-        self.has_terminal = sys.stderr.isatty() and min(os.get_terminal_size(sys.stderr.fileno())) > 0
-        self.bar = None
-        self.rates = []
-        self.auroc = ""
-        self.first_step_seconds = None
-        self.last_line = time.monotonic()
-
-    def report(self, row: dict, total_steps: int) -> None:
-        if self.first_step_seconds is None:
-            self.first_step_seconds = time.perf_counter() - STARTED
-        rate = row.get("perf/images_per_second")
-        if rate:
-            self.rates.append(rate)
-        if "val/auroc" in row:
-            self.auroc = f"val AUROC {row['val/auroc']:.4f}"
-        if self.has_terminal:
-            self._draw(row, total_steps)
-        elif "val/auroc" in row or time.monotonic() - self.last_line > 30:
-            self.last_line = time.monotonic()
-            loss = f"loss {row.get('train/loss', row.get('val/loss')):.4f} ({'val' if 'val/loss' in row else 'train'})"
-            speed = f"{self.images_per_second():.0f} images/s" if self.rates else ""
-            parts = [f"epoch {row['epoch']:.1f}", f"step {row['step']}/{total_steps}", loss, self.auroc, speed]
-            logging.getLogger("experiments").info(", ".join(part for part in parts if part))
-
-    def images_per_second(self) -> float:
-        return statistics.median(self.rates)
-
-    def _draw(self, row: dict, total_steps: int) -> None:
-        import tqdm
-
-        if self.bar is None:
-            # From here on, so that neither compilation nor an earlier start counts in the rate.
-            self.bar = tqdm.tqdm(total=total_steps, initial=row["step"], unit="step", dynamic_ncols=True)
-        self.bar.n = row["step"]
-        parts = [f"loss {row['train/loss']:.4f}"] if "train/loss" in row else []
-        parts += [self.auroc] if self.auroc else []
-        parts += [f"{self.rates[-1]:.0f} images/s"] if self.rates else []
-        self.bar.set_postfix_str(", ".join(parts))
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
 
 
 def main() -> int:
@@ -81,25 +28,15 @@ def main() -> int:
     workdir = pathlib.Path(WORKDIR.value)
     from pneumojax.train import fit  # Imports JAX: after the flags are known to be good.
 
-    progress = Progress()
+    progress = Progress(STARTED)
     try:
         result = fit(config, workdir, RESTART.value, progress.report)
     finally:
         progress.close()
 
-    if progress.first_step_seconds is not None:
-        speed = f"{progress.images_per_second():.0f} images/s, " if progress.rates else ""
-        # ru_maxrss is in KiB on Linux, in bytes on macOS.
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        print(
-            f"\n{speed}first steps after {progress.first_step_seconds:.1f} s, "
-            f"{time.perf_counter() - STARTED:.0f} s in all, peak memory {peak / 2**30:.2f} GiB"
-        )
+    progress.print_cost()
     if result.stopped_by:
-        again = shlex.join(word for word in sys.argv if word.lstrip("-").split("=")[0] != "restart")
-        print(
-            f"Stopped and saved at step {result.step} of {result.total_steps} in {workdir}.\nGo on: scripts/run {again}"
-        )
+        print(format_stop(result.step, result.total_steps, workdir))
         return 128 + result.stopped_by
     epoch = result.best_step / result.steps_per_epoch
     where = [f"--data_dir={config.data.data_dir}"] if config.data.data_dir else []

@@ -15,6 +15,9 @@ CLASS_NAMES = {"binary": ("NORMAL", "PNEUMONIA"), "three_class": ("NORMAL", "BAC
 # How the names of a network's last layers begin; all that is before them is its backbone.
 CLASSIFIER = ("dense", "head")
 
+# Networks that can start from weights of a file.
+PRETRAINABLE = ("cnn", "vgg16", "resnet18", "resnet34", "resnet50")
+
 
 def _field(default, help, choices=None, at_least=None, above=None, at_most=None, below=None, identity=True):
     """A dataclass field with its help text and limits; identity=False: may change when a run is continued."""
@@ -79,7 +82,9 @@ class ModelConfig(_Checked):
         "3x3", "convolution with the stride in a block of resnet50: PyTorch's, or Keras's", choices=("3x3", "1x1")
     )
     pretrained: str | None = _field(
-        None, "file of ImageNet weights to start from: torchvision's, timm's or Keras's (default: a random start)"
+        None,
+        "file of weights to start from: ImageNet's of torchvision, timm or Keras, or the backbone.safetensors of "
+        "experiments/pretrain.py (default: a random start)",
     )
     frozen: tuple[str, ...] = _field(
         (),
@@ -197,8 +202,8 @@ class Config(_Checked):
             raise UserError("multihost needs parallel=jit or shard_map: pmap here spreads over one process only.")
         if self.model.cached_views and self.augment.mixup_alpha:
             raise UserError("cached_views keeps features of single images, mixup blends images: give --mixup_alpha=0.")
-        if self.model.pretrained and not self.model.model.startswith(("vgg", "resnet")):
-            raise UserError(f"pretrained needs model=vgg16, resnet18, resnet34 or resnet50, not {self.model.model}.")
+        if self.model.pretrained and self.model.model not in PRETRAINABLE:
+            raise UserError(f"pretrained needs model={', '.join(PRETRAINABLE)}, not {self.model.model}.")
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:

@@ -1,0 +1,83 @@
+"""Pretrains a backbone on the training images without their labels, for where no ImageNet weights are at hand.
+
+    scripts/run experiments/pretrain.py                                                    # drawn radiographs
+    scripts/run experiments/pretrain.py --dataset=kermany --model=resnet18 --resnet_width=24 --workdir=runs/backbone
+    scripts/run experiments/train.py --dataset=kermany --model=resnet18 --resnet_width=24 \\
+        --pretrained=runs/backbone/backbone.safetensors --workdir=runs/tuned
+
+The method is VICReg (Bardes, Ponce and LeCun 2022). Validation and test images are never read. MEASURED
+"""
+
+import time
+
+STARTED = time.perf_counter()  # before the imports, which are part of what a user waits for
+
+import pathlib  # noqa: E402
+import shlex  # noqa: E402
+
+from absl import flags  # noqa: E402
+
+from experiments.flags import config_from_flags, define_config_flags, run  # noqa: E402
+from experiments.progress import Progress, format_stop  # noqa: E402
+
+WORKDIR = flags.DEFINE_string("workdir", "runs/backbone", "folder of the run: checkpoints, log, backbone.safetensors")
+RESTART = flags.DEFINE_bool("restart", False, "delete the run in the workdir and begin anew")
+
+# The fields that play a part without labels and classifier; None keeps the config's own default. Views have to differ
+# strongly, and the loss looks at the statistics of a batch, so that both are larger than for training with labels.
+FIELDS = {
+    **dict.fromkeys(("dataset", "data_dir", "image_px", "model", "cnn_widths", "vgg_width", "resnet_width")),
+    **dict.fromkeys(("resnet_stride", "dtype", "shift", "zoom", "optimizer", "momentum", "chunk_steps")),
+    **dict.fromkeys(("rotate_degrees", "ema_decay", "seed", "multihost", "weight_decay", "warmup")),
+    "crop_min_area": 0.2,
+    "brightness": 0.3,
+    "contrast": 0.5,
+    "gamma": 0.5,
+    "flip": True,
+    "erase_probability": 0.0,
+    "learning_rate": 2e-3,
+    "epochs": 60,
+    "batch_size": 128,
+}
+
+
+def main() -> int:
+    config = config_from_flags(vgg_dense_widths=[])
+    workdir = pathlib.Path(WORKDIR.value)
+    from pneumojax.pretrain import pretrain  # Imports JAX: after the flags are known to be good.
+
+    progress = Progress(STARTED)
+    try:
+        result = pretrain(config, workdir, RESTART.value, progress.report)
+    finally:
+        progress.close()
+    progress.print_cost()
+    if result.stopped_by:
+        print(format_stop(result.step, result.total_steps, workdir))
+        return 128 + result.stopped_by
+    done = "Finished" if result.trained_steps else "Nothing to do: this run has finished its"
+    print(
+        f"{done} {result.total_steps} steps. The backbone lies in {result.backbone}.\n"
+        f"Next: scripts/run {shlex.join(_train_words(config, result.backbone))}"
+    )
+    return 0
+
+
+def _train_words(config, backbone: pathlib.Path) -> list[str]:
+    """The command that trains on the backbone."""
+    from pneumojax.pretrained import SHAPING, format_value
+
+    words = ["experiments/train.py", f"--dataset={config.data.dataset}", f"--image_px={config.data.image_px}"]
+    words += [f"--data_dir={config.data.data_dir}"] if config.data.data_dir else []
+    words += [
+        f"--{name}={format_value(getattr(config.model, name))}" for name in ("model", *SHAPING[config.model.model])
+    ]
+    return [*words, f"--pretrained={backbone}", f"--workdir={backbone.parent}_tuned"]
+
+
+if __name__ == "__main__":
+    define_config_flags(FIELDS)
+    for name, value in FIELDS.items():
+        if value is not None:
+            flags.FLAGS.set_default(name, value)
+    run(main)

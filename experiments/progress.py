@@ -1,0 +1,78 @@
+"""What a training shows while it runs and when it stops."""
+
+import logging
+import os
+import pathlib
+import resource
+import shlex
+import statistics
+import sys
+import time
+
+
+class Progress:
+    """A progress bar, or log lines where there is no terminal."""
+
+    def __init__(self, started: float):
+        self.started = started  # on the clock of time.perf_counter()
+        # A terminal that does not tell its size (0 x 0) would be given an empty bar.
+        self.has_terminal = sys.stderr.isatty() and min(os.get_terminal_size(sys.stderr.fileno())) > 0
+        self.bar = None
+        self.rates = []
+        self.auroc = ""
+        self.first_step_seconds = None
+        self.last_line = time.monotonic()
+
+    def report(self, row: dict, total_steps: int) -> None:
+        if self.first_step_seconds is None:
+            self.first_step_seconds = time.perf_counter() - self.started
+        rate = row.get("perf/images_per_second")
+        if rate:
+            self.rates.append(rate)
+        if "val/auroc" in row:
+            self.auroc = f"val AUROC {row['val/auroc']:.4f}"
+        if self.has_terminal:
+            self._draw(row, total_steps)
+        elif "val/auroc" in row or time.monotonic() - self.last_line > 30:
+            self.last_line = time.monotonic()
+            loss = f"loss {row.get('train/loss', row.get('val/loss')):.4f} ({'val' if 'val/loss' in row else 'train'})"
+            speed = f"{self.images_per_second():.0f} images/s" if self.rates else ""
+            parts = [f"epoch {row['epoch']:.1f}", f"step {row['step']}/{total_steps}", loss, self.auroc, speed]
+            logging.getLogger("experiments").info(", ".join(part for part in parts if part))
+
+    def images_per_second(self) -> float:
+        return statistics.median(self.rates)
+
+    def _draw(self, row: dict, total_steps: int) -> None:
+        import tqdm
+
+        if self.bar is None:
+            # From here on, so that neither compilation nor an earlier start counts in the rate.
+            self.bar = tqdm.tqdm(total=total_steps, initial=row["step"], unit="step", dynamic_ncols=True)
+        self.bar.n = row["step"]
+        parts = [f"loss {row['train/loss']:.4f}"] if "train/loss" in row else []
+        parts += [self.auroc] if self.auroc else []
+        parts += [f"{self.rates[-1]:.0f} images/s"] if self.rates else []
+        self.bar.set_postfix_str(", ".join(parts))
+
+    def print_cost(self) -> None:
+        """Speed, time and memory; nothing where no step was done."""
+        if self.first_step_seconds is None:
+            return
+        speed = f"{self.images_per_second():.0f} images/s, " if self.rates else ""
+        # ru_maxrss is in KiB on Linux, in bytes on macOS.
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        print(
+            f"\n{speed}first steps after {self.first_step_seconds:.1f} s, "
+            f"{time.perf_counter() - self.started:.0f} s in all, peak memory {peak / 2**30:.2f} GiB"
+        )
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def format_stop(step: int, total_steps: int, workdir: pathlib.Path) -> str:
+    """Where a training was stopped, and the command that goes on: this one, less --restart."""
+    again = shlex.join(word for word in sys.argv if word.lstrip("-").split("=")[0] != "restart")
+    return f"Stopped and saved at step {step} of {total_steps} in {workdir}.\nGo on: scripts/run {again}"
