@@ -67,12 +67,11 @@ def _train_words(config, backbone: pathlib.Path) -> list[str]:
     """The command that trains on the backbone."""
     from pneumojax.pretrained import SHAPING, format_value
 
-    words = ["experiments/train.py", f"--dataset={config.data.dataset}", f"--image_px={config.data.image_px}"]
-    words += [f"--data_dir={config.data.data_dir}"] if config.data.data_dir else []
-    words += [
-        f"--{name}={format_value(getattr(config.model, name))}" for name in ("model", *SHAPING[config.model.model])
-    ]
-    return [*words, f"--pretrained={backbone}", f"--workdir={backbone.parent}_tuned"]
+    data, model = config.data, config.model
+    given = {"dataset": data.dataset, "data_dir": data.data_dir, "image_px": data.image_px, "model": model.model}
+    given |= {name: format_value(getattr(model, name)) for name in SHAPING[model.model]}
+    given |= {"pretrained": backbone, "workdir": f"{backbone.parent}_tuned"}
+    return ["experiments/train.py", *[f"--{name}={value}" for name, value in given.items() if value]]
 
 
 if __name__ == "__main__":
