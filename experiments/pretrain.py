@@ -5,7 +5,7 @@
     scripts/run experiments/train.py --dataset=kermany --model=resnet18 --resnet_width=24 \\
         --pretrained=runs/backbone/backbone.safetensors --workdir=runs/tuned
 
-The method is VICReg (Bardes, Ponce and LeCun 2022). Validation and test images are never read. MEASURED
+The method is SimCLR (Chen et al. 2020). Neither labels nor validation and test images are read.
 """
 
 import time
@@ -24,7 +24,7 @@ WORKDIR = flags.DEFINE_string("workdir", "runs/backbone", "folder of the run: ch
 RESTART = flags.DEFINE_bool("restart", False, "delete the run in the workdir and begin anew")
 
 # The fields that play a part without labels and classifier; None keeps the config's own default. Views have to differ
-# strongly, and the loss looks at the statistics of a batch, so that both are larger than for training with labels.
+# strongly, and each is told from those of the whole batch, so both are larger than for training with labels.
 FIELDS = {
     **dict.fromkeys(("dataset", "data_dir", "image_px", "model", "cnn_widths", "vgg_width", "resnet_width")),
     **dict.fromkeys(("resnet_stride", "dtype", "shift", "zoom", "optimizer", "momentum", "chunk_steps")),

@@ -3,12 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from pneumojax.config import CLASS_NAMES
 
-# The paper's.
-VICREG_WEIGHTS = {"invariance": 25.0, "variance": 25.0, "covariance": 1.0}
-VICREG_EPSILON = 1e-4
+# Of the similarities between views; the low end of what the paper tries, for small batches have few hard negatives.
+TEMPERATURE = 0.2
 
 
 def as_class_logits(logits: jax.Array) -> jax.Array:
@@ -44,31 +44,26 @@ def compute_cross_entropy(logits: jax.Array, targets: jax.Array, class_weights: 
     return -(targets * jax.nn.log_softmax(logits)).sum(-1) * (targets @ class_weights)
 
 
-def compute_vicreg(embeddings: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """VICReg: two views of an image are embedded alike, and the embeddings of a batch neither collapse nor repeat.
+def compute_contrastive(embeddings: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """SimCLR's loss: each view is to find, by direction, the other view of its image among all views of the batch.
 
     Args:
-      embeddings: [B, 2, F] float32, B at least 2: of the first and the second view of each image.
+      embeddings: [B, 2, F] float32, of the first and the second view of each image.
 
     Returns:
-      The loss, and its three parts before they are weighted: `invariance`, the mean square of the difference between
-      the views; `variance`, how much the standard deviations over the batch fall short of 1, on average; `covariance`,
-      the sum of the squares of all covariances between different features, over F, of both views together.
+      ([2 B] float32 cross-entropy of each view in nats, [2 B] bool whether the other view is the nearest). The views
+      of an image follow one another.
 
     References:
-      Bardes, Ponce and LeCun, "VICReg: Variance-Invariance-Covariance Regularization for Self-Supervised Learning",
-      2022; weights and means as in the authors' code.
+      Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", 2020: NT-Xent.
     """
-    images, _, features = embeddings.shape
-    centred = embeddings - embeddings.mean(0)
-    deviations = jnp.sqrt((centred**2).sum(0) / (images - 1) + VICREG_EPSILON)
-    covariances = jnp.einsum("bvf,bvg->vfg", centred, centred) / (images - 1)
-    parts = {
-        "invariance": jnp.mean((embeddings[:, 0] - embeddings[:, 1]) ** 2),
-        "variance": jax.nn.relu(1 - deviations).mean(),
-        "covariance": ((covariances * (1 - jnp.eye(features))) ** 2).sum() / features,
-    }
-    return sum(VICREG_WEIGHTS[name] * part for name, part in parts.items()), parts
+    views = embeddings.reshape(-1, embeddings.shape[-1])
+    directions = views * jax.lax.rsqrt((views**2).sum(-1, keepdims=True) + 1e-12)  # The gradient of 0 is 0.
+    places = jnp.arange(len(views))
+    similarities = jnp.where(places[:, None] == places, -jnp.inf, directions @ directions.T / TEMPERATURE)
+    partners = places ^ 1
+    losses = optax.softmax_cross_entropy_with_integer_labels(similarities, partners)
+    return losses, similarities.argmax(-1) == partners
 
 
 def compute_class_weights(labels: np.ndarray, task: str, rule: str) -> np.ndarray:

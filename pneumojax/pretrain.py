@@ -1,8 +1,8 @@
 """pretrain(): trains a backbone on the training images without their labels.
 
-VICReg (see `losses.compute_vicreg`): two augmented views of an image are to be embedded alike. It needs neither
-negatives nor a second network, and its statistics are means over the batch, so that it takes the small batches of a
-few CPU cores.
+SimCLR (see `losses.compute_contrastive`): two augmented views of an image are to find each other among all views of the
+batch. It takes one network and one pass over the views, and its loss looks at directions only: no scale has to settle
+first, as in VICReg, so that it learns from the first epoch on, which is what counts on a few CPU cores.
 """
 
 import dataclasses
@@ -75,7 +75,7 @@ def pretrain(
     if train.batch_size % mesh.size:
         raise UserError(f"batch_size {train.batch_size} is not divisible by the {mesh.size} devices it is spread over.")
     if train.batch_size < 2:
-        raise UserError("batch_size must be at least 2: the loss compares the images of a batch.")
+        raise UserError("batch_size must be at least 2: a view is told from those of other images.")
     data = load_split(config.data, "train")
     chunks, chunk_steps = split_epoch(len(data), train.batch_size, train.chunk_steps)
     total_steps = train.epochs * chunks * chunk_steps

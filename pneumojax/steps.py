@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pneumojax.augment import keep_pneumonia, make_augment, mixup
 from pneumojax.config import CLASS_NAMES, Config
-from pneumojax.losses import as_class_logits, compute_cross_entropy, compute_vicreg, make_targets
+from pneumojax.losses import as_class_logits, compute_contrastive, compute_cross_entropy, make_targets
 from pneumojax.models import make_model, split_frozen
 from pneumojax.pretrained import load_pretrained
 from pneumojax.sharding import AXIS, put, replicated
@@ -153,7 +153,7 @@ def make_train_step(
 
 
 def make_pretrain_step(config: Config, graph: nnx.GraphDef, tx: optax.GradientTransformation) -> Callable:
-    """Builds one step of pretraining without labels: two augmented views of each image are to be embedded alike.
+    """Builds one step of pretraining without labels: two augmented views of each image are to find each other.
 
     Args:
       config: the run; it is spread over the devices by jit, whose loss sees the global batch.
@@ -161,18 +161,18 @@ def make_pretrain_step(config: Config, graph: nnx.GraphDef, tx: optax.GradientTr
       tx: the optimizer.
 
     Returns:
-      `pretrain_step(state, images, index, key) -> (state, metrics)`: as in `make_train_step`. Metrics are B times the
-      `loss` and its parts `invariance`, `variance` and `covariance`, and `count` B, float32.
+      `pretrain_step(state, images, index, key) -> (state, metrics)`: as in `make_train_step`; `correct` counts the
+      images whose views are nearest to each other.
     """
     augment = make_augment(config.augment)
 
     def compute_loss(params, batch_stats, views):
         model = nnx.merge(graph, params, batch_stats)
         embeddings = model(normalise(views), train=True)
-        loss, parts = compute_vicreg(embeddings.reshape(-1, 2, embeddings.shape[-1]))
-        count = jnp.float32(len(views) // 2)
-        metrics = {name: count * value for name, value in ({"loss": loss} | parts).items()}
-        return loss, (metrics | {"count": count}, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
+        losses, correct = compute_contrastive(embeddings.reshape(-1, 2, embeddings.shape[-1]))
+        # Sums over images, as for training with labels: each has two views.
+        metrics = {"loss": losses.sum() / 2, "correct": correct.sum() / 2, "count": jnp.float32(len(views) // 2)}
+        return losses.mean(), (metrics, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
 
     descend = _make_descend(config, compute_loss, tx, mapped=False)
 

@@ -266,10 +266,11 @@ class Log:
             self._stop(step - len(losses) + 1 + int(np.argmin(np.isfinite(losses))))
         with jax.transfer_guard("allow"):
             learning_rate = float(self.schedule(step - 1))
-        means = {name: float(values.sum() / count) for name, values in sums.items() if name != "count"}
-        if "correct" in means:
-            means["accuracy"] = means.pop("correct")
-        row = {f"train/{name}": mean for name, mean in means.items()} | {"train/learning_rate": learning_rate}
+        row = {
+            "train/loss": float(sums["loss"].sum() / count),
+            "train/accuracy": float(sums["correct"].sum() / count),
+            "train/learning_rate": learning_rate,
+        }
         if self.fetched is not None:  # The first chunk of a start compiles.
             row["perf/images_per_second"] = float(count / (now - max(started, self.fetched)))
         self.fetched = now

@@ -5,7 +5,13 @@ import pytest
 from sklearn.metrics import log_loss
 from sklearn.utils.class_weight import compute_class_weight
 
-from pneumojax.losses import as_class_logits, compute_class_weights, compute_cross_entropy, compute_vicreg, make_targets
+from pneumojax.losses import (
+    as_class_logits,
+    compute_class_weights,
+    compute_contrastive,
+    compute_cross_entropy,
+    make_targets,
+)
 
 LABELS = np.array([0, 2, 1, 1, 2, 2, 1, 2], np.int32)
 LOGITS = np.random.default_rng(0).normal(0, 3, (8, 3)).astype(np.float32)
@@ -77,31 +83,23 @@ def test_a_class_without_images_weighs_1():
     np.testing.assert_allclose(weights[labels].mean(), 1)
 
 
-def compute_vicreg_by_definition(embeddings):
-    """In float64, one view, feature and pair of features after the other."""
-    embeddings = np.asarray(embeddings, np.float64)
-    views, features = embeddings.shape[1:]
-    invariance = ((embeddings[:, 0] - embeddings[:, 1]) ** 2).mean()
-    variance, covariance = 0.0, 0.0
-    for view in range(views):
-        matrix = np.cov(embeddings[:, view], rowvar=False)
-        for i in range(features):
-            variance += max(0.0, 1 - np.sqrt(matrix[i, i] + 1e-4)) / (views * features)
-            covariance += sum(matrix[i, j] ** 2 for j in range(features) if j != i) / features
-    return 25 * invariance + 25 * variance + covariance, (invariance, variance, covariance)
+def test_the_contrastive_loss_is_its_definition():
+    """In float64, one view after the other."""
+    embeddings = np.random.default_rng(0).normal(size=(6, 2, 5))
+    losses, correct = compute_contrastive(np.float32(embeddings))
+    views = embeddings.reshape(12, 5)
+    for i, view in enumerate(views):
+        cosines = views @ view / np.linalg.norm(views, axis=1) / np.linalg.norm(view)
+        others = [j for j in range(12) if j != i]
+        partner = i + 1 if i % 2 == 0 else i - 1
+        expected = -np.log(np.exp(cosines[partner] / 0.2) / np.exp(cosines[others] / 0.2).sum())
+        np.testing.assert_allclose(losses[i], expected, rtol=1e-4)
+        assert correct[i] == (partner == max(others, key=lambda j: cosines[j]))
+    assert 0 < correct.sum() < 12
+    np.testing.assert_allclose(compute_contrastive(np.float32(7 * embeddings))[0], losses, rtol=1e-4)
 
 
-@pytest.mark.parametrize("scale", [0.3, 2.0])
-def test_vicreg_is_its_definition(scale):
-    draws = np.random.default_rng(0)
-    embeddings = scale * (draws.normal(size=(12, 2, 5)) @ draws.normal(size=(5, 5))) + 3
-    loss, parts = compute_vicreg(np.float32(embeddings))
-    expected, expected_parts = compute_vicreg_by_definition(embeddings)
-    np.testing.assert_allclose(loss, expected, rtol=1e-4)
-    np.testing.assert_allclose([parts[n] for n in ("invariance", "variance", "covariance")], expected_parts, rtol=1e-4)
-
-
-def test_vicreg_of_embeddings_that_collapsed_is_the_variance_alone_and_its_gradient_is_finite():
-    loss, gradient = jax.value_and_grad(lambda e: compute_vicreg(e)[0])(np.ones((4, 2, 3), np.float32))
-    np.testing.assert_allclose(loss, 25 * 0.99, rtol=1e-5)
+def test_the_contrastive_loss_of_equal_embeddings_is_that_of_chance_and_its_gradient_is_finite():
+    loss, gradient = jax.value_and_grad(lambda e: compute_contrastive(e)[0].mean())(np.zeros((4, 2, 3), np.float32))
+    np.testing.assert_allclose(loss, np.log(7), rtol=1e-5)
     assert np.isfinite(gradient).all()

@@ -68,8 +68,8 @@ def test_eight_devices_pretrain_as_one_does(config):
     ):
         scale = max(np.abs(other).max(), 1e-3)
         np.testing.assert_allclose(mine / scale, other / scale, atol=1e-4, err_msg=jax.tree_util.keystr(path))
-    parts = [one_metrics[name] / 16 for name in ("loss", "invariance", "variance", "covariance")]
-    np.testing.assert_allclose(parts[0], 25 * parts[1] + 25 * parts[2] + parts[3], rtol=1e-5)
+    assert (one_metrics["count"] == 16).all()
+    assert (one_metrics["loss"] / 16 < 1.2 * np.log(31)).all()  # One of 31 views by chance.
 
 
 def test_a_stopped_run_goes_on_bitwise_and_leaves_the_same_file(finished, config, tmp_path):

@@ -26,8 +26,8 @@ MODELS = {
     "resnet50": lambda config, image_px, **common: _make_resnet((3, 4, 6, 3), True, config, common),
 }
 
-# Units of a projector's layers: more than the features of a small ResNet, few enough to cost a fraction of its step.
-PROJECTOR_WIDTH = 512
+# Units of a projector's two layers. SimCLR's are 2048 and 128, for ResNet-50.
+PROJECTOR_WIDTHS = (512, 128)
 
 
 def _make_resnet(stage_blocks, bottleneck, config, common):
@@ -91,7 +91,7 @@ def make_pretraining_model(config: ModelConfig, image_px: int, key, axis_name: s
     if hasattr(model, "dense1"):
         raise UserError(f"only a backbone is pretrained, and {config.model} has dense layers: give none of them.")
     width = model.head.linear.in_features
-    model.head = Projector(width, PROJECTOR_WIDTH, axis_name, nnx.Rngs(jax.random.fold_in(key, 1)))
+    model.head = Projector(width, PROJECTOR_WIDTHS, axis_name, nnx.Rngs(jax.random.fold_in(key, 1)))
     return model
 
 

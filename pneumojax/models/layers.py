@@ -72,27 +72,22 @@ def drop(features: jax.Array, rate: float, keys: jax.Array) -> jax.Array:
 
 
 class Projector(nnx.Module):
-    """Three linear layers, with batch normalisation and ReLU between them: stands in the head's place in pretraining.
+    """Two linear layers, with batch normalisation and ReLU between them: stands in the head's place in pretraining.
 
     References:
-      Bardes, Ponce and LeCun, "VICReg", 2022, with layers of 8192; here, for small networks, of `width`.
+      Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", 2020.
     """
 
-    def __init__(self, features: int, width: int, axis_name: str | None, rngs: nnx.Rngs):
-        for i in range(2):
-            setattr(self, f"linear{i + 1}", nnx.Linear(features, width, use_bias=False, rngs=rngs))
-            setattr(self, f"norm{i + 1}", make_batch_norm(width, "float32", axis_name, rngs))
-            features = width
-        self.linear3 = nnx.Linear(width, width, use_bias=False, rngs=rngs)
+    def __init__(self, features: int, widths: tuple[int, int], axis_name: str | None, rngs: nnx.Rngs):
+        self.linear1 = nnx.Linear(features, widths[0], use_bias=False, rngs=rngs)
+        self.norm1 = make_batch_norm(widths[0], "float32", axis_name, rngs)
+        self.linear2 = nnx.Linear(*widths, rngs=rngs)
 
     def __call__(self, features: jax.Array, train: bool, keys: jax.Array | None) -> jax.Array:
-        """[B, F] features -> [B, width] float32 embeddings."""
+        """[B, F] features -> [B, widths[1]] float32 embeddings."""
         del keys
-        x = features.astype(jnp.float32)
-        for i in range(2):
-            x = getattr(self, f"linear{i + 1}")(x)
-            x = nnx.relu(getattr(self, f"norm{i + 1}")(x, use_running_average=not train))
-        return self.linear3(x)
+        x = self.linear1(features.astype(jnp.float32))
+        return self.linear2(nnx.relu(self.norm1(x, use_running_average=not train)))
 
 
 class Head(nnx.Module):
