@@ -241,6 +241,7 @@ class Log:
         self.fetched = None
 
     def start_chunk(self) -> None:
+        """Starts the clock of the chunk that is dispatched next."""
         self.started = time.perf_counter()
 
     def end_chunk(self, step: int, sums: dict) -> None:
