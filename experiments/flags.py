@@ -7,6 +7,7 @@ import os
 import sys
 import typing
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -50,21 +51,26 @@ def define_config_flags(
             DEFINE_FLAG[kinds[0]](field.name, field.default, help_text, flag_values=flag_values)
 
 
-def config_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Config:
+def config_from_flags(flag_values: flags.FlagValues = flags.FLAGS, **fixed: Any) -> Config:
     """Rebuilds the config from the flags, by default those of this process.
+
+    Args:
+      flag_values: the flags.
+      **fixed: fields without a flag; any other one keeps its default.
 
     Raises:
       UserError: a value is outside its limits, or two do not go together.
     """
-    values = {field.name: flag_values[field.name].value for field in config_fields()}
-    for field in config_fields():
+    fields = [field for field in config_fields() if field.name in flag_values]
+    values = {field.name: flag_values[field.name].value for field in fields}
+    for field in fields:
         if typing.get_origin(field.type) is tuple:
             try:
                 kind = typing.get_args(field.type)[0]
                 values[field.name] = [kind(word) for word in values[field.name]]
             except ValueError as error:
                 raise UserError(f"{field.name} must be whole numbers separated by commas: {error}.") from error
-    return config_from_dict(values)
+    return config_from_dict(values | fixed)
 
 
 def read_preset(path: str | os.PathLike, **fields) -> Config:

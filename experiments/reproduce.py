@@ -115,7 +115,8 @@ def train_and_evaluate(path: pathlib.Path, config: Config, split: str) -> int | 
 
     cost = path / "cost.json"
     spent = json.loads(cost.read_text())["seconds"] if cost.exists() else 0.0
-    started, progress = time.perf_counter(), Progress()
+    started = time.perf_counter()
+    progress = Progress(started)
     try:
         result = fit(config, path, report=progress.report)
     finally:

@@ -12,14 +12,12 @@ import time
 STARTED = time.perf_counter()  # before the imports, which are part of what a user waits for
 
 import pathlib  # noqa: E402
-import resource  # noqa: E402
 import shlex  # noqa: E402
-import sys  # noqa: E402
 
 from absl import flags  # noqa: E402
 
 from experiments.flags import config_from_flags, define_config_flags, run  # noqa: E402
-from experiments.progress import Progress  # noqa: E402
+from experiments.progress import Progress, format_stop  # noqa: E402
 
 WORKDIR = flags.DEFINE_string("workdir", "runs/latest", "folder of the run: checkpoints, logs, pictures")
 RESTART = flags.DEFINE_bool("restart", False, "delete the run in the workdir and begin anew")
@@ -30,25 +28,15 @@ def main() -> int:
     workdir = pathlib.Path(WORKDIR.value)
     from pneumojax.train import fit  # Imports JAX: after the flags are known to be good.
 
-    progress = Progress()
+    progress = Progress(STARTED)
     try:
         result = fit(config, workdir, RESTART.value, progress.report)
     finally:
         progress.close()
 
-    if progress.first_row is not None:
-        speed = f"{progress.images_per_second():.0f} images/s, " if progress.rates else ""
-        # ru_maxrss is in KiB on Linux, in bytes on macOS.
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        print(
-            f"\n{speed}first steps after {progress.first_row - STARTED:.1f} s, "
-            f"{time.perf_counter() - STARTED:.0f} s in all, peak memory {peak / 2**30:.2f} GiB"
-        )
+    progress.print_cost()
     if result.stopped_by:
-        again = shlex.join(word for word in sys.argv if word.lstrip("-").split("=")[0] != "restart")
-        print(
-            f"Stopped and saved at step {result.step} of {result.total_steps} in {workdir}.\nGo on: scripts/run {again}"
-        )
+        print(format_stop(result.step, result.total_steps, workdir))
         return 128 + result.stopped_by
     epoch = result.best_step / result.steps_per_epoch
     where = [f"--data_dir={config.data.data_dir}"] if config.data.data_dir else []

@@ -15,6 +15,9 @@ CLASS_NAMES = {"binary": ("NORMAL", "PNEUMONIA"), "three_class": ("NORMAL", "BAC
 # How the names of a network's last layers begin; all that is before them is its backbone.
 CLASSIFIER = ("dense", "head")
 
+# Networks that can start from weights of a file.
+PRETRAINABLE = ("cnn", "vgg16", "resnet18", "resnet34", "resnet50")
+
 
 def _field(default, help, choices=None, at_least=None, above=None, at_most=None, below=None, identity=True):
     """A dataclass field with its help text and limits; identity=False: may change when a run is continued."""
@@ -88,11 +91,19 @@ class ModelConfig(_Checked):
         "3x3", "convolution with the stride in a block of resnet50: PyTorch's, or Keras's", choices=("3x3", "1x1")
     )
     pretrained: str | None = _field(
-        None, "file of ImageNet weights to start from: torchvision's, timm's or Keras's (default: a random start)"
+        None,
+        "file of weights to start from: ImageNet's of torchvision, timm or Keras, or the backbone.safetensors of "
+        "experiments/pretrain.py (default: a random start)",
     )
     frozen: tuple[str, ...] = _field(
         (),
         "stages that stay as they are: of a resnet stem, stage1 .. stage4; of vgg16 stage1 .. stage5",
+    )
+    cached_views: int | None = _field(
+        None,
+        "views of each image of which the features of a frozen backbone are computed once and kept: the first is the "
+        "image itself, each other one is augmented once (default: features anew in each step)",
+        at_least=1,
     )
     dropout: float = _field(0.0, "share of the last features dropped in training", at_least=0.0, below=1.0)
     dtype: str = _field(
@@ -211,8 +222,10 @@ class Config(_Checked):
                 f"test_time_views={augment.test_time_views} needs a range of augmentation above zero: "
                 "without one all views are the same."
             )
-        if self.model.pretrained and not self.model.model.startswith(("vgg", "resnet")):
-            raise UserError(f"pretrained needs model=vgg16, resnet18, resnet34 or resnet50, not {self.model.model}.")
+        if self.model.cached_views and augment.mixup_alpha:
+            raise UserError("cached_views keeps features of single images, mixup blends images: give --mixup_alpha=0.")
+        if self.model.pretrained and self.model.model not in PRETRAINABLE:
+            raise UserError(f"pretrained needs model={', '.join(PRETRAINABLE)}, not {self.model.model}.")
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from pneumojax import figures, metrics, steps
 from pneumojax.checkpoint import (
     check_same_run,
     find_best,
+    has_checkpoints,
     open_checkpoints,
     read_run,
     restore_state,
@@ -33,7 +34,9 @@ from pneumojax.errors import UserError
 from pneumojax.evaluate import compute_probabilities, load_threshold, open_run
 from pneumojax.losses import compute_class_weights
 from pneumojax.optimizer import make_optimizer, make_schedule
+from pneumojax.pretrained import check_pretraining_images, compute_sha256
 from pneumojax.sharding import initialize, make_mesh, put
+from pneumojax.state import TrainState
 from pneumojax.writer import append_row, read_rows, truncate_rows, write_json
 
 logger = logging.getLogger(__name__)
@@ -110,20 +113,27 @@ def fit(
     graph = steps.make_graph(config)
     class_weights = compute_class_weights(labels, config.model.task, config.optimizer.class_weights)
     train_chunk = steps.make_train_chunk(config, graph, tx, class_weights, mesh)
-    validate = _make_validate(config, steps.make_predict(graph, mesh), selection, mesh)
+    cached_views = config.model.cached_views
+    validate = _make_validate(config, steps.make_predict(graph, mesh, cached=bool(cached_views)), selection, mesh)
+    fresh = steps.init_state(config, tx, mesh)
+    if config.model.pretrained and (restart or not has_checkpoints(workdir)):
+        # Before anything is written or deleted: the file may not fit.
+        fresh = steps.start_pretrained(config, fresh, mesh)
+        check_pretraining_images(config.model.pretrained, data.fingerprint)
 
-    with _hold_workdir(workdir, run, restart), open_checkpoints(workdir) as checkpoints:
-        fresh = steps.init_state(config, tx, mesh)
-        if config.model.pretrained and checkpoints.latest_step() is None:
-            fresh = steps.start_pretrained(config, fresh, mesh)
-        state = _resume(workdir, checkpoints, fresh, mesh)
-        log = _Log(workdir, config, chunks * chunk_steps, total_steps, report)
-        images, labels = put(data.images, mesh), put(labels, mesh)
+    with hold_workdir(workdir, run, restart), open_checkpoints(workdir) as checkpoints:
+        state = resume(workdir, checkpoints, fresh, mesh)
+        log = Log(workdir, config, chunks * chunk_steps, total_steps, report)
         key = steps.make_key(config, mesh)
         step = first_step = int(state.step)
+        images, selection_images = data.images, selection.images
+        if cached_views and step < total_steps:
+            extract = _make_extract_split(config, graph, state, key, mesh)
+            images, selection_images = extract(data, cached_views), extract(selection, 1)
+        images, selection_images, labels = put(images, mesh), put(selection_images, mesh), put(labels, mesh)
         stopped_by = 0
-        with _catch_signals() as caught, jax.transfer_guard("disallow"):
-            while step < total_steps and not (stopped_by := _highest_of_processes(caught[0] if caught else 0)):
+        with catch_signals() as caught, jax.transfer_guard("disallow"):
+            while step < total_steps and not (stopped_by := highest_of_processes(caught[0] if caught else 0)):
                 epoch, chunk = divmod(step // chunk_steps, chunks)
                 batches = make_epoch_batches(len(data), train.batch_size, chunks, chunk_steps, train.seed, epoch)[chunk]
                 log.start_chunk()
@@ -132,7 +142,7 @@ def fit(
                 log.end_chunk(step, sums)
                 if chunk == chunks - 1:
                     log.flush()
-                    auroc = log.validation(step, validate(state))
+                    auroc = log.validation(step, validate(state, selection_images))
                     save_checkpoint(checkpoints, step, state, run, auroc)
             log.flush()
             if step != checkpoints.latest_step():
@@ -163,6 +173,7 @@ def describe_run(config: Config) -> dict:
     devices = jax.devices()
     return {
         "config": config_to_dict(config),
+        "pretrained_sha256": compute_sha256(config.model.pretrained) if config.model.pretrained else None,
         "class_names": list(CLASS_NAMES[config.model.task]),
         "image_px": config.data.image_px,
         "pixels": {"dtype": "uint8", "range": [0, 255], "mean": steps.PIXEL_MEAN, "std": steps.PIXEL_STD},
@@ -175,16 +186,15 @@ def describe_run(config: Config) -> dict:
 
 
 def _make_validate(config: Config, predict_batches: Callable, split: Split, mesh) -> Callable:
-    """Returns `validate(state) -> {"val/loss", "val/accuracy", "val/auroc"}`, exact over the split."""
+    """Returns `validate(state, images) -> {"val/loss", "val/accuracy", "val/auroc"}`, exact over the split."""
     labels = split.labels(config.model.task)
     if len(np.unique(labels > 0)) < 2:
         raise UserError(
             f"the {split.name} split has one class only: no model can be chosen on it. Prepare more images."
         )
-    images = put(split.images, mesh)
     batches = put(make_eval_batches(len(split), config.train.eval_batch_size, mesh.size), mesh, axis=1)
 
-    def validate(state):
+    def validate(state, images):
         logits = jax.device_get(predict_batches(state.eval_variables(), images, batches))
         probabilities = compute_probabilities(logits.reshape(-1, logits.shape[-1])[: len(labels)])
         if not np.isfinite(probabilities).all():
@@ -199,7 +209,32 @@ def _make_validate(config: Config, predict_batches: Callable, split: Split, mesh
     return validate
 
 
-class _Log:
+def _make_extract_split(config: Config, graph, state, key, mesh) -> Callable:
+    """Returns `extract_split(split, views) -> [N, views, ...]`, the features of views of each image of a split."""
+    extract = steps.make_extract(config, graph, mesh)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+
+    def extract_split(split, views):
+        images, labels = put(split.images, mesh), put(split.labels(config.model.task), mesh)
+        batches = make_eval_batches(len(split), config.train.eval_batch_size, mesh.size)
+        batches = [put(batch, mesh, axis=0) for batch in batches]
+        features, told = [], time.monotonic()
+        for view in range(views):
+            number = put(np.int32(view), mesh)
+            rows = []
+            for i, batch in enumerate(batches):
+                rows.append(jax.device_get(extract(variables, images, labels, batch, number, key)))
+                done = view * len(batches) + i + 1
+                if time.monotonic() - told > 10 or done == views * len(batches):
+                    told = time.monotonic()
+                    logger.info("Features of %s: batch %d of %d", split.name, done, views * len(batches))
+            features.append(np.concatenate(rows)[: len(split)])
+        return np.stack(features, 1)
+
+    return extract_split
+
+
+class Log:
     """Rows of metrics.jsonl. A chunk's sums are fetched when the next chunk is already under way."""
 
     def __init__(self, workdir: pathlib.Path, config: Config, steps_per_epoch: int, total_steps: int, report: Callable):
@@ -213,6 +248,7 @@ class _Log:
         self.fetched = None
 
     def start_chunk(self) -> None:
+        """Starts the clock of the chunk that is dispatched next."""
         self.started = time.perf_counter()
 
     def end_chunk(self, step: int, sums: dict) -> None:
@@ -272,7 +308,7 @@ class _Log:
         )
 
 
-def _resume(workdir: pathlib.Path, checkpoints, fresh, mesh):
+def resume(workdir: pathlib.Path, checkpoints, fresh: TrainState, mesh) -> TrainState:
     """The latest checkpoint's state, or the fresh one; the log is cut to it."""
     step = checkpoints.latest_step()
     state = fresh if step is None else restore_state(checkpoints, step, fresh, mesh)
@@ -287,7 +323,7 @@ def _resume(workdir: pathlib.Path, checkpoints, fresh, mesh):
 
 
 @contextlib.contextmanager
-def _hold_workdir(workdir: pathlib.Path, run: dict, restart: bool) -> Iterator[None]:
+def hold_workdir(workdir: pathlib.Path, run: dict, restart: bool) -> Iterator[None]:
     """Makes or checks the workdir, and keeps other trainings out of it meanwhile."""
     with contextlib.ExitStack() as stack:
         refusal = None
@@ -303,7 +339,7 @@ def _hold_workdir(workdir: pathlib.Path, run: dict, restart: bool) -> Iterator[N
                 refusal = UserError(f"{workdir} is a file, not a folder. Use another --workdir.")
             except (UserError, OSError) as error:
                 refusal = error
-        refused = _highest_of_processes(int(refusal is not None))  # else the others would wait for process 0 for ever
+        refused = highest_of_processes(int(refusal is not None))  # else the others would wait for process 0 for ever
         if refusal:
             raise refusal
         if refused:
@@ -324,6 +360,7 @@ def _prepare_workdir(workdir: pathlib.Path, run: dict, restart: bool) -> None:
         for name in (
             "checkpoints",
             "evaluation",
+            "backbone.safetensors",
             "metrics.jsonl",
             "learning_curves.png",
             "threshold.json",
@@ -333,13 +370,14 @@ def _prepare_workdir(workdir: pathlib.Path, run: dict, restart: bool) -> None:
             path = workdir / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     else:
-        check_same_run(config, run)
+        earlier = check_same_run(config, run)
+        run["pretrained_sha256"] = earlier.get("pretrained_sha256")  # The file may be gone since.
         return
     write_json(config, run)
 
 
 @contextlib.contextmanager
-def _catch_signals() -> Iterator[list[int]]:
+def catch_signals() -> Iterator[list[int]]:
     """Collects SIGTERM and SIGINT in a list instead of ending in the middle of a step. A second Ctrl-C ends at once."""
     caught: list[int] = []
 
@@ -357,7 +395,7 @@ def _catch_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _highest_of_processes(number: int) -> int:
+def highest_of_processes(number: int) -> int:
     """The highest number in any process: what ends one must end all, at the same step."""
     if jax.process_count() == 1:
         return number
