@@ -81,7 +81,10 @@ def read_record(config: DataConfig) -> dict:
         return record
     splits = [_load_fold(config, name) for name in ("train", "validation", "test")]
     fingerprints = {split.name: split.fingerprint for split in splits}
-    counts = {split.name: dict(zip(SUBTYPES, np.bincount(split.subtypes).tolist(), strict=True)) for split in splits}
+    counts = {
+        split.name: dict(zip(SUBTYPES, np.bincount(split.subtypes, minlength=3).tolist(), strict=True))
+        for split in splits
+    }
     return record | {"fingerprint": _hash(fingerprints), "fingerprints": fingerprints, "counts": counts}
 
 
@@ -124,14 +127,16 @@ def load_split(config: DataConfig, name: str) -> Split:
 
 
 def load_training_images(config: DataConfig) -> Split:
-    """All official training images, which are the prepared train and validation split; what folds are cut from.
+    """All official training images, which are the prepared train and validation split: what folds are cut from.
+
+    It is named out_of_fold, as what it is scored for.
 
     Raises:
       UserError: the data set is not prepared or damaged.
     """
     parts = [_load_whole_split(config, name) for name in ("train", "validation")]
     fingerprint = _hash({part.name: part.fingerprint for part in parts})
-    return _join(parts, [np.ones(len(part), bool) for part in parts], "training images", fingerprint)
+    return _join(parts, [np.ones(len(part), bool) for part in parts], "out_of_fold", fingerprint)
 
 
 def _load_fold(config: DataConfig, name: str) -> Split:

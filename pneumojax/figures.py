@@ -7,7 +7,7 @@ split.
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,7 +52,9 @@ STYLE = {
 PANELS = {"loss": "Loss", "auroc": "AUROC", "accuracy": "Accuracy"}
 
 
-def save_roc(path: str | Path, curve: Mapping | None, metrics: Mapping, threshold: float, title: str = "") -> None:
+def save_roc(
+    path: str | Path, curve: Mapping | None, metrics: Mapping, threshold: float | Sequence[float], title: str = ""
+) -> None:
     """Draws the ROC curve with its 95 % band, the area with its interval, and the operating point.
 
     Args:
@@ -90,7 +92,7 @@ def save_roc(path: str | Path, curve: Mapping | None, metrics: Mapping, threshol
 
 
 def save_precision_recall(
-    path: str | Path, curve: Mapping | None, metrics: Mapping, threshold: float, title: str = ""
+    path: str | Path, curve: Mapping | None, metrics: Mapping, threshold: float | Sequence[float], title: str = ""
 ) -> None:
     """Draws precision over sensitivity with its 95 % band, the prevalence, and the operating point.
 
@@ -202,7 +204,7 @@ def save_reliability(path: str | Path, reliability: Mapping, calibration: Mappin
         lines = [(INK, "ECE, Brier score, slope")]
         for when, colour, words in (
             ("before", GREY, "as trained"),
-            ("after", BLUE, f"temperature {calibration['temperature']:.3g}"),
+            ("after", BLUE, f"temperature {_format_range(calibration['temperature'], '{:.3g}'.format)}"),
         ):
             names = ("ece", "brier", "calibration_slope")
             numbers = [calibration[when][name]["value"] for name in names]
@@ -214,7 +216,7 @@ def save_reliability(path: str | Path, reliability: Mapping, calibration: Mappin
 
 
 def save_predictive_values(
-    path: str | Path, values: Mapping, counts: Mapping, threshold: float, title: str = ""
+    path: str | Path, values: Mapping, counts: Mapping, threshold: float | Sequence[float], title: str = ""
 ) -> None:
     """Draws the predictive values of the decision over the prevalence of pneumonia, with their 95 % bands.
 
@@ -451,8 +453,16 @@ def _format_interval(metric: Mapping) -> str:
     return f"{metric['value']:.3f} ({low:.3f} to {high:.3f})"
 
 
-def _format_threshold(threshold: float) -> str:
+def _format_threshold(threshold: float | Sequence[float]) -> str:
     # Confident networks have thresholds such as 0.99998, which must not be shown as 1.
-    if 0.9 < threshold < 1:
-        return f"{threshold:.{1 - math.floor(math.log10(1 - threshold))}f}"
-    return f"{threshold:.3g}"
+    def format_one(number):
+        digits = 1 - math.floor(math.log10(1 - number)) if 0.9 < number < 1 else None
+        return f"{number:.{digits}f}" if digits else f"{number:.3g}"
+
+    return _format_range(threshold, format_one)
+
+
+def _format_range(numbers: float | Sequence[float], format_one: Callable[[float], str]) -> str:
+    """A number; of several, as each fold has its own, from which to which."""
+    ends = (min(numbers), max(numbers)) if isinstance(numbers, Sequence) else (numbers,)
+    return " to ".join(dict.fromkeys(map(format_one, ends)))
