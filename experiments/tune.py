@@ -5,13 +5,12 @@
     scripts/run experiments/train.py --flagfile=runs/tune/best.flags --workdir=runs/tuned
 
 The space file names the config fields to vary, and over what; the flags say all the others. Every trial is a run in
-`<workdir>/trial_<number>`, which evaluate.py takes. The largest val/auroc wins: validation is what is searched on, so the
-figures of the best flatter, and are to be told from the test split or from other folds. optuna's TPE proposes;
-successive halving stops trials that lag behind others of as many epochs.
+`<workdir>/trial_<number>`, which evaluate.py takes. The largest val/auroc wins. Validation is what is searched on, so
+its figures of the best flatter; score test. optuna's TPE proposes; successive halving stops trials that lag behind
+others of as many epochs.
 
-Stopped at any time, the same command goes on, with more `--trials` too. The same command started twice, or on several
-machines' shells of one computer, works in parallel on one storage. Writes `<workdir>/trials.csv`, best.flags, tune.png
-and tune.html. 30 trials of the preset take about 40 minutes on 2 CPU cores.
+Stopped at any time, the same command goes on, with more --trials too. Started twice at once, it works on one search in
+parallel. Writes `<workdir>/trials.csv`, best.flags, tune.png and tune.html.
 """
 
 import csv
@@ -26,7 +25,7 @@ from absl import flags
 from experiments.flags import config_from_flags, define_config_flags, fail, format_flags, run
 from experiments.progress import Progress
 from pneumojax.config import Config
-from pneumojax.space import Range, apply_values, read_space
+from pneumojax.space import Choices, Range, apply_values, read_space
 from pneumojax.writer import write_text
 
 WORKDIR = flags.DEFINE_string("workdir", "runs/tune", "folder of the trials' runs and of the results")
@@ -111,8 +110,8 @@ def write_results(search) -> str:
     if best:
         config = apply_values(search.base, best["values"])
         write_text(workdir / "best.flags", format_best(best, rows, config))
-    log = [name for name, values in search.space.items() if isinstance(values, Range) and values.log]
-    figures.save_search(workdir / "tune.png", rows, importances, log)
+    scales = {name: find_scale(values) for name, values in search.space.items()}
+    figures.save_search(workdir / "tune.png", rows, scales, importances)
     write_text(workdir / "tune.html", format_page(search, rows, importances, best))
     table = format_table(rank(rows)[:TOLD_TRIALS], list(search.space))
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
@@ -123,6 +122,13 @@ def write_results(search) -> str:
         words = ", ".join(f"{name} {share:.2f}" for name, share in importances.items())
         lines += ["", f"Share of the differences that each field explains (fANOVA): {words}"]
     return "\n".join([*lines, ""])
+
+
+def find_scale(values: Range | Choices) -> str:
+    """How a picture shows a field."""
+    if isinstance(values, Choices):
+        return "choices"
+    return "log" if values.log else "linear"
 
 
 def rank(rows: list[dict]) -> list[dict]:
@@ -163,7 +169,7 @@ def format_csv(rows: list[dict], fields: list[str]) -> str:
 def format_best(best: dict, rows: list[dict], config: Config) -> str:
     """A flagfile for train.py."""
     return (
-        f"# {best['name']}, the best of {len(rows)} trials of experiments/tune.py: validation AUROC {best['auroc']:.4f}.\n"
+        f"# {best['name']}, best of {len(rows)} trials of experiments/tune.py: validation AUROC {best['auroc']:.4f}.\n"
         "# Validation chose it, so that figure flatters.\n" + format_flags(config)
     )
 
@@ -176,8 +182,8 @@ def format_page(search, rows: list[dict], importances: dict | None, best: dict |
     workdir, fields = search.workdir, list(search.space)
     states = {state: sum(row["state"] == state for row in rows) for state in ("complete", "pruned", "diverged")}
     lead = [
-        f"{len(rows)} trials: {states['complete']} complete, {states['pruned']} stopped early because others were "
-        f"better after as many epochs, {states['diverged']} diverged. Larger is better: the largest validation AUROC wins."
+        f"{len(rows)} trials: {states['complete']} complete, {states['pruned']} pruned since others were "
+        f"better after as many epochs, {states['diverged']} diverged. The largest validation AUROC wins."
     ]
     sections = []
     if best:
@@ -193,7 +199,7 @@ def format_page(search, rows: list[dict], importances: dict | None, best: dict |
     picture = load_picture(
         workdir / "tune.png",
         "Validation AUROC of each trial in their order and over each field",
-        "A dot is a trial; an open one was stopped early, at the AUROC it had reached.",
+        "A dot is a trial, at the best AUROC that it reached; an open one was pruned or diverged.",
         wide=True,
     )
     headings, *cells = format_table(rank(rows), fields)

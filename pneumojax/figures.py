@@ -370,66 +370,66 @@ def save_reported(path: str | Path, rows: Sequence[Mapping], split: str) -> None
         _save(figure, path)
 
 
-def save_search(
-    path: str | Path, rows: Sequence[Mapping], importances: Mapping | None, log: Sequence[str] = ()
-) -> None:
+def save_search(path: str | Path, rows: Sequence[Mapping], scales: Mapping, importances: Mapping | None) -> None:
     """Draws a search: the trials in their order, the validation AUROC over each field, and what each field explains.
 
     Args:
       path: PNG file to write; its folder exists.
       rows: of `search.list_trials`.
+      scales: {field: "linear", "log" or "choices"}, for each field a panel.
       importances: of `search.compute_importances`.
-      log: fields that are drawn on a logarithmic scale.
 
     Raises:
       OSError: the file cannot be written.
     """
-    scored = [row for row in rows if row["auroc"] is not None]
-    if not scored:
+    numbered = [(i + 1, row) for i, row in enumerate(rows) if row["auroc"] is not None]
+    if not numbered:
         return _save_reason(path, "Search", {"reason": "No trial has been validated yet."})
-    fields = list(scored[0]["values"])
-    lines = math.ceil(len(fields) / 3)
+    lines = math.ceil(len(scales) / 3)
     with _style():
         figure = _make_figure(10.4, 3.2 + 2.7 * lines)
-        grid = figure.add_gridspec(1 + lines, 3)
-        history = figure.add_subplot(grid[0, :2])
-        numbers = {row["name"]: i + 1 for i, row in enumerate(rows)}
-        _draw_trials(history, [(numbers[row["name"]], row) for row in scored])
-        complete = [row for row in scored if row["state"] == "complete"]
+        above, below = figure.subfigures(2, 1, height_ratios=(3.2, 2.7 * lines))
+        history, bars = above.subplots(1, 2, width_ratios=(2, 1))
+        complete = [(i, row["auroc"]) for i, row in numbered if row["state"] == "complete"]
         if complete:
-            best = np.maximum.accumulate([row["auroc"] for row in complete])
-            steps = [*(numbers[row["name"]] for row in complete), len(rows)]
-            history.plot(steps, [*best, best[-1]], color=BLUE, linewidth=1.4, drawstyle="steps-post")
-        history.set(title="Trials in their order, best so far (line)", xlabel="Trial", ylabel="Validation AUROC")
+            steps, aurocs = zip(*complete, strict=True)
+            best = np.maximum.accumulate([*aurocs, aurocs[-1]])
+            history.plot(
+                [*steps, len(rows)], best, color=BLUE, linewidth=1.4, drawstyle="steps-post", label="best so far"
+            )
+        _draw_trials(history, numbered)
+        history.set(title="Trials", xlabel="Trial", ylabel="Validation AUROC", xlim=(0.5, len(rows) + 0.5))
         history.xaxis.get_major_locator().set_params(integer=True)
-        low, high = history.get_ylim()
-        diverged = [numbers[row["name"]] for row in rows if row["state"] == "diverged"]
-        history.plot(diverged, [low] * len(diverged), "x", color=ORANGE, clip_on=False, zorder=4)
-        words = [(BLUE, "complete"), (GREY, "stopped early"), (ORANGE, "diverged")]
-        states = {"complete": 0, "pruned": 1, "diverged": 2}
-        present = sorted({states[row["state"]] for row in rows})
-        _write_lines(history, [words[state] for state in present], x=0.985, bottom=0.04, align="right")
-        _draw_importances(figure.add_subplot(grid[0, 2]), importances)
-        for i, field in enumerate(fields):
-            axes = figure.add_subplot(grid[1 + i // 3, i % 3])
-            values = [row["values"][field] for row in scored]
-            if field in log:
-                axes.set_xscale("log")
-            elif not isinstance(values[0], (int, float)) or isinstance(values[0], bool):
-                kinds = sorted(set(map(_to_text, values)))
-                values = [kinds.index(_to_text(value)) for value in values]
-                axes.set_xticks(range(len(kinds)), kinds)
-                axes.set_xlim(-0.6, len(kinds) - 0.4)
-            _draw_trials(axes, list(zip(values, scored, strict=True)))
-            axes.set(title=field, ylim=(low, high), ylabel="" if i % 3 else "Validation AUROC")
+        legend = {"loc": "lower right", "bbox_to_anchor": (1, 1), "ncols": 4, "handlelength": 1.2, "borderaxespad": 0.3}
+        history.legend(frameon=False, **legend)
+        _draw_importances(bars, importances)
+        for i, (field, scale) in enumerate(scales.items()):
+            axes = below.add_subplot(lines, 3, i + 1, sharey=history)
+            places = [row["values"][field] for _, row in numbered]
+            if scale == "choices":
+                choices = sorted(set(places))
+                places = [choices.index(value) for value in places]
+                words = [",".join(map(str, value)) if isinstance(value, tuple) else str(value) for value in choices]
+                axes.set_xticks(range(len(words)), words)
+                axes.set_xlim(-0.6, len(words) - 0.4)
+            else:
+                axes.set_xscale(scale)
+            _draw_trials(axes, [(place, row) for place, (_, row) in zip(places, numbered, strict=True)])
+            axes.set(title=field, ylabel="" if i % 3 else "Validation AUROC")
         _save(figure, path)
 
 
-def _draw_trials(axes: "Axes", points: list[tuple[float, Mapping]]) -> None:
-    """A dot for each trial: full where it is complete, open where it was stopped early."""
-    for state, face, edge in (("pruned", "white", GREY), ("diverged", "white", ORANGE), ("complete", BLUE, "white")):
+def _draw_trials(axes: "Axes", points: Sequence[tuple[float, Mapping]]) -> None:
+    """A dot for each trial: full where it is complete, open where it was pruned or diverged."""
+    for state, face, edge in (
+        ("pruned", "white", GREY),
+        ("diverged", "white", ORANGE),
+        ("complete", BLUE, "white"),
+    ):
         chosen = [(x, row["auroc"]) for x, row in points if row["state"] == state]
-        axes.plot(*zip(*chosen, strict=True) if chosen else ([], []), "o", color=edge, markerfacecolor=face, zorder=3)
+        if chosen:
+            marker = {"markerfacecolor": face, "markeredgecolor": edge, "markersize": 7}
+            axes.plot(*zip(*chosen, strict=True), "o", label=state, **marker)
 
 
 def _draw_importances(axes: "Axes", importances: Mapping | None) -> None:
@@ -444,10 +444,6 @@ def _draw_importances(axes: "Axes", importances: Mapping | None) -> None:
     axes.set_yticks(range(len(names)), names)
     axes.set(ylim=(len(names) - 0.4, -0.6), xlim=(0, 1), xlabel="Share of the differences explained")
     axes.tick_params(axis="y", length=0)
-
-
-def _to_text(value: object) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _read_curve(rows: list[Mapping], name: str) -> tuple[np.ndarray, np.ndarray]:

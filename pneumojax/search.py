@@ -269,7 +269,7 @@ def _run_trial(search: Search, trial: optuna.Trial, trials: int, report: Callabl
         _take_up(search.study, trial, spent + time.perf_counter() - started)
         raise Stopped(result.stopped_by)
     if pruned or result.step < result.total_steps:
-        logger.info("%s is stopped early: others were better after as many epochs", name)
+        logger.info("%s is pruned: others were better after as many epochs", name)
         raise optuna.TrialPruned
     return result.best_auroc
 
@@ -331,7 +331,7 @@ def _hold(storage: pathlib.Path) -> Iterator[Callable[[], None]]:
 
 def _check_file(storage: pathlib.Path) -> None:
     """Refuses a file that is no whole SQLite file with our study, before anything is written into it."""
-    if not storage.exists() or storage.is_file() and storage.stat().st_size == 0:
+    if not storage.exists() or (storage.is_file() and storage.stat().st_size == 0):
         return
     # Read and write, so that SQLite can take back what a killed process left half-written.
     uri = f"file:{urllib.parse.quote(str(storage.resolve()))}?mode=rw"
@@ -343,7 +343,7 @@ def _check_file(storage: pathlib.Path) -> None:
         studies = (
             {name for (name,) in database.execute("SELECT study_name FROM studies")} if "studies" in tables else ()
         )
-        if tables and ("studies" not in tables or studies and STUDY not in studies):
+        if tables and ("studies" not in tables or (studies and STUDY not in studies)):
             raise UserError(f"{storage} is a database of another program. Use another --storage.")
 
 
