@@ -150,7 +150,7 @@ def run_trials(search: Search, trials: int, report: Callable[[dict, int], None])
         if left <= 0 or not running:
             return
         if not waiting:
-            logger.info("Waiting for %d trials of other processes", running)
+            logger.info("Waiting for the trials of other processes: %d", running)
             waiting = True
         time.sleep(POLL_SECONDS)
 
@@ -233,30 +233,28 @@ def _run_trial(search: Search, trial: optuna.Trial, trials: int, report: Callabl
     values = _suggest(search.space, trial)
     name = _name(trial)
     trial.set_user_attr("directory", name)
-    reported, started, spent = set(), time.perf_counter(), trial.user_attrs.get("seconds", 0.0)
+    started, spent = time.perf_counter(), trial.user_attrs.get("seconds", 0.0)
     config = apply_values(search.base, values)
+    reported = set()
 
-    def tell(row: dict) -> bool:
-        """Reports an epoch to the study, once; whether the trial is to be stopped."""
+    def tell(row: dict) -> None:
         epoch = round(row["epoch"])
         if "val/auroc" in row and epoch not in reported:
             reported.add(epoch)
             trial.report(row["val/auroc"], epoch)
-        return "val/auroc" in row and epoch < config.train.epochs and trial.should_prune()
 
     def report_row(row: dict, total_steps: int) -> bool:
+        """Whether the trial is to be pruned."""
         report(row, total_steps)
-        return tell(row)
+        tell(row)
+        return "val/auroc" in row and row["step"] < total_steps and trial.should_prune()
 
     words = ", ".join(f"{field} {_format(value)}" for field, value in values.items())
     logger.info("%s (%d wanted): %s", name, trials, words)
-    pruned = False
+    for row in read_rows(search.workdir / name / "metrics.jsonl"):  # Of an earlier start.
+        tell(row)
     try:
-        for row in read_rows(search.workdir / name / "metrics.jsonl"):
-            if pruned := tell(row):
-                break
-        if not pruned:
-            result = fit(config, search.workdir / name, report=report_row)
+        result = fit(config, search.workdir / name, report=report_row)
     except Diverged as error:
         trial.set_user_attr("diverged", str(error))
         raise optuna.TrialPruned from error
@@ -265,10 +263,10 @@ def _run_trial(search: Search, trial: optuna.Trial, trials: int, report: Callabl
         raise
     finally:
         trial.set_user_attr("seconds", spent + time.perf_counter() - started)
-    if not pruned and result.stopped_by:
+    if result.stopped_by:
         _take_up(search.study, trial, spent + time.perf_counter() - started)
         raise Stopped(result.stopped_by)
-    if pruned or result.step < result.total_steps:
+    if result.step < result.total_steps:
         logger.info("%s is pruned: others were better after as many epochs", name)
         raise optuna.TrialPruned
     return result.best_auroc
