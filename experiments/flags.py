@@ -88,6 +88,18 @@ def read_preset(path: str | os.PathLike, **fields) -> Config:
     return config_from_dict(config_to_dict(config_from_flags(values)) | fields)
 
 
+def format_flags(config: Config) -> str:
+    """The flags that differ from their defaults, one a line, as a flagfile has them."""
+    values, defaults = config_to_dict(config), config_to_dict(Config())
+    return "".join(f"{_format_flag(name, value)}\n" for name, value in values.items() if value != defaults[name])
+
+
+def _format_flag(name: str, value: object) -> str:
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no{name}"
+    return f"--{name}={','.join(map(str, value)) if isinstance(value, list) else value}"
+
+
 def run(main: Callable[..., int | None], arguments: tuple[str, ...] = ()) -> None:
     """Parses the flags and runs `main` with the arguments, whose return value is the exit code.
 

@@ -27,7 +27,7 @@ from flax import serialization
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from pneumojax.config import config_fields, config_from_dict, config_to_dict
-from pneumojax.errors import UserError
+from pneumojax.errors import Diverged, UserError
 from pneumojax.sharding import put
 from pneumojax.state import TrainState
 
@@ -75,13 +75,13 @@ def save_checkpoint(
       auroc: val/auroc of this state; None between validations: such a checkpoint is never the best.
 
     Raises:
-      UserError: this or the save before it could not be written, or the state is not finite.
+      UserError: this or the save before it could not be written, or (Diverged) the state is not finite.
     """
     arrays = _to_dict(state)
     on_host = jax.device_get(arrays)
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(on_host)):
         # A finite loss can still end in an update that is not; the next loss would say so, if there were one.
-        raise UserError(
+        raise Diverged(
             f"the weights are not finite at step {step}. The last good checkpoint is kept in {checkpoints.directory}; "
             "a lower --learning_rate in another --workdir is the usual cure."
         )

@@ -63,6 +63,12 @@ class DataConfig(_Checked):
     train_share: float = _field(
         1.0, "share of the training patients that is used, of each class the same", above=0.0, at_most=1.0
     )
+    folds: int | None = _field(
+        None,
+        "cut the training images by patient into this many folds, one of them the test split (default: as prepared)",
+        at_least=2,
+    )
+    fold: int = _field(0, "which of the folds is the test split, from 0", at_least=0)
     image_px: int = _field(64, "height and width of the images that the network sees, in pixels", at_least=16)
     selection_split: str = _field(
         "validation",
@@ -210,7 +216,9 @@ class Config(_Checked):
 
     def __post_init__(self):
         super().__post_init__()
-        train, augment = self.train, self.augment
+        data, train, augment = self.data, self.train, self.augment
+        if data.fold >= (data.folds or 1):
+            raise UserError(f"fold must be less than folds: there is no fold {data.fold} of {data.folds or 1}.")
         if train.batch_norm == "local" and train.parallel == "jit":
             raise UserError("batch_norm=local needs parallel=shard_map or pmap: jit sees the global batch only.")
         if train.multihost and train.parallel == "pmap":

@@ -1,4 +1,4 @@
-"""The one error that is written for the user."""
+"""The errors that are written for the user."""
 
 
 class UserError(Exception):
@@ -6,3 +6,7 @@ class UserError(Exception):
 
     The scripts print that sentence without a traceback and exit with code 1.
     """
+
+
+class Diverged(UserError):
+    """A training left the finite numbers: a fault of its config, not of the place it runs in."""

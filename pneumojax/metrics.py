@@ -68,18 +68,18 @@ def compute_binary_scores(probabilities: ArrayLike) -> np.ndarray:
     return 1.0 - probabilities[:, 0]
 
 
-def compute_decisions(scores: ArrayLike, threshold: float) -> np.ndarray:
+def compute_decisions(scores: ArrayLike, threshold: ArrayLike) -> np.ndarray:
     """Decides for pneumonia where score >= threshold.
 
     Args:
       scores: [N] float.
-      threshold: decided in float64. NumPy would round a Python float to the type of float32 scores, which can move a
-        score that lies just under the threshold onto it.
+      threshold: one for all or [N]; decided in float64. NumPy would round a Python float to the type of float32
+        scores, which can move a score that lies just under the threshold onto it.
 
     Returns:
       [N] int64: 1 for pneumonia, 0 for NORMAL.
     """
-    return (np.asarray(scores, np.float64) >= np.float64(threshold)).astype(np.int64)
+    return (np.asarray(scores, np.float64) >= np.asarray(threshold, np.float64)).astype(np.int64)
 
 
 def compute_confusion(labels: ArrayLike, decisions: ArrayLike, classes: int) -> np.ndarray:
@@ -146,13 +146,13 @@ def compute_auprc(labels: ArrayLike, scores: ArrayLike) -> float | None:
     return _to_float(_auprc(*_count_positives(positive, scores, np.ones((1, len(scores))))[:2])[0])
 
 
-def compute_threshold_metrics(labels: ArrayLike, scores: ArrayLike, threshold: float) -> dict[str, float | None]:
+def compute_threshold_metrics(labels: ArrayLike, scores: ArrayLike, threshold: ArrayLike) -> dict[str, float | None]:
     """Metrics of the decision score >= threshold, without intervals: cheap enough for each evaluation in training.
 
     Args:
       labels: [N] int or bool; 0 is negative (NORMAL), everything above is positive.
       scores: [N] float, higher for positive.
-      threshold: where decisions turn positive.
+      threshold: where decisions turn positive; one for all or [N].
 
     Returns:
       accuracy, sensitivity, specificity, precision, f1, npv (the precision of deciding for NORMAL), balanced_accuracy:
@@ -169,7 +169,7 @@ def compute_threshold_metrics(labels: ArrayLike, scores: ArrayLike, threshold: f
 def compute_metrics(
     labels: ArrayLike,
     probabilities: ArrayLike,
-    threshold: float,
+    threshold: ArrayLike,
     patient_ids: Sequence[str] | np.ndarray,
     resamples: int = 1000,
     seed: int = 0,
@@ -195,7 +195,7 @@ def compute_metrics(
     Args:
       labels: [N] int, 0..C - 1.
       probabilities: [N, C] float, 0..1, with C = 2 (NORMAL, PNEUMONIA) or 3 (NORMAL, BACTERIA, VIRUS).
-      threshold: of the score for pneumonia, chosen on another split.
+      threshold: of the score for pneumonia, chosen on another split; one for all or [N].
       patient_ids: [N], equal for images of one patient, who are drawn together.
       resamples: number of bootstrap resamples R.
       seed: of the draws; the same seed draws the same patients.
@@ -221,14 +221,14 @@ def compute_metrics(
 
 
 def compute_metric_values(
-    labels: ArrayLike, probabilities: ArrayLike, threshold: float, weights: np.ndarray
+    labels: ArrayLike, probabilities: ArrayLike, threshold: ArrayLike, weights: np.ndarray
 ) -> dict[str, np.ndarray]:
     """The metrics of `compute_metrics` for each row of weights.
 
     Args:
       labels: [N] int, 0..C - 1.
       probabilities: [N, C] float, 0..1, with C = 2 or 3.
-      threshold: of the score for pneumonia.
+      threshold: of the score for pneumonia; one for all or [N].
       weights: [R, N] float, 0 or more: how often each image counts.
 
     Returns:
@@ -266,14 +266,14 @@ def compute_metric_values(
 
 
 def compute_score_values(
-    positive: np.ndarray, scores: np.ndarray, threshold: float, weights: np.ndarray
+    positive: np.ndarray, scores: np.ndarray, threshold: ArrayLike, weights: np.ndarray
 ) -> dict[str, np.ndarray]:
     """The metrics of two classes of `compute_metrics` for each row of weights.
 
     Args:
       positive: [N] bool.
       scores: [N] float, higher for positive.
-      threshold: where decisions turn positive.
+      threshold: where decisions turn positive; one for all or [N].
       weights: [R, N] float, 0 or more: how often each image counts.
 
     Returns:
@@ -288,14 +288,14 @@ def compute_score_values(
 
 
 def compute_decision_values(
-    positive: np.ndarray, scores: ArrayLike, threshold: float, weights: np.ndarray
+    positive: np.ndarray, scores: ArrayLike, threshold: ArrayLike, weights: np.ndarray
 ) -> dict[str, np.ndarray]:
     """The metrics of `compute_threshold_metrics` for each row of weights.
 
     Args:
       positive: [N] bool.
       scores: [N] float, higher for positive.
-      threshold: where decisions turn positive.
+      threshold: where decisions turn positive; one for all or [N].
       weights: [R, N] float, 0 or more: how often each image counts.
 
     Returns:

@@ -11,8 +11,7 @@ from PIL import Image
 from pneumojax import page
 from pneumojax.config import Config, config_from_dict, config_to_dict
 from pneumojax.data import SUBTYPES, Split
-from pneumojax.figures import format_interval, format_score
-from pneumojax.metrics import compute_decisions
+from pneumojax.figures import format_interval, format_range, format_score
 
 NOT_A_DEVICE = "For research. Not a medical device: no output of it may decide about a patient."
 
@@ -64,13 +63,21 @@ TERMS = {
 }
 
 
-def make_report(results: Mapping, split: Split, scores: np.ndarray, networks: Mapping, directory: pathlib.Path) -> str:
+def make_report(
+    results: Mapping,
+    split: Split,
+    scores: np.ndarray,
+    decisions: np.ndarray,
+    networks: Mapping,
+    directory: pathlib.Path,
+) -> str:
     """The report as the text of one HTML file.
 
     Args:
       results: content of metrics.json.
       split: what was scored; its images are those that the network saw.
       scores: [N] float, 0..1, higher for pneumonia.
+      decisions: [N] int, 1 for pneumonia, at the threshold.
       networks: {name: content of config.json and "step"}, one or, of an ensemble, several.
       directory: where the pictures of the evaluation lie.
 
@@ -84,8 +91,8 @@ def make_report(results: Mapping, split: Split, scores: np.ndarray, networks: Ma
         _show_probabilities(results, directory),
         _show_prevalence(results, directory),
         _show_subgroups(results),
-        _show_errors(results, split, scores, missed=False),
-        _show_errors(results, split, scores, missed=True),
+        _show_errors(split, scores, decisions > 0, missed=False),
+        _show_errors(split, scores, decisions > 0, missed=True),
         _show_training(networks, directory),
         _show_data(results, networks),
         page.Section("Terms", blocks=[page.Table(("Term", "Meaning"), list(TERMS.items()))]),
@@ -249,7 +256,7 @@ def _show_probabilities(results: Mapping, directory: pathlib.Path) -> page.Secti
         "Reliability diagram",
         "Where scores are probabilities, the points lie on the dashed line.",
     )
-    after = f"At temperature {calibration['temperature']:.3f}"
+    after = f"At temperature {format_range(calibration['temperature'], '{:.3f}'.format)}"
     rows = [
         (_name(name), _format(before), _format(calibration["after"][name]))
         for name, before in calibration["before"].items()
@@ -295,9 +302,8 @@ def _show_subgroups(results: Mapping) -> page.Section:
     return page.Section("Subgroups", text, [table])
 
 
-def _show_errors(results: Mapping, split: Split, scores: np.ndarray, missed: bool) -> page.Section:
+def _show_errors(split: Split, scores: np.ndarray, decided: np.ndarray, missed: bool) -> page.Section:
     """The most wrong images of one side of the threshold, as the network saw them."""
-    decided = compute_decisions(scores, results["threshold"]["value"]) > 0
     wrong = np.flatnonzero((split.subtypes > 0) & ~decided if missed else (split.subtypes == 0) & decided)
     # Stable, so that of equal scores the first image comes first.
     wrong = wrong[np.argsort(scores[wrong] if missed else -scores[wrong], kind="stable")]

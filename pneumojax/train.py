@@ -30,7 +30,7 @@ from pneumojax.checkpoint import (
 )
 from pneumojax.config import CLASS_NAMES, Config, config_to_dict
 from pneumojax.data import Split, load_split, make_epoch_batches, make_eval_batches, read_record, split_epoch
-from pneumojax.errors import UserError
+from pneumojax.errors import Diverged, UserError
 from pneumojax.evaluate import compute_probabilities, load_threshold, open_run
 from pneumojax.losses import compute_class_weights
 from pneumojax.optimizer import make_optimizer, make_schedule
@@ -40,6 +40,9 @@ from pneumojax.state import TrainState
 from pneumojax.writer import append_row, read_rows, truncate_rows, write_json
 
 logger = logging.getLogger(__name__)
+
+# Stands among the numbers of signals for a report that asks to stop; none that is caught has it.
+ASKED = 1
 
 VERSIONED = ("pneumojax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -73,7 +76,7 @@ def fit(
     config: Config,
     workdir: str | pathlib.Path,
     restart: bool = False,
-    report: Callable[[dict, int], None] = lambda row, total_steps: None,
+    report: Callable[[dict, int], bool | None] = lambda row, total_steps: None,
 ) -> FitResult:
     """Trains until the config's last epoch; a workdir with an unfinished run of the same config is continued exactly.
 
@@ -85,12 +88,13 @@ def fit(
       workdir: folder of the run; `checkpoint.py` says what lies in it.
       restart: delete what an earlier run left in the workdir.
       report: called, in the process that writes metrics.jsonl, with each row and the number of steps of the whole run.
+        True ends the call as a signal does: with a checkpoint, to go on from.
 
     Returns:
       What was reached.
 
     Raises:
-      UserError: bad data, a workdir of another run, a batch that does not fit, or a loss that is not finite.
+      UserError: bad data, a workdir of another run, a batch that does not fit, or (Diverged) a loss that is not finite.
     """
     workdir = pathlib.Path(workdir).expanduser()
     train = config.train
@@ -133,7 +137,7 @@ def fit(
         images, selection_images, labels = put(images, mesh), put(selection_images, mesh), put(labels, mesh)
         stopped_by = 0
         with catch_signals() as caught, jax.transfer_guard("disallow"):
-            while step < total_steps and not (stopped_by := highest_of_processes(caught[0] if caught else 0)):
+            while step < total_steps and not (stopped_by := highest_of_processes(caught[0] if caught else log.asked)):
                 epoch, chunk = divmod(step // chunk_steps, chunks)
                 batches = make_epoch_batches(len(data), train.batch_size, chunks, chunk_steps, train.seed, epoch)[chunk]
                 log.start_chunk()
@@ -163,7 +167,7 @@ def fit(
         best_auroc=best_auroc,
         trained_steps=step - first_step,
         threshold=threshold,
-        stopped_by=stopped_by or None,
+        stopped_by=stopped_by if stopped_by not in (0, ASKED) else None,
     )
 
 
@@ -242,6 +246,7 @@ class Log:
         self.steps_per_epoch = steps_per_epoch
         self.total_steps = total_steps
         self.report = report
+        self.asked = 0  # ASKED once the report wants to stop
         self.schedule = make_schedule(config.optimizer, total_steps)
         self.pending = None
         self.started = None
@@ -261,7 +266,7 @@ class Log:
         """Writes the row of the chunk that is still on its way.
 
         Raises:
-          UserError: its loss is not finite.
+          Diverged: its loss is not finite.
         """
         if self.pending is None:
             return
@@ -288,7 +293,7 @@ class Log:
         """Writes a row of validation; returns its AUROC.
 
         Raises:
-          UserError: the loss is not finite.
+          Diverged: the loss is not finite.
         """
         if not np.isfinite(row["val/loss"]):
             self._stop(step)
@@ -299,10 +304,11 @@ class Log:
         row = {"step": step, "epoch": step / self.steps_per_epoch} | row
         if jax.process_index() == 0:
             append_row(self.path, row)
-            self.report(row, self.total_steps)
+            if self.report(row, self.total_steps):
+                self.asked = ASKED
 
     def _stop(self, step: int) -> None:
-        raise UserError(
+        raise Diverged(
             f"the loss is not finite at step {step} of {self.total_steps}. The last good checkpoint is kept in "
             f"{self.path.parent}; a lower --learning_rate in another --workdir is the usual cure."
         )

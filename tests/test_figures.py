@@ -106,6 +106,21 @@ def test_learning_curves_of_a_log(tmp_path):
     assert is_picture(path) and not is_picture(path, figures.BLUE)
 
 
+def test_a_search_with_trials_of_every_state(tmp_path):
+    values = [{"learning_rate": 10.0**-i, "model": model} for i, model in enumerate(("mlp", "cnn", "cnn", "mlp"))]
+    states, aurocs = ("complete", "pruned", "diverged", "diverged"), (0.9, 0.8, 0.7, None)
+    rows = [
+        {"name": f"trial_{i}", "state": state, "auroc": auroc, "values": of_trial}
+        for i, (state, auroc, of_trial) in enumerate(zip(states, aurocs, values, strict=True))
+    ]
+    scales = {"learning_rate": "log", "model": "choices"}
+    figures.save_search(tmp_path / "search.png", rows, scales, {"model": 0.6, "learning_rate": 0.4})
+    assert is_picture(tmp_path / "search.png", figures.BLUE)
+    assert is_picture(tmp_path / "search.png", figures.ORANGE)
+    figures.save_search(tmp_path / "none.png", rows[3:], scales, None)
+    assert is_picture(tmp_path / "none.png")
+
+
 def test_log_of_a_resumed_run_is_read_by_step():
     rows = [
         {"step": 1, "epoch": 0.5, "val/auroc": 0.6},

@@ -92,6 +92,11 @@ def directory(tmp_path_factory):
     return path
 
 
+def draw_report(results, split, scores, networks, directory):
+    decisions = metrics.compute_decisions(scores, results["threshold"]["value"])
+    return make_report(results, split, np.asarray(scores), decisions, networks, directory)
+
+
 @pytest.fixture(scope="module")
 def report(directory):
     """`report(subtypes, scores, ...)`: the page of these scores, as text."""
@@ -99,7 +104,7 @@ def report(directory):
     def make(subtypes, scores, networks=None, **choices):
         split = make_split(subtypes)
         results = make_results(split, scores, **choices)
-        return make_report(results, split, np.asarray(scores), networks or {"runs/a": make_info()}, directory)
+        return draw_report(results, split, scores, networks or {"runs/a": make_info()}, directory)
 
     return make
 
@@ -236,6 +241,6 @@ def test_warnings_stand_where_they_must_and_nowhere_else(change, sentences, dire
     warnings = describe_warnings(results)
     assert len(warnings) == len(sentences)
     assert all(sentence in warning for sentence, warning in zip(sentences, warnings, strict=True))
-    page = make_report(results, split, np.asarray(SCORES), {"runs/a": make_info()}, directory)
+    page = draw_report(results, split, SCORES, {"runs/a": make_info()}, directory)
     framed = re.findall(r'<div class="warning">(.*?)</div>', page, re.DOTALL)
     assert [read_text(frame) for frame in framed] == ([" ".join(warnings)] if warnings else [])
