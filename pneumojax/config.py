@@ -219,6 +219,8 @@ class Config(_Checked):
         data, train, augment = self.data, self.train, self.augment
         if data.fold >= (data.folds or 1):
             raise UserError(f"fold must be less than folds: there is no fold {data.fold} of {data.folds or 1}.")
+        if data.folds and data.selection_split != "validation":
+            raise UserError("folds needs selection_split=validation: the held-out fold is scored, it does not choose.")
         if train.batch_norm == "local" and train.parallel == "jit":
             raise UserError("batch_norm=local needs parallel=shard_map or pmap: jit sees the global batch only.")
         if train.multihost and train.parallel == "pmap":

@@ -91,8 +91,10 @@ def open_search(
       space: of `space.read_space`.
 
     Raises:
-      UserError: the file is damaged, locked, or holds another search; the data are not prepared.
+      UserError: the file is damaged, locked, or holds another search; the data are not prepared; test would choose.
     """
+    if base.data.selection_split != "validation":
+        raise UserError("a search is on validation: give --selection_split=validation, which is the default.")
     storage, workdir = pathlib.Path(storage).expanduser(), pathlib.Path(workdir).expanduser()
     definition = _define(base, space)
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)  # What went on is told in our own words.

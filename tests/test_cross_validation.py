@@ -209,3 +209,8 @@ def test_the_same_command_trains_nothing_again_and_other_folds_are_refused(cross
     again = cross_validate(f"--data_dir={data_dir}", f"--workdir={workdir}", "--folds=2", *TINY)
     assert again.stdout == printed
     assert (workdir / "fold_0" / "metrics.jsonl").read_text() == before
+
+
+def test_the_held_out_fold_does_not_choose():
+    with pytest.raises(UserError, match="the held-out fold is scored"):
+        config_from_dict({"folds": 3, "selection_split": "test"})

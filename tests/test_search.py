@@ -257,3 +257,8 @@ def test_the_script_searches_writes_its_files_and_names_the_next_command(data_di
     assert f"{float(best['val/auroc']):.4f}" in page
     assert "Drawn radiographs, not patients" in page
     assert f"--flagfile={workdir / 'best.flags'}" in done.stdout.splitlines()[-1]
+
+
+def test_test_is_not_searched_on(open_search):
+    with pytest.raises(UserError, match="a search is on validation"):
+        open_search(selection_split="test")
