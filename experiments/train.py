@@ -2,9 +2,13 @@
 
     scripts/run experiments/train.py                                                       # drawn radiographs, 1 minute
     scripts/run experiments/train.py --dataset=kermany --flagfile=experiments/presets/resnet.flags --workdir=runs/resnet
+    scripts/run experiments/train.py --workdir=runs/seeds --replicas=4                     # 4 seeds in one program
+    scripts/run experiments/train.py --workdir=runs/sweep --replicas=4 --sweep=rates.toml
 
 The first needs nothing and takes about a minute on 2 CPU cores. The second needs the prepared X-rays
-(scripts/prepare_data.py); its preset says what it reaches and how long it takes. Each config field is a flag: --help.
+(scripts/prepare_data.py); its preset says what it reaches and how long it takes. The file of a sweep
+holds lists with a value for each replica, as `learning_rate = [1e-4, 3e-4, 1e-3, 3e-3]`; see --help for what may be
+listed. Each config field is a flag: --help.
 """
 
 import time
@@ -15,11 +19,16 @@ import pathlib  # noqa: E402
 import resource  # noqa: E402
 import shlex  # noqa: E402
 import sys  # noqa: E402
+import typing  # noqa: E402
 
 from absl import flags  # noqa: E402
 
 from experiments.flags import config_from_flags, define_config_flags, run  # noqa: E402
 from experiments.progress import Progress  # noqa: E402
+from pneumojax.config import SWEPT, Config, config_to_dict, plan_replicas  # noqa: E402
+
+if typing.TYPE_CHECKING:
+    from pneumojax.train import FitResult
 
 WORKDIR = flags.DEFINE_string("workdir", "runs/latest", "folder of the run: checkpoints, logs, pictures")
 RESTART = flags.DEFINE_bool("restart", False, "delete the run in the workdir and begin anew")
@@ -28,11 +37,15 @@ RESTART = flags.DEFINE_bool("restart", False, "delete the run in the workdir and
 def main() -> int:
     config = config_from_flags()
     workdir = pathlib.Path(WORKDIR.value)
-    from pneumojax.train import fit  # Imports JAX: after the flags are known to be good.
+    plans = plan_replicas(config)
+    # They import JAX: after the flags are known to be good.
+    from pneumojax.replicas import fit_replicas
+    from pneumojax.train import fit
 
     progress = Progress()
+    arguments = (config, workdir, RESTART.value, progress.report)
     try:
-        result = fit(config, workdir, RESTART.value, progress.report)
+        results = fit_replicas(*arguments) if len(plans) > 1 else [fit(*arguments)]
     finally:
         progress.close()
 
@@ -44,24 +57,47 @@ def main() -> int:
             f"\n{speed}first steps after {progress.first_row - STARTED:.1f} s, "
             f"{time.perf_counter() - STARTED:.0f} s in all, peak memory {peak / 2**30:.2f} GiB"
         )
+    result = max(results, key=lambda one: one.step)  # What has diverged is behind.
     if result.stopped_by:
         again = shlex.join(word for word in sys.argv if word.lstrip("-").split("=")[0] != "restart")
         print(
             f"Stopped and saved at step {result.step} of {result.total_steps} in {workdir}.\nGo on: scripts/run {again}"
         )
         return 128 + result.stopped_by
-    epoch = result.best_step / result.steps_per_epoch
     where = [f"--data_dir={config.data.data_dir}"] if config.data.data_dir else []
     split = config.data.selection_split
     evaluate = shlex.join(["experiments/evaluate.py", f"--workdir={workdir}", f"--split={split}", *where])
     done = "Finished" if result.trained_steps else "Nothing to do: this run has finished its"
-    print(
-        f"{done} {result.total_steps} steps. Best {split} AUROC {result.best_auroc:.4f}, after epoch {epoch:.0f}; "
-        f"threshold {result.threshold['value']:.4f} ({result.threshold['rule']}).\n"
-        f"The run lies in {workdir}: checkpoints, config.json, metrics.jsonl, learning_curves.png.\n"
-        f"Next: scripts/run {evaluate}"
-    )
+    if len(plans) == 1:
+        epoch = result.best_step / result.steps_per_epoch
+        print(
+            f"{done} {result.total_steps} steps. Best {split} AUROC {result.best_auroc:.4f}, after epoch {epoch:.0f}; "
+            f"threshold {result.threshold['value']:.4f} ({result.threshold['rule']}).\n"
+            f"The run lies in {workdir}: checkpoints, config.json, metrics.jsonl, learning_curves.png."
+        )
+    else:
+        print(
+            f"{done} {result.total_steps} steps of {len(plans)} replicas. Each is a run of its own in "
+            f"{workdir / 'replica_*'}.\n{format_replicas(plans, results, split)}"
+        )
+    print(f"Next{', all as one ensemble' if len(plans) > 1 else ''}: scripts/run {evaluate}")
     return 0
+
+
+def format_replicas(plans: list[Config], results: list["FitResult"], split: str) -> str:
+    """A table with a line for each replica: what is its own, and what it reached."""
+    values = [config_to_dict(plan) for plan in plans]
+    own = ["seed", *(name for name in SWEPT if len({one[name] for one in values}) > 1)]
+    rows = [("replica", *own, f"best {split} AUROC", "after epoch", "threshold")]
+    for replica, (one, result) in enumerate(zip(values, results, strict=True)):
+        reached = ("diverged", "", "")
+        if result.threshold:
+            epoch = result.best_step / result.steps_per_epoch
+            reached = (f"{result.best_auroc:.4f}", f"{epoch:.0f}", f"{result.threshold['value']:.4f}")
+        rows.append((str(replica), *(f"{one[name]:g}" for name in own), *reached))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

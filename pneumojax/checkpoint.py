@@ -8,6 +8,10 @@ Layout of a workdir:
     calibration.json       the temperature, fitted on the selection split
     checkpoints/STEP/      Orbax: `state` (arrays in nested dicts), its `checksum`, `run` (as config.json), metrics
     evaluation/SPLIT/      what evaluation wrote
+
+A run of several replicas has no checkpoints of its own; its metrics.jsonl and learning_curves.png are their mean:
+    replica_R/             a workdir as above, of the run that replica R stands for
+    replica_R/diverged.json    only if its loss became not finite: at which step
 """
 
 import contextlib
@@ -26,20 +30,27 @@ from flax import serialization
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from pneumojax.config import config_fields, config_from_dict, config_to_dict
-from pneumojax.errors import UserError
+from pneumojax.errors import NotFiniteError, UserError
 from pneumojax.sharding import put
 from pneumojax.state import TrainState
 
 
 @contextlib.contextmanager
-def open_checkpoints(workdir: pathlib.Path, read_only: bool = False) -> Iterator[ocp.CheckpointManager]:
+def open_checkpoints(
+    workdir: pathlib.Path, read_only: bool = False, keep_latest: int = 1
+) -> Iterator[ocp.CheckpointManager]:
     """Opens a run's checkpoints: the latest and the best by val/auroc are kept, saving goes on beside training.
+
+    Args:
+      workdir: folder of the run.
+      read_only: nothing is written, and no folder made.
+      keep_latest: how many of the latest are kept.
 
     Raises:
       UserError: one of them is damaged; on leaving, one could not be written.
     """
     keep = [
-        preservation_policy.LatestN(1),
+        preservation_policy.LatestN(keep_latest),
         preservation_policy.BestN(get_metric_fn=_auroc, n=1, keep_checkpoints_without_metrics=False),
     ]
     options = ocp.CheckpointManagerOptions(
@@ -74,13 +85,14 @@ def save_checkpoint(
       auroc: val/auroc of this state; None between validations: such a checkpoint is never the best.
 
     Raises:
-      UserError: this or the save before it could not be written, or the state is not finite.
+      UserError: this or the save before it could not be written.
+      NotFiniteError: the state is not finite.
     """
     arrays = _to_dict(state)
     on_host = jax.device_get(arrays)
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(on_host)):
         # A finite loss can still end in an update that is not; the next loss would say so, if there were one.
-        raise UserError(
+        raise NotFiniteError(
             f"the weights are not finite at step {step}. The last good checkpoint is kept in {checkpoints.directory}; "
             "a lower --learning_rate in another --workdir is the usual cure."
         )
@@ -162,6 +174,12 @@ def load_run(workdir: pathlib.Path, which: str) -> tuple[dict, dict, int]:
             variables = saved.get("ema") or {"params": saved["params"], "batch_stats": saved.get("batch_stats", {})}
             run["config"], run["class_names"], run["data"]["fingerprints"]["train"]
     return run, variables, step
+
+
+def find_replicas(workdir: pathlib.Path) -> list[pathlib.Path]:
+    """The folders of a run's replicas, in order; none if it is a run of one."""
+    folders = workdir.glob("replica_*/config.json")
+    return sorted((path.parent for path in folders), key=lambda folder: (len(folder.name), folder.name))
 
 
 def read_run(path: pathlib.Path) -> dict:

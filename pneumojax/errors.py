@@ -1,4 +1,4 @@
-"""The one error that is written for the user."""
+"""The errors that are written for the user."""
 
 
 class UserError(Exception):
@@ -6,3 +6,7 @@ class UserError(Exception):
 
     The scripts print that sentence without a traceback and exit with code 1.
     """
+
+
+class NotFiniteError(UserError):
+    """The loss or the weights of a run are not finite any more."""

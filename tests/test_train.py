@@ -130,7 +130,7 @@ def test_mapped_runs_go_on_bitwise_too(make_config, tmp_path, parallel):
 
 
 def test_a_signal_before_the_first_step_leaves_a_workdir_to_go_on_in(finished, make_config, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "_Log", lambda *args: os.kill(os.getpid(), signal.SIGINT) or pytest.fail("ended"))
+    monkeypatch.setattr(train, "Log", lambda *args: os.kill(os.getpid(), signal.SIGINT) or pytest.fail("ended"))
     with pytest.raises(KeyboardInterrupt):  # Before the loop there is nothing to save, so it just ends.
         fit(make_config(), tmp_path)
     monkeypatch.undo()
