@@ -23,23 +23,25 @@ def make_augment(config: AugmentConfig) -> Callable[[jax.Array, jax.Array], jax.
     """
     geometry = config.rotate_degrees or config.shift or config.zoom or config.crop_min_area < 1 or config.flip
     steps = (
-        (geometry, lambda key, image: resample(image, draw_transform(key, config))),
+        (geometry, lambda key, image, strength: resample(image, draw_transform(key, config, strength))),
         (
             config.brightness or config.contrast or config.gamma,
-            lambda key, image: change_intensity(
-                key, image, config.brightness, config.contrast, config.gamma, config.augment_strength
+            lambda key, image, strength: change_intensity(
+                key, image, config.brightness, config.contrast, config.gamma, strength
             ),
         ),
         (
             config.erase_probability,
-            lambda key, image: erase(key, image, config.augment_strength * config.erase_probability),
+            lambda key, image, strength: erase(key, image, strength * config.erase_probability),
         ),
     )
 
     def augment_one(key, image):
+        # In float32 also where it is a constant: rounded alike, a replica is bitwise the run it stands for.
+        strength = jnp.asarray(config.augment_strength, jnp.float32)
         for i, (wanted, step) in enumerate(steps):
             if wanted:
-                image = step(jax.random.fold_in(key, i), image)
+                image = step(jax.random.fold_in(key, i), image, strength)
         return image
 
     return jax.vmap(augment_one)
@@ -59,8 +61,13 @@ def keep_pneumonia(images: jax.Array, augmented: jax.Array, labels: jax.Array) -
     return jnp.where((labels == 0)[:, None, None], augmented, images)
 
 
-def draw_transform(key: jax.Array, config: AugmentConfig) -> jax.Array:
+def draw_transform(key: jax.Array, config: AugmentConfig, strength: float | jax.Array = 1.0) -> jax.Array:
     """Draws one affine map for all geometry, so that the image is resampled once.
+
+    Args:
+      key: PRNG key.
+      config: the ranges.
+      strength: the ranges are multiplied by this.
 
     Returns:
       [2, 3] float32: output place (x, y, 1), in -1..1 from edge to edge, -> input place.
@@ -69,7 +76,6 @@ def draw_transform(key: jax.Array, config: AugmentConfig) -> jax.Array:
       Szegedy et al., "Going Deeper with Convolutions", 2015: the random resized crop, aspect 3/4 to 4/3.
     """
     keys = jax.random.split(key, 7)
-    strength = config.augment_strength
     angle = strength * math.radians(config.rotate_degrees) * jax.random.uniform(keys[0], minval=-1, maxval=1)
     scale = 1 / (1 + strength * config.zoom * jax.random.uniform(keys[1], minval=-1, maxval=1))
     # The side is 2 long in these units.
