@@ -219,7 +219,8 @@ def score_validation(labels: np.ndarray, logits: np.ndarray) -> dict[str, float]
     Returns:
       {"val/loss", "val/accuracy", "val/auroc"}; the loss alone where it is not finite.
     """
-    probabilities = compute_probabilities(logits.reshape(-1, logits.shape[-1])[: len(labels)])
+    with np.errstate(invalid="ignore"):  # The row will say it.
+        probabilities = compute_probabilities(logits.reshape(-1, logits.shape[-1])[: len(labels)])
     if not np.isfinite(probabilities).all():
         return {"val/loss": float("nan")}
     true_class = probabilities[np.arange(len(labels)), labels]
