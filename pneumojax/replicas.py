@@ -122,8 +122,8 @@ def fit_replicas(
         ]
         curves = workdir / "learning_curves.png"
         if trained_steps or not curves.exists():
-            title = f"mean of {len(replicas)} replicas, {selection.name}"
-            figures.save_learning_curves(curves, read_rows(workdir / "metrics.jsonl"), title)
+            rows = read_rows(workdir / "metrics.jsonl")
+            figures.save_learning_curves(curves, rows, selection.name, f"mean of {len(replicas)} replicas")
     return results
 
 
