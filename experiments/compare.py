@@ -9,6 +9,7 @@ McNemar's test of the decisions, each run at its own threshold. Writes the same 
 
 import pathlib
 
+import numpy as np
 from absl import flags
 
 from experiments.flags import run
@@ -16,7 +17,9 @@ from pneumojax import comparison, metrics
 from pneumojax.predictions import Predictions, check_same_images, read_predictions
 from pneumojax.writer import write_json
 
-SPLIT = flags.DEFINE_enum("split", "validation", ("train", "validation", "test"), "split that both were scored on")
+SPLIT = flags.DEFINE_enum(
+    "split", "validation", ("train", "validation", "test", "out_of_fold"), "split that both were scored on"
+)
 OUTPUT = flags.DEFINE_string(
     "output", None, "JSON file to write (default: compared_with_<second>.json beside the first run's predictions)"
 )
@@ -45,8 +48,8 @@ def compare(a: Predictions, b: Predictions) -> dict:
     )
     groups = {"all": positive | ~positive, "PNEUMONIA": positive, "NORMAL": ~positive}
     return {
-        "a": {"workdir": str(a.workdir), "threshold": a.threshold},
-        "b": {"workdir": str(b.workdir), "threshold": b.threshold},
+        "a": {"workdir": str(a.workdir), "threshold": np.unique(a.threshold).tolist()},
+        "b": {"workdir": str(b.workdir), "threshold": np.unique(b.threshold).tolist()},
         "images": len(a.labels),
         "fingerprint": a.fingerprint,
         "metrics": comparison.compute_differences(

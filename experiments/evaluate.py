@@ -1,14 +1,14 @@
-"""Scores a trained run on a split: metrics with intervals, predictions, pictures.
+"""Scores a trained run on a split: metrics with intervals, predictions, pictures, a report.
 
     scripts/run experiments/evaluate.py --workdir=runs/resnet --split=validation
     scripts/run experiments/evaluate.py --workdir=runs/resnet --split=test
     scripts/run experiments/evaluate.py --workdir=runs/a,runs/b,runs/c --split=test    # an ensemble, into runs/a+b+c
     scripts/run experiments/evaluate.py --workdir=runs/seeds --split=test    # trained with --replicas: an ensemble too
 
-Writes `<workdir>/evaluation/<split>/`: metrics.json, predictions.csv, curves.json, roc.png,
-precision_recall.png, reliability.png, predictive_values.png, decision_curve.png, confusion_matrix.png,
-learning_curves.png. Everything it needs to know about the run it reads from the workdir. An ensemble is the mean of the
-runs' calibrated probabilities, with a threshold and a temperature of its own.
+Writes `<workdir>/evaluation/<split>/`: report.html, which holds all in one file to read, print and mail; metrics.json,
+predictions.csv, curves.json, roc.png, precision_recall.png, reliability.png, predictive_values.png, decision_curve.png,
+confusion_matrix.png, learning_curves.png. Everything it needs to know about the run it reads from the workdir. An
+ensemble is the mean of the runs' calibrated probabilities, with a threshold and a temperature of its own.
 """
 
 import dataclasses
@@ -18,6 +18,7 @@ from absl import flags
 
 from experiments.flags import fail, run
 from pneumojax.config import ThresholdConfig
+from pneumojax.report import describe_warnings
 
 WORKDIR = flags.DEFINE_list(
     "workdir", ["runs/latest"], "folder of the run; several, separated by commas, are scored as one ensemble"
@@ -75,7 +76,8 @@ def main() -> int:
     rules: ThresholdConfig = dataclasses.replace(opened.config.threshold, **given)
     results = evaluate(opened, SPLIT.value, rules)
     print(format_results(results))
-    print(f"Written to {opened.workdir / 'evaluation' / SPLIT.value}")
+    directory = opened.workdir / "evaluation" / SPLIT.value
+    print(f"Written to {directory}\nRead {directory / 'report.html'}")
     return 0
 
 
@@ -83,10 +85,7 @@ def format_results(results: dict) -> str:
     """The metrics as a table, with the threshold and what it means for the reading."""
     threshold, counts, split = results["threshold"], results["counts"], results["run"]["split"]["name"]
     classes = ", ".join(f"{number} {name}" for name, number in counts["classes"].items())
-    selection_split = results["calibration"]["split"]
     lines = [f"{split}: {counts['images']} images of {counts['patients']} patients ({classes})"]
-    if results["run"]["data"]["synthetic"]:
-        lines.append("Drawn radiographs, not patients: these figures say nothing about X-rays.")
     lines += ["", f"{'metric':<34}{'value':>8}   95 % interval (bootstrap by patient)"]
     for name, metric in results["metrics"].items():
         value = "     -  " if metric["value"] is None else f"{metric['value']:8.4f}"
@@ -94,7 +93,7 @@ def format_results(results: dict) -> str:
         lines.append(f"{name:<34}{value}   {interval}")
     source = f"chosen on {threshold['split']}" if threshold["split"] else "given, not chosen"
     lines += ["", f"threshold {threshold['value']:.6f} ({threshold['rule']}, {source}) {_format_step(threshold)}"]
-    heading = f"operating point of {selection_split}"
+    heading = f"operating point of {results['calibration']['split']}"
     lines += ["", f"{heading:<34}{'threshold':>12}   sensitivity, specificity (95 % intervals)"]
     for name, point in results["operating_points"].items():
         if point["threshold"] is None:
@@ -103,16 +102,7 @@ def format_results(results: dict) -> str:
         rates = ", ".join(_format_metric(point["metrics"][rate]) for rate in ("sensitivity", "specificity"))
         lines.append(f"{name:<34}{point['threshold']:12.6f}   {rates}")
     lines += ["", *_format_calibration(results), "", *_format_subgroups(results["subgroups"])]
-    if split == selection_split == "test":
-        chosen = "epoch, threshold and temperature" if threshold["split"] else "epoch and temperature"
-        lines.append(f"LEAKY: {chosen} were chosen on the split that is scored. These figures are worthless.")
-    elif threshold["split"] == split:
-        lines.append(
-            "The threshold, and the best epoch, were chosen on this very split: its figures flatter. Score test."
-        )
-    elif split == selection_split:
-        lines.append("The best epoch was chosen on this very split: its figures flatter a little. Score test.")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *describe_warnings(results)]).rstrip()
 
 
 def _format_step(threshold: dict) -> str:

@@ -1,11 +1,13 @@
 """One absl flag for each config field, and how a script ends."""
 
+import dataclasses
 import errno
 import logging
 import os
 import sys
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -22,10 +24,22 @@ DEFINE_FLAG = {
     str: flags.DEFINE_string,
 }
 
+UNWRITABLE = (
+    errno.ENOSPC,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,  # A file where a folder is wanted.
+)
 
-def define_config_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
-    """Defines a flag for each field of the config, with its default, help and type."""
-    for field in config_fields():
+
+def define_config_flags(
+    flag_values: flags.FlagValues = flags.FLAGS, fields: Sequence[dataclasses.Field] | None = None
+) -> None:
+    """Defines a flag for each of these fields of the config (default: all), with its default, help and type."""
+    for field in fields or config_fields():
         help_text = field.metadata["help"]
         kinds = [kind for kind in (field.type, *typing.get_args(field.type)) if kind in (bool, int, float, str)]
         if field.metadata["choices"]:
@@ -37,21 +51,26 @@ def define_config_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
             DEFINE_FLAG[kinds[0]](field.name, field.default, help_text, flag_values=flag_values)
 
 
-def config_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Config:
+def config_from_flags(flag_values: flags.FlagValues = flags.FLAGS, **fixed: Any) -> Config:
     """Rebuilds the config from the flags, by default those of this process.
+
+    Args:
+      flag_values: the flags.
+      **fixed: fields without a flag; any other one keeps its default.
 
     Raises:
       UserError: a value is outside its limits, or two do not go together.
     """
-    values = {field.name: flag_values[field.name].value for field in config_fields()}
-    for field in config_fields():
+    fields = [field for field in config_fields() if field.name in flag_values]
+    values = {field.name: flag_values[field.name].value for field in fields}
+    for field in fields:
         if typing.get_origin(field.type) is tuple:
             try:
                 kind = typing.get_args(field.type)[0]
                 values[field.name] = [kind(word) for word in values[field.name]]
             except ValueError as error:
                 raise UserError(f"{field.name} must be whole numbers separated by commas: {error}.") from error
-    return config_from_dict(values)
+    return config_from_dict(values | fixed)
 
 
 def read_preset(path: str | os.PathLike, **fields) -> Config:
@@ -67,6 +86,18 @@ def read_preset(path: str | os.PathLike, **fields) -> Config:
     except flags.Error as error:
         raise UserError(f"{path}: {error}") from error
     return config_from_dict(config_to_dict(config_from_flags(values)) | fields)
+
+
+def format_flags(config: Config) -> str:
+    """The flags that differ from their defaults, one a line, as a flagfile has them."""
+    values, defaults = config_to_dict(config), config_to_dict(Config())
+    return "".join(f"{_format_flag(name, value)}\n" for name, value in values.items() if value != defaults[name])
+
+
+def _format_flag(name: str, value: object) -> str:
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no{name}"
+    return f"--{name}={','.join(map(str, value)) if isinstance(value, list) else value}"
 
 
 def run(main: Callable[..., int | None], arguments: tuple[str, ...] = ()) -> None:
@@ -93,10 +124,10 @@ def run(main: Callable[..., int | None], arguments: tuple[str, ...] = ()) -> Non
         except KeyboardInterrupt:
             return fail("interrupted.", 130)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR):
+            if error.errno not in UNWRITABLE:
                 raise
             where = error.filename or "a file"
-            return fail(f"{where} cannot be written: {error.strerror}. Check --workdir and --data_dir.")
+            return fail(f"{where} cannot be written: {error.strerror}. Check the folders that the flags name.")
 
     app.run(guarded)
 

@@ -1,7 +1,10 @@
-"""How far a training is: a bar on a terminal, lines in a log."""
+"""What a training shows while it runs and when it stops."""
 
 import logging
 import os
+import pathlib
+import resource
+import shlex
 import statistics
 import sys
 import time
@@ -10,18 +13,19 @@ import time
 class Progress:
     """A progress bar, or log lines where there is no terminal."""
 
-    def __init__(self):
+    def __init__(self, started: float):
+        self.started = started  # on the clock of time.perf_counter()
         # A terminal that does not tell its size (0 x 0) would be given an empty bar.
         self.has_terminal = sys.stderr.isatty() and min(os.get_terminal_size(sys.stderr.fileno())) > 0
         self.bar = None
         self.rates = []
         self.auroc = ""
-        self.first_row = None  # time.perf_counter() when the first steps were done
+        self.first_step_seconds = None
         self.last_line = time.monotonic()
 
     def report(self, row: dict, total_steps: int) -> None:
-        if self.first_row is None:
-            self.first_row = time.perf_counter()
+        if self.first_step_seconds is None:
+            self.first_step_seconds = time.perf_counter() - self.started
         rate = row.get("perf/images_per_second")
         if rate:
             self.rates.append(rate)
@@ -51,6 +55,24 @@ class Progress:
         parts += [f"{self.rates[-1]:.0f} images/s"] if self.rates else []
         self.bar.set_postfix_str(", ".join(parts))
 
+    def print_cost(self) -> None:
+        """Speed, time and memory; nothing where no step was done."""
+        if self.first_step_seconds is None:
+            return
+        speed = f"{self.images_per_second():.0f} images/s, " if self.rates else ""
+        # ru_maxrss is in KiB on Linux, in bytes on macOS.
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        print(
+            f"\n{speed}first steps after {self.first_step_seconds:.1f} s, "
+            f"{time.perf_counter() - self.started:.0f} s in all, peak memory {peak / 2**30:.2f} GiB"
+        )
+
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
+
+
+def format_stop(step: int, total_steps: int, workdir: pathlib.Path) -> str:
+    """Where a training was stopped, and the command that goes on: this one, less --restart."""
+    again = shlex.join(word for word in sys.argv if word.lstrip("-").split("=")[0] != "restart")
+    return f"Stopped and saved at step {step} of {total_steps} in {workdir}.\nGo on: scripts/run {again}"

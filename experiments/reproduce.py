@@ -35,7 +35,7 @@ TITLE = "Reference systems: reported and ours"
 PRESETS = pathlib.Path(__file__).parent / "presets"
 
 # What --quick trains: enough to run every line.
-QUICK = {"epochs": 1, "image_px": 32, "batch_size": 16, "vgg_width": 4, "resnet_width": 4}
+QUICK = {"epochs": 1, "image_px": 32, "batch_size": 8, "vgg_width": 4, "resnet_width": 4}
 
 METRICS = {
     "auroc": "AUROC",
@@ -115,7 +115,8 @@ def train_and_evaluate(path: pathlib.Path, config: Config, split: str) -> int | 
 
     cost = path / "cost.json"
     spent = json.loads(cost.read_text())["seconds"] if cost.exists() else 0.0
-    started, progress = time.perf_counter(), Progress()
+    started = time.perf_counter()
+    progress = Progress(started)
     try:
         result = fit(config, path, report=progress.report)
     finally:

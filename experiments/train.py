@@ -6,9 +6,8 @@
     scripts/run experiments/train.py --workdir=runs/sweep --replicas=4 --sweep=rates.toml
 
 The first needs nothing and takes about a minute on 2 CPU cores. The second needs the prepared X-rays
-(scripts/prepare_data.py); its preset says what it reaches and how long it takes. The file of a sweep
-holds lists with a value for each replica, as `learning_rate = [1e-4, 3e-4, 1e-3, 3e-3]`; see --help for what may be
-listed. Each config field is a flag: --help.
+(scripts/prepare_data.py); its preset says what it reaches and how long it takes. The file of a sweep holds lists with a
+value for each replica, as `learning_rate = [1e-4, 3e-4, 1e-3, 3e-3]`. Each config field is a flag: --help.
 """
 
 import time
@@ -16,19 +15,13 @@ import time
 STARTED = time.perf_counter()  # before the imports, which are part of what a user waits for
 
 import pathlib  # noqa: E402
-import resource  # noqa: E402
 import shlex  # noqa: E402
-import sys  # noqa: E402
-import typing  # noqa: E402
 
 from absl import flags  # noqa: E402
 
 from experiments.flags import config_from_flags, define_config_flags, run  # noqa: E402
-from experiments.progress import Progress  # noqa: E402
+from experiments.progress import Progress, format_stop  # noqa: E402
 from pneumojax.config import SWEPT, Config, config_to_dict, plan_replicas  # noqa: E402
-
-if typing.TYPE_CHECKING:
-    from pneumojax.train import FitResult
 
 WORKDIR = flags.DEFINE_string("workdir", "runs/latest", "folder of the run: checkpoints, logs, pictures")
 RESTART = flags.DEFINE_bool("restart", False, "delete the run in the workdir and begin anew")
@@ -42,27 +35,17 @@ def main() -> int:
     from pneumojax.replicas import fit_replicas
     from pneumojax.train import fit
 
-    progress = Progress()
+    progress = Progress(STARTED)
     arguments = (config, workdir, RESTART.value, progress.report)
     try:
         results = fit_replicas(*arguments) if len(plans) > 1 else [fit(*arguments)]
     finally:
         progress.close()
 
-    if progress.first_row is not None:
-        speed = f"{progress.images_per_second():.0f} images/s, " if progress.rates else ""
-        # ru_maxrss is in KiB on Linux, in bytes on macOS.
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        print(
-            f"\n{speed}first steps after {progress.first_row - STARTED:.1f} s, "
-            f"{time.perf_counter() - STARTED:.0f} s in all, peak memory {peak / 2**30:.2f} GiB"
-        )
+    progress.print_cost()
     result = max(results, key=lambda one: one.step)  # What has diverged is behind.
     if result.stopped_by:
-        again = shlex.join(word for word in sys.argv if word.lstrip("-").split("=")[0] != "restart")
-        print(
-            f"Stopped and saved at step {result.step} of {result.total_steps} in {workdir}.\nGo on: scripts/run {again}"
-        )
+        print(format_stop(result.step, result.total_steps, workdir))
         return 128 + result.stopped_by
     where = [f"--data_dir={config.data.data_dir}"] if config.data.data_dir else []
     split = config.data.selection_split
@@ -84,8 +67,8 @@ def main() -> int:
     return 0
 
 
-def format_replicas(plans: list[Config], results: list["FitResult"], split: str) -> str:
-    """A table with a line for each replica: what is its own, and what it reached."""
+def format_replicas(plans: list[Config], results: list, split: str) -> str:
+    """A table with a line for each replica: what is its own, and what it reached (a `FitResult` each)."""
     values = [config_to_dict(plan) for plan in plans]
     own = ["seed", *(name for name in SWEPT if len({one[name] for one in values}) > 1)]
     rows = [("replica", *own, f"best {split} AUROC", "after epoch", "threshold")]
@@ -94,7 +77,7 @@ def format_replicas(plans: list[Config], results: list["FitResult"], split: str)
         if result.threshold:
             epoch = result.best_step / result.steps_per_epoch
             reached = (f"{result.best_auroc:.4f}", f"{epoch:.0f}", f"{result.threshold['value']:.4f}")
-        rows.append((str(replica), *(f"{one[name]:g}" for name in own), *reached))
+        rows.append((str(replica), *(str(one[name]) for name in own), *reached))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
     return "\n".join(lines)

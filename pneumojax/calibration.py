@@ -86,17 +86,17 @@ def fit_temperature(labels: ArrayLike, probabilities: ArrayLike) -> float | None
     return 1 / high
 
 
-def apply_temperature(probabilities: ArrayLike, temperature: float) -> np.ndarray:
+def apply_temperature(probabilities: ArrayLike, temperature: ArrayLike) -> np.ndarray:
     """Probabilities of the logits divided by a temperature.
 
     Args:
       probabilities: [N, C] float, 0..1: softmax of the logits.
-      temperature: above 0; 1 changes nothing but the last bits.
+      temperature: above 0, one for all or [N]; 1 changes nothing but the last bits.
 
     Returns:
       [N, C] float64, 0..1. The order of images by score stays as it is with two classes, not always with three.
     """
-    logits = _log(probabilities) / temperature
+    logits = _log(probabilities) / np.asarray(temperature)[..., None]
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     return powers / powers.sum(axis=1, keepdims=True)
 
@@ -217,7 +217,7 @@ def compute_reliability(labels: ArrayLike, scores: ArrayLike, bins: int = RELIAB
 def compute_predictive_values(
     labels: ArrayLike,
     scores: ArrayLike,
-    threshold: float,
+    threshold: ArrayLike,
     patient_ids: ArrayLike,
     prevalences: ArrayLike,
     resamples: int = 1000,
@@ -231,7 +231,7 @@ def compute_predictive_values(
     Args:
       labels: [N] int or bool; 0 is NORMAL, everything above is pneumonia.
       scores: [N] float.
-      threshold: where decisions turn positive.
+      threshold: where decisions turn positive; one for all or [N].
       patient_ids: [N], equal for images of one patient.
       prevalences: [G] float, between 0 and 1.
       resamples: number of bootstrap resamples R.

@@ -6,6 +6,7 @@ Layout of a workdir:
     learning_curves.png
     threshold.json         the operating point, chosen on the selection split
     calibration.json       the temperature, fitted on the selection split
+    backbone.safetensors   of a pretraining instead: what train.py starts from
     checkpoints/STEP/      Orbax: `state` (arrays in nested dicts), its `checksum`, `run` (as config.json), metrics
     evaluation/SPLIT/      what evaluation wrote
 
@@ -30,7 +31,7 @@ from flax import serialization
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from pneumojax.config import config_fields, config_from_dict, config_to_dict
-from pneumojax.errors import NotFiniteError, UserError
+from pneumojax.errors import Diverged, UserError
 from pneumojax.sharding import put
 from pneumojax.state import TrainState
 
@@ -85,14 +86,13 @@ def save_checkpoint(
       auroc: val/auroc of this state; None between validations: such a checkpoint is never the best.
 
     Raises:
-      UserError: this or the save before it could not be written.
-      NotFiniteError: the state is not finite.
+      UserError: this or the save before it could not be written, or (Diverged) the state is not finite.
     """
     arrays = _to_dict(state)
     on_host = jax.device_get(arrays)
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(on_host)):
         # A finite loss can still end in an update that is not; the next loss would say so, if there were one.
-        raise NotFiniteError(
+        raise Diverged(
             f"the weights are not finite at step {step}. The last good checkpoint is kept in {checkpoints.directory}; "
             "a lower --learning_rate in another --workdir is the usual cure."
         )
@@ -144,6 +144,12 @@ def restore_state(checkpoints: ocp.CheckpointManager, step: int, fresh: TrainSta
     return jax.tree.map(lambda leaf: put(leaf, mesh), state)
 
 
+def has_checkpoints(workdir: pathlib.Path) -> bool:
+    """Whether a run there has saved a state to go on from."""
+    directory = _directory(workdir)
+    return directory.is_dir() and any(path.name.isdigit() for path in directory.iterdir())
+
+
 def load_run(workdir: pathlib.Path, which: str) -> tuple[dict, dict, int]:
     """Opens a run to predict with it; needs nothing but the workdir.
 
@@ -173,6 +179,11 @@ def load_run(workdir: pathlib.Path, which: str) -> tuple[dict, dict, int]:
             saved = _load_arrays(checkpoints, step)
             variables = saved.get("ema") or {"params": saved["params"], "batch_stats": saved.get("batch_stats", {})}
             run["config"], run["class_names"], run["data"]["fingerprints"]["train"]
+    if run.get("trains") == "backbone":
+        raise UserError(
+            f"{workdir} holds a backbone without a classifier. Train one on it first: "
+            f"experiments/train.py --pretrained={workdir / 'backbone.safetensors'}"
+        )
     return run, variables, step
 
 
@@ -199,12 +210,15 @@ def read_run(path: pathlib.Path) -> dict:
     return run
 
 
-def check_same_run(path: pathlib.Path, run: dict) -> None:
-    """Refuses to continue a run with another config or other data.
+def check_same_run(path: pathlib.Path, run: dict) -> dict:
+    """Refuses to continue a run with another config, other data or other pretrained weights.
 
     Args:
       path: config.json of the earlier start.
       run: the run that wants to go on there.
+
+    Returns:
+      The content of config.json.
 
     Raises:
       UserError: names each field that differs, with both values.
@@ -216,11 +230,18 @@ def check_same_run(path: pathlib.Path, run: dict) -> None:
     differing = [f"{name} was {old[name]}, is {new[name]}" for name in fields if old[name] != new[name]]
     if earlier["data"]["fingerprint"] != run["data"]["fingerprint"]:
         differing.append(f"the data was {earlier['data']['fingerprint']}, is {run['data']['fingerprint']}")
+    kinds = [one.get("trains", "classifier") for one in (earlier, run)]
+    if kinds[0] != kinds[1]:
+        differing.append(f"it trained a {kinds[0]}, this one a {kinds[1]}")
+    weights = [one.get("pretrained_sha256") for one in (earlier, run)]
+    if all(weights) and weights[0] != weights[1]:
+        differing.append(f"the content of {new['pretrained']} was {weights[0]}, is {weights[1]}")
     if differing:
         raise UserError(
             f"{path.parent} holds a run of another config: {'; '.join(differing)}. "
             "Use another --workdir, or the earlier values, or begin anew with --restart (which deletes the old run)."
         )
+    return earlier
 
 
 def _directory(workdir: pathlib.Path) -> pathlib.Path:

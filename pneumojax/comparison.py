@@ -89,8 +89,8 @@ def compute_differences(
     labels: ArrayLike,
     probabilities_a: ArrayLike,
     probabilities_b: ArrayLike,
-    threshold_a: float,
-    threshold_b: float,
+    threshold_a: ArrayLike,
+    threshold_b: ArrayLike,
     patient_ids: ArrayLike,
     resamples: int = 1000,
     seed: int = 0,
@@ -103,7 +103,7 @@ def compute_differences(
       labels: [N] int, 0..C - 1.
       probabilities_a: [N, C] float, 0..1, with C = 2 or 3.
       probabilities_b: [N, C] float, of the same images.
-      threshold_a: of a's score for pneumonia.
+      threshold_a: of a's score for pneumonia; one for all or [N].
       threshold_b: of b's.
       patient_ids: [N], equal for images of one patient.
       resamples: number of bootstrap resamples R.

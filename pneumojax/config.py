@@ -20,6 +20,9 @@ CLASSIFIER = ("dense", "head")
 # What may differ between the replicas of a run, beside the seed.
 SWEPT = ("learning_rate", "weight_decay", "label_smoothing", "augment_strength")
 
+# Networks that can start from weights of a file.
+PRETRAINABLE = ("cnn", "vgg16", "resnet18", "resnet34", "resnet50")
+
 
 def _field(default, help, choices=None, at_least=None, above=None, at_most=None, below=None, identity=True):
     """A dataclass field with its help text and limits; identity=False: may change when a run is continued."""
@@ -66,6 +69,12 @@ class DataConfig(_Checked):
     train_share: float = _field(
         1.0, "share of the training patients that is used, of each class the same", above=0.0, at_most=1.0
     )
+    folds: int | None = _field(
+        None,
+        "cut the training images by patient into this many folds, one of them the test split (default: as prepared)",
+        at_least=2,
+    )
+    fold: int = _field(0, "which of the folds is the test split, from 0", at_least=0)
     image_px: int = _field(64, "height and width of the images that the network sees, in pixels", at_least=16)
     selection_split: str = _field(
         "validation",
@@ -94,11 +103,19 @@ class ModelConfig(_Checked):
         "3x3", "convolution with the stride in a block of resnet50: PyTorch's, or Keras's", choices=("3x3", "1x1")
     )
     pretrained: str | None = _field(
-        None, "file of ImageNet weights to start from: torchvision's, timm's or Keras's (default: a random start)"
+        None,
+        "file of weights to start from: ImageNet's of torchvision, timm or Keras, or the backbone.safetensors of "
+        "experiments/pretrain.py (default: a random start)",
     )
     frozen: tuple[str, ...] = _field(
         (),
         "stages that stay as they are: of a resnet stem, stage1 .. stage4; of vgg16 stage1 .. stage5",
+    )
+    cached_views: int | None = _field(
+        None,
+        "views of each image of which the features of a frozen backbone are computed once and kept: the first is the "
+        "image itself, each other one is augmented once (default: features anew in each step)",
+        at_least=1,
     )
     dropout: float = _field(0.0, "share of the last features dropped in training", at_least=0.0, below=1.0)
     dtype: str = _field(
@@ -224,7 +241,11 @@ class Config(_Checked):
 
     def __post_init__(self):
         super().__post_init__()
-        train, augment = self.train, self.augment
+        data, train, augment = self.data, self.train, self.augment
+        if data.fold >= (data.folds or 1):
+            raise UserError(f"fold must be less than folds: there is no fold {data.fold} of {data.folds or 1}.")
+        if data.folds and data.selection_split != "validation":
+            raise UserError("folds needs selection_split=validation: the held-out fold is scored, it does not choose.")
         if train.batch_norm == "local" and train.parallel == "jit":
             raise UserError("batch_norm=local needs parallel=shard_map or pmap: jit sees the global batch only.")
         if train.multihost and train.parallel == "pmap":
@@ -234,6 +255,8 @@ class Config(_Checked):
                 f"replicas={train.replicas} needs parallel=jit and no multihost: replicas have a way of their own to "
                 "spread over the devices of one process."
             )
+        if train.replicas > 1 and self.model.cached_views:
+            raise UserError("cached_views keeps the features of one network: drop it, or train without replicas.")
         if train.sweep and train.replicas == 1:
             raise UserError("sweep needs replicas: as many as its lists have values.")
         geometry = augment.rotate_degrees or augment.shift or augment.zoom or augment.crop_min_area < 1 or augment.flip
@@ -243,8 +266,10 @@ class Config(_Checked):
                 f"test_time_views={augment.test_time_views} needs a range of augmentation above zero: "
                 "without one all views are the same."
             )
-        if self.model.pretrained and not self.model.model.startswith(("vgg", "resnet")):
-            raise UserError(f"pretrained needs model=vgg16, resnet18, resnet34 or resnet50, not {self.model.model}.")
+        if self.model.cached_views and augment.mixup_alpha:
+            raise UserError("cached_views keeps features of single images, mixup blends images: give --mixup_alpha=0.")
+        if self.model.pretrained and self.model.model not in PRETRAINABLE:
+            raise UserError(f"pretrained needs model={', '.join(PRETRAINABLE)}, not {self.model.model}.")
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A prepared data set as arrays: decoded once for each size, kept beside the data set, memory-mapped on reading."""
 
 import dataclasses
+import hashlib
 import json
 import logging
 import math
@@ -8,6 +9,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -22,6 +24,9 @@ SUBTYPES = CLASS_NAMES["three_class"]
 
 # What is kept of each example beside its image.
 COLUMNS = ("subtype", "patient_id", "filename", "height", "width", "channels", "duplicate_of")
+
+# What a split has of each image.
+SPLIT_COLUMNS = ("images", "subtypes", "patient_ids", "filenames", "heights", "widths", "channels", "duplicate_of")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,16 +65,30 @@ class Split:
 
     def select(self, chosen: np.ndarray) -> "Split":
         """The chosen images, by [N] bool or by indices; the fingerprint stays that of the whole."""
-        columns = ("images", "subtypes", "patient_ids", "filenames", "heights", "widths", "channels", "duplicate_of")
-        return dataclasses.replace(self, **{name: getattr(self, name)[chosen] for name in columns})
+        return dataclasses.replace(self, **{name: getattr(self, name)[chosen] for name in SPLIT_COLUMNS})
 
 
 def read_record(config: DataConfig) -> dict:
     """The prepared data set's record: fingerprints, counts, source. Draws the phantom set if it is not there yet.
 
+    Where the config cuts folds, fingerprints and counts are those of its fold's splits.
+
     Raises:
-      UserError: the data set is not prepared, or its record is damaged.
+      UserError: the data set is not prepared, its record is damaged, or it is too small for the folds.
     """
+    record = _read_prepared(config)
+    if config.folds is None:
+        return record
+    splits = [_load_fold(config, name) for name in ("train", "validation", "test")]
+    fingerprints = {split.name: split.fingerprint for split in splits}
+    counts = {
+        split.name: dict(zip(SUBTYPES, np.bincount(split.subtypes, minlength=3).tolist(), strict=True))
+        for split in splits
+    }
+    return record | {"fingerprint": _hash(fingerprints), "fingerprints": fingerprints, "counts": counts}
+
+
+def _read_prepared(config: DataConfig) -> dict:
     directory = _dataset_dir(config)
     if not directory.exists():
         if config.dataset != "phantom":
@@ -96,18 +115,88 @@ def load_split(config: DataConfig, name: str) -> Split:
     """Loads one split at the config's size, from the cache if it is there.
 
     Args:
-      config: which data set, where, and at what size.
-      name: train, validation or test.
+      config: which data set, where, at what size, and cut into which folds.
+      name: train, validation or test. Of folds, test is the fold that is held out, and validation is cut by patient
+        from the others, the same share as in the prepared set.
 
     Raises:
-      UserError: the data set is not prepared or damaged, or has no such split.
+      UserError: the data set is not prepared or damaged, has no such split, or is too small for the folds.
     """
-    split = _load_whole_split(config, name)
+    split = _load_whole_split(config, name) if config.folds is None else _load_fold(config, name)
     return _take_share(split, config.train_share) if name == "train" else split
 
 
+def load_training_images(config: DataConfig) -> Split:
+    """All official training images, which are the prepared train and validation split: what folds are cut from.
+
+    It is named out_of_fold, as what it is scored for.
+
+    Raises:
+      UserError: the data set is not prepared or damaged.
+    """
+    parts = [_load_whole_split(config, name) for name in ("train", "validation")]
+    fingerprint = _hash({part.name: part.fingerprint for part in parts})
+    return _join(parts, [np.ones(len(part), bool) for part in parts], "out_of_fold", fingerprint)
+
+
+def _load_fold(config: DataConfig, name: str) -> Split:
+    parts = [_load_whole_split(config, part) for part in ("train", "validation")]
+    patient_ids = np.concatenate([part.patient_ids for part in parts])
+    subtypes = np.concatenate([part.subtypes for part in parts])
+    chosen = cut_fold(patient_ids, subtypes, config.folds, config.fold)[name]
+    if len(np.unique(subtypes[chosen] > 0)) < 2:
+        raise UserError(f"folds={config.folds} is too many: a {name} split of this data set would have one class only.")
+    masks = np.split(chosen, [len(parts[0])])
+    filenames = [part.filenames[mask].tolist() for part, mask in zip(parts, masks, strict=True)]
+    # The prepared splits' fingerprints stand for labels, patients and bytes of the files that are named.
+    fingerprint = _hash({"split": name, "of": [part.fingerprint for part in parts], "filenames": filenames})
+    return _join(parts, masks, name, fingerprint)
+
+
+def cut_fold(patient_ids: np.ndarray, subtypes: np.ndarray, folds: int, fold: int) -> dict[str, np.ndarray]:
+    """Cuts all training images into the splits of one fold, by whole persons, of each subtype the same share.
+
+    Persons are those whom the prepared splits keep together: patients of one number, whatever their subtype. The
+    prepared splits also join persons who share an image's bytes. That is not on record, as only one of them kept the
+    image; the Kermany images have no such persons.
+
+    Args:
+      patient_ids: [N] strings.
+      subtypes: [N] int, index into NORMAL, BACTERIA, VIRUS.
+      folds: how many.
+      fold: which of them, from 0.
+
+    Returns:
+      {"train", "validation", "test"}: [N] bool each. test is the fold; validation is for choosing, as in the prepared
+      set, and differs from fold to fold.
+    """
+    persons = np.array([kermany_pneumonia.name_person(patient_id) for patient_id in patient_ids])
+
+    def choose(among: np.ndarray, share: float, salt: str) -> np.ndarray:
+        chosen = kermany_pneumonia.choose_share(persons[among].tolist(), subtypes[among].tolist(), share, salt)
+        return among & np.isin(persons, list(chosen))
+
+    rest = np.ones(len(persons), bool)
+    for i in range(fold + 1):
+        test = choose(rest, 1 / (folds - i), "folds") if i < folds - 1 else rest
+        rest = rest & ~test
+    validation = choose(~test, kermany_pneumonia.VALIDATION_FRACTION, f"fold {fold}")
+    return {"train": ~test & ~validation, "validation": validation, "test": test}
+
+
+def _join(parts: Sequence[Split], masks: Sequence[np.ndarray], name: str, fingerprint: str) -> Split:
+    """The images of several splits that their masks, [N] bool each, choose."""
+    chosen = [part.select(mask) for part, mask in zip(parts, masks, strict=True)]
+    columns = {column: np.concatenate([getattr(part, column) for part in chosen]) for column in SPLIT_COLUMNS}
+    return Split(name=name, fingerprint=fingerprint, **columns)
+
+
+def _hash(content) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
 def _load_whole_split(config: DataConfig, name: str) -> Split:
-    record = read_record(config)
+    record = _read_prepared(config)
     if name not in record["fingerprints"]:
         raise UserError(
             f"the data set in {_dataset_dir(config)} has no {name} split: "

@@ -8,5 +8,5 @@ class UserError(Exception):
     """
 
 
-class NotFiniteError(UserError):
-    """The loss or the weights of a run are not finite any more."""
+class Diverged(UserError):
+    """A training left the finite numbers: a fault of its config, not of the place it runs in."""

@@ -7,7 +7,9 @@ import io
 import json
 import logging
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,6 +20,7 @@ from pneumojax.checkpoint import check_shapes, find_replicas, load_run
 from pneumojax.config import Config, ThresholdConfig, config_from_dict
 from pneumojax.data import Split, load_split, make_eval_batches, read_record
 from pneumojax.errors import UserError
+from pneumojax.report import make_report
 from pneumojax.sharding import make_mesh, put
 from pneumojax.statistics import BOOTSTRAP_RESAMPLES, BOOTSTRAP_SEED, compute_curves, compute_statistics
 from pneumojax.steps import make_abstract_variables, make_graph, make_predict
@@ -343,7 +346,7 @@ def load_calibration(run: Run | Ensemble) -> dict:
 
 
 def evaluate(run: Run | Ensemble, split_name: str, rules: ThresholdConfig | None = None) -> dict:
-    """Scores a split and writes its numbers, predictions, curves and pictures to `<workdir>/evaluation/<split>/`.
+    """Scores a split; writes its numbers, predictions, curves, pictures and report to `<workdir>/evaluation/<split>/`.
 
     Args:
       run: from `open_run` or `open_ensemble`.
@@ -360,10 +363,37 @@ def evaluate(run: Run | Ensemble, split_name: str, rules: ThresholdConfig | None
     """
     rules = rules or run.config.threshold
     split, probabilities = _score_split(run, split_name)
-    threshold, calibration = load_threshold(run, rules), load_calibration(run)
+    return write_evaluation(
+        run, split, probabilities, load_threshold(run, rules), load_calibration(run), rules.prevalence
+    )
+
+
+def write_evaluation(
+    run: Run | Ensemble,
+    split: Split,
+    probabilities: np.ndarray,
+    threshold: dict,
+    calibration: dict,
+    prevalence: float | None,
+    more: Mapping[str, Any] = MappingProxyType({}),
+) -> dict:
+    """Computes and writes what `evaluate` does, of probabilities that are at hand.
+
+    Args:
+      run: that they are of.
+      split: what was scored.
+      probabilities: [N, C] of the split.
+      threshold: content of threshold.json; its thresholds may be [N] arrays, one for each image.
+      calibration: content of calibration.json; its temperature may be [N] too.
+      prevalence: of the rules.
+      more: what metrics.json is to hold beside that.
+
+    Returns:
+      The content of metrics.json; of an array its distinct values.
+    """
     task = run.config.model.task
     labels = split.labels(task)
-    numbers = compute_statistics(split, task, probabilities, threshold, calibration, rules.prevalence)
+    numbers = compute_statistics(split, task, probabilities, threshold, calibration, prevalence)
     results = {
         **numbers,
         "calibration": calibration | numbers["calibration"],
@@ -372,21 +402,38 @@ def evaluate(run: Run | Ensemble, split_name: str, rules: ThresholdConfig | None
         "run": {
             "workdir": str(run.workdir),
             "checkpoint": {"which": run.checkpoint, "step": run.step},
-            "split": {"name": split_name, "fingerprint": split.fingerprint},
-            "trained_on_this_data": _check_data(run),
+            "split": {"name": split.name, "fingerprint": split.fingerprint},
+            "trained_on_this_data": check_data(run),
             "test_time_views": run.test_time_views,
             "bootstrap": {"resamples": BOOTSTRAP_RESAMPLES, "seed": BOOTSTRAP_SEED, "unit": "patient"},
             "date": _now(),
             **run.info,
         },
+        **more,
     }
-    directory = run.workdir / "evaluation" / split_name
+    directory = run.workdir / "evaluation" / split.name
     write_text(directory / "predictions.csv", _format_predictions(run, split, labels, probabilities, results))
     curves = compute_curves(split, probabilities, threshold, calibration)
     write_json(directory / "curves.json", curves)
+    scores = metrics.compute_binary_scores(probabilities)
+    decisions = metrics.compute_decisions(scores, threshold["value"])
+    results = _list_distinct(results)
     _draw(run, split, curves, results, directory)
+    networks = {str(one.workdir): one.info | {"step": one.step} for one in _list_networks(run)}
+    write_text(directory / "report.html", make_report(results, split, scores, decisions, networks, directory))
     write_json(directory / "metrics.json", results)  # last: where it is, the rest is too
     return results
+
+
+def _list_networks(run: Run | Ensemble) -> tuple[Run, ...]:
+    return run.members if isinstance(run, Ensemble) else (run,)
+
+
+def _list_distinct(content: Any) -> Any:
+    """Puts lists of their distinct values for arrays, so that JSON can hold the content."""
+    if isinstance(content, dict):
+        return {name: _list_distinct(value) for name, value in content.items()}
+    return np.unique(content).tolist() if isinstance(content, np.ndarray) else content
 
 
 def _score_split(run: Run | Ensemble, name: str) -> tuple[Split, np.ndarray]:
@@ -432,10 +479,10 @@ def _describe_rule(rules: ThresholdConfig) -> dict:
     return {"rule": rules.threshold_rule} | numbers[rules.threshold_rule]
 
 
-def _check_data(run: Run | Ensemble) -> bool:
+def check_data(run: Run | Ensemble) -> bool:
     """Whether the run was trained on the training split that belongs to the data set that is scored now."""
     if isinstance(run, Ensemble):
-        return all([_check_data(member) for member in run.members])  # A list: each that differs is to be named.
+        return all([check_data(member) for member in run.members])  # A list: each that differs is to be named.
     record = read_record(run.config.data)
     same = record["fingerprints"]["train"] == run.info["data"]["fingerprints"]["train"]
     if not same:
@@ -475,12 +522,13 @@ def _format_predictions(
     if there:
         shifted = shift_prevalence(calibrated, calibration["prevalence"], there["prevalence"])
         calibrated_scores["score_at_prevalence"] = shifted
+    by_image = {name: one for name, one in (("threshold", results["threshold"]["value"]),) if np.ndim(one)}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     probability_columns = [f"probability_{name}" for name in names]
     class_column = ["most_probable_class"] if len(names) == 3 else []
     columns = ["filename", "patient_id", "label", *probability_columns, "score", "decision", *class_column]
-    writer.writerow([*columns, *calibrated_scores])
+    writer.writerow([*columns, *calibrated_scores, *by_image])
     for i in range(len(split)):
         row = [
             split.filenames[i],
@@ -491,7 +539,7 @@ def _format_predictions(
         ]
         row.append("PNEUMONIA" if decisions[i] else "NORMAL")
         row += [names[probabilities[i].argmax()]] if class_column else []
-        writer.writerow(row + [float(column[i]) for column in calibrated_scores.values()])
+        writer.writerow(row + [float(column[i]) for column in (calibrated_scores | by_image).values()])
     return text.getvalue()
 
 

@@ -1,13 +1,13 @@
-"""Pictures of an evaluation and of a training run, as PNG files.
+"""Pictures of an evaluation, of a training run and of the data, as PNG files.
 
-Each function takes the numbers of `pneumojax.metrics`, draws one picture and replaces the file in one go, so a reader
-never finds half of one. Where there is nothing to draw, the picture says why; the set of files is the same for every
-split.
+Each function takes numbers, as of `pneumojax.metrics`, or images, draws one picture and replaces the file in one go, so
+a reader never finds half of one. Where there is nothing to draw, the picture says why; the set of files is the same for
+every split.
 """
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Okabe and Ito, Color universal design, 2008: told apart by colour-blind readers too.
-BLUE, ORANGE, GREY, INK = "#0072B2", "#D55E00", "#767676", "#222222"
+BLUE, ORANGE, GREEN, GREY, INK = "#0072B2", "#D55E00", "#009E73", "#767676", "#222222"
+
+# Of NORMAL, BACTERIA, VIRUS; shapes and dashes too, for print in grey.
+CLASS_COLOURS = (BLUE, ORANGE, GREEN)
+CLASS_MARKERS = ("o", "s", "^")
+CLASS_LINES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
 
 BAND = {"color": BLUE, "alpha": 0.18, "linewidth": 0}
 REFERENCE = {"color": GREY, "linewidth": 1, "linestyle": (0, (4, 3))}
@@ -52,7 +57,9 @@ STYLE = {
 PANELS = {"loss": "Loss", "auroc": "AUROC", "accuracy": "Accuracy"}
 
 
-def save_roc(path: str | Path, curve: Mapping | None, metrics: Mapping, threshold: float, title: str = "") -> None:
+def save_roc(
+    path: str | Path, curve: Mapping | None, metrics: Mapping, threshold: float | Sequence[float], title: str = ""
+) -> None:
     """Draws the ROC curve with its 95 % band, the area with its interval, and the operating point.
 
     Args:
@@ -77,12 +84,12 @@ def save_roc(path: str | Path, curve: Mapping | None, metrics: Mapping, threshol
             axes.fill_between(band["false_positive_rate"], band["low"], band["high"], **BAND)
         axes.plot(curve["false_positive_rate"], curve["sensitivity"], color=BLUE, solid_joinstyle="miter")
 
-        lines = [(BLUE, f"AUROC {_format_interval(metrics['auroc'])}")]
+        lines = [(BLUE, f"AUROC {format_interval(metrics['auroc'])}")]
         sensitivity, specificity = metrics["sensitivity"]["value"], metrics["specificity"]["value"]
         _mark_operating_point(axes, 1 - specificity, sensitivity)
-        lines.append((ORANGE, f"At threshold {_format_threshold(threshold)}"))
-        lines.append((INK, f"sensitivity {_format_interval(metrics['sensitivity'])}"))
-        lines.append((INK, f"specificity {_format_interval(metrics['specificity'])}"))
+        lines.append((ORANGE, f"At threshold {format_score(threshold)}"))
+        lines.append((INK, f"sensitivity {format_interval(metrics['sensitivity'])}"))
+        lines.append((INK, f"specificity {format_interval(metrics['specificity'])}"))
         if curve["band"] is not None:
             lines.append((GREY, "brackets, band: 95 % interval"))
         _write_lines(axes, lines, x=0.97, bottom=0.04, align="right")
@@ -90,7 +97,7 @@ def save_roc(path: str | Path, curve: Mapping | None, metrics: Mapping, threshol
 
 
 def save_precision_recall(
-    path: str | Path, curve: Mapping | None, metrics: Mapping, threshold: float, title: str = ""
+    path: str | Path, curve: Mapping | None, metrics: Mapping, threshold: float | Sequence[float], title: str = ""
 ) -> None:
     """Draws precision over sensitivity with its 95 % band, the prevalence, and the operating point.
 
@@ -119,12 +126,12 @@ def save_precision_recall(
         sensitivity, precision = [0.0, *curve["sensitivity"]], [curve["precision"][0], *curve["precision"]]
         axes.plot(sensitivity, precision, color=BLUE, drawstyle="steps-pre", solid_joinstyle="miter")
 
-        lines = [(BLUE, f"AUPRC {_format_interval(metrics['auprc'])}")]
-        lines.append((ORANGE, f"At threshold {_format_threshold(threshold)}"))
+        lines = [(BLUE, f"AUPRC {format_interval(metrics['auprc'])}")]
+        lines.append((ORANGE, f"At threshold {format_score(threshold)}"))
         if metrics["precision"]["value"] is not None:
             _mark_operating_point(axes, metrics["sensitivity"]["value"], metrics["precision"]["value"])
-        lines.append((INK, f"sensitivity {_format_interval(metrics['sensitivity'])}"))
-        lines.append((INK, f"precision {_format_interval(metrics['precision'])}"))
+        lines.append((INK, f"sensitivity {format_interval(metrics['sensitivity'])}"))
+        lines.append((INK, f"precision {format_interval(metrics['precision'])}"))
         if curve["band"] is not None:
             lines.append((GREY, "brackets, band: 95 % interval"))
         _write_lines(axes, lines, x=0.03, bottom=0.04, align="left")
@@ -202,7 +209,7 @@ def save_reliability(path: str | Path, reliability: Mapping, calibration: Mappin
         lines = [(INK, "ECE, Brier score, slope")]
         for when, colour, words in (
             ("before", GREY, "as trained"),
-            ("after", BLUE, f"temperature {calibration['temperature']:.3g}"),
+            ("after", BLUE, f"temperature {format_range(calibration['temperature'], '{:.3g}'.format)}"),
         ):
             names = ("ece", "brier", "calibration_slope")
             numbers = [calibration[when][name]["value"] for name in names]
@@ -214,7 +221,7 @@ def save_reliability(path: str | Path, reliability: Mapping, calibration: Mappin
 
 
 def save_predictive_values(
-    path: str | Path, values: Mapping, counts: Mapping, threshold: float, title: str = ""
+    path: str | Path, values: Mapping, counts: Mapping, threshold: float | Sequence[float], title: str = ""
 ) -> None:
     """Draws the predictive values of the decision over the prevalence of pneumonia, with their 95 % bands.
 
@@ -239,7 +246,7 @@ def save_predictive_values(
         own = 1 - counts["classes"]["NORMAL"] / counts["images"]
         axes.axvline(own, **REFERENCE)
         axes.text(own - 0.015, 0.5, "this split", color=GREY, rotation=90, ha="right", va="center")
-        lines = [(INK, f"At threshold {_format_threshold(threshold)}")]
+        lines = [(INK, f"At threshold {format_score(threshold)}")]
         for name, colour, words in (
             ("ppv", ORANGE, "PPV: pneumonia among those decided for"),
             ("npv", BLUE, "NPV: NORMAL among the others"),
@@ -372,6 +379,355 @@ def save_reported(path: str | Path, rows: Sequence[Mapping], split: str) -> None
         _save(figure, path)
 
 
+def save_intervals(path: str | Path, groups: Mapping[str, Mapping[str, Mapping]], title: str = "") -> None:
+    """Draws areas under the ROC curve as dots with their 95 % intervals, one under the other, beside chance.
+
+    Args:
+      path: PNG file to write; its folder exists.
+      groups: {heading: {row: {"value", "ci95"}}}, in order; a value that does not exist is written, not drawn.
+      title: what was scored, as "test, 624 images".
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    rows = [row for metrics in groups.values() for row in metrics.values() if row["value"] is not None]
+    lowest = min([0.5] + [min([row["value"], *(row["ci95"] or ())]) for row in rows])
+    with _style():
+        # A heading, the rows and a gap for each group, and the axis.
+        figure = _make_figure(6.2, 1.1 + 0.27 * sum(len(metrics) + 1.5 for metrics in groups.values()))
+        axes = figure.add_subplot()
+        axes.set_title(_join("AUROC, pneumonia against NORMAL", title))
+        axes.axvline(0.5, **REFERENCE)
+        place, places, names = 0.0, [], []
+        for colour, (heading, metrics) in zip((BLUE, ORANGE), groups.items(), strict=True):
+            beside = axes.get_yaxis_transform()
+            axes.text(-0.02, place, heading, color=colour, ha="right", va="center", weight="bold", transform=beside)
+            for name, row in metrics.items():
+                place += 1
+                places, names = [*places, place], [*names, name]
+                axes.text(1.02, place, format_interval(row), va="center", transform=beside)
+                if row["value"] is not None:
+                    reach = [[abs(row["value"] - bound)] for bound in row["ci95"] or ()] or None
+                    axes.errorbar(row["value"], place, xerr=reach, fmt="o", markersize=5, color=colour, elinewidth=1.4)
+            place += 1.5
+        axes.text(0.5, place - 1, " chance", color=GREY, va="center")
+        axes.set_yticks(places, names)
+        axes.set(xlim=(lowest - 0.02, 1.01), ylim=(place - 0.5, -0.6), xlabel="AUROC, 95 % interval")
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        _save(figure, path)
+
+
+def save_images(
+    path: str | Path, images: Sequence[np.ndarray], columns: int, captions: Sequence[str] = (), title: str = ""
+) -> None:
+    """Draws grey images side by side, pixel by pixel.
+
+    Args:
+      path: PNG file to write; its folder exists.
+      images: [H, W] uint8 each, 0..255.
+      columns: images in a row.
+      captions: one over each image, or none.
+      title: of the picture.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    rows = math.ceil(len(images) / columns)
+    side = 5.4 / columns
+    with _style():
+        figure = _make_figure(5.4, rows * side + 0.2 * rows * (len(captions) > 0) + 0.3 * (title != ""))
+        figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)
+        if title:
+            figure.suptitle(title, x=0.01, ha="left", size=10)
+        for i, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
+            axes.set_axis_off()
+            if i < len(images):
+                axes.imshow(images[i], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+            if i < len(captions):
+                axes.set_title(captions[i], x=0.5, ha="center", size=9, pad=3)
+        _save(figure, path)
+
+
+def save_class_counts(path: str | Path, counts: Mapping[str, Mapping[str, int]], title: str = "") -> None:
+    """Draws the share of each class in each split as one bar, with the numbers of images.
+
+    Args:
+      path: PNG file to write; its folder exists.
+      counts: {split: {class: images}}, of the same classes, at most three.
+      title: what was counted.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    with _style():
+        figure = _make_figure(6.4, 1.1 + 0.55 * len(counts))
+        axes = figure.add_subplot()
+        axes.set_title(_join("Classes", title))
+        on_bar = {"color": "white", "weight": "bold"}
+        for place, numbers in enumerate(counts.values()):
+            total, left = max(1, sum(numbers.values())), 0.0
+            for colour, (name, number) in zip(CLASS_COLOURS, numbers.items(), strict=False):
+                share = number / total
+                axes.barh(place, share, left=left, height=0.7, color=colour, edgecolor="white")
+                if share > 0.12:  # Else the text is wider than its part of the bar.
+                    axes.text(left + share / 2, place, f"{name} {number:,}", ha="center", va="center", **on_bar)
+                left += share
+            axes.text(1.01, place, f"{total:,} images", va="center")
+        axes.set_yticks(range(len(counts)), list(counts))
+        axes.set(xlim=(0, 1), ylim=(len(counts) - 0.5, -0.5), xlabel="Share of the split's images")
+        axes.xaxis.set_major_formatter("{x:.0%}")
+        axes.grid(visible=False)
+        axes.tick_params(axis="y", length=0)
+        axes.spines[:].set_visible(False)
+        _save(figure, path)
+
+
+def save_average_images(path: str | Path, averages: Mapping[str, np.ndarray], title: str = "") -> None:
+    """Draws the average image of each class and, below, the differences of each two of them on one symmetric scale.
+
+    Args:
+      path: PNG file to write; its folder exists.
+      averages: {class: [H, W] float, 0..255}, at most three; of one class alone, the picture says so.
+      title: what was averaged.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    names, heading = list(averages), _join("Average images, and their differences", title)
+    if len(names) < 2:
+        return _save_reason(path, heading, {"reason": f"There is no class but {names[0]} to compare."})
+    pairs = [(a, b) for i, b in enumerate(names) for a in names[i + 1 :]]
+    differences = [averages[a] - averages[b] for a, b in pairs]
+    most = max(np.abs(difference).max() for difference in differences) or 1
+    with _style():
+        figure = _make_figure(6.8, 5.3)
+        figure.suptitle(heading, x=0.01, ha="left", size=10)
+        above, below = figure.subplots(2, max(len(names), len(pairs)), squeeze=False)
+        for axes in (*above, *below):
+            axes.set_axis_off()
+        for axes, name in zip(above, names, strict=False):
+            grey = axes.imshow(averages[name], cmap="gray", vmin=0, vmax=255)
+            axes.set_title(name, x=0.5, ha="center", size=9, pad=4)
+        for axes, (a, b), difference in zip(below, pairs, differences, strict=False):
+            coloured = axes.imshow(difference, cmap="RdBu_r", vmin=-most, vmax=most)
+            axes.set_title(f"{a} - {b}", x=0.5, ha="center", size=9, pad=4)
+        for image, row, label in ((grey, above, "grey level"), (coloured, below, "red: the first is brighter")):
+            bar = figure.colorbar(image, ax=list(row), shrink=0.85, pad=0.02, label=label)
+            bar.outline.set_visible(False)
+        _save(figure, path)
+
+
+def save_sizes(
+    path: str | Path,
+    widths: np.ndarray,
+    heights: np.ndarray,
+    classes: np.ndarray,
+    names: Sequence[str],
+    title: str = "",
+) -> None:
+    """Draws the size of each original file; where all have one size, the picture says so.
+
+    Args:
+      path: PNG file to write; its folder exists.
+      widths: [N] int, in pixels.
+      heights: [N] int, in pixels.
+      classes: [N] int, 0..C - 1.
+      names: C class names, at most three.
+      title: whose files.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    heading = _join("Size of the original files", title)
+    if len(np.unique(widths)) == len(np.unique(heights)) == 1:
+        reason = f"All {len(widths):,} files have {widths[0]} x {heights[0]} pixels: resized before they were packaged."
+        return _save_reason(path, heading, {"reason": reason})
+    with _style():
+        figure = _make_figure(6.0, 4.6)
+        axes = figure.add_subplot()
+        axes.set_title(heading)
+        # One scatter in a shuffled order: no class hides another.
+        order = np.random.default_rng(0).permutation(len(widths))
+        for part in np.array_split(order, 20):
+            for c in range(len(names)):
+                of_class = part[classes[part] == c]
+                marker = {"marker": CLASS_MARKERS[c], "color": CLASS_COLOURS[c], "s": 12, "linewidths": 0}
+                axes.scatter(widths[of_class], heights[of_class], alpha=0.55, **marker)
+        for c, name in enumerate(names):
+            axes.scatter([], [], marker=CLASS_MARKERS[c], color=CLASS_COLOURS[c], s=24, label=name)
+        axes.set(xlabel="Width in pixels", ylabel="Height in pixels")
+        axes.set_aspect("equal", adjustable="datalim")
+        axes.legend(frameon=False)
+        _save(figure, path)
+
+
+def save_distributions(
+    path: str | Path, values: np.ndarray, classes: np.ndarray, names: Sequence[str], label: str, title: str = ""
+) -> None:
+    """Draws how a number is distributed in each class, as shares of the class's images in 32 equal ranges.
+
+    Args:
+      path: PNG file to write; its folder exists.
+      values: [N] float.
+      classes: [N] int, 0..C - 1.
+      names: C class names, at most three.
+      label: of the number, with its unit.
+      title: of the picture.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    edges = np.linspace(values.min(), max(values.max(), values.min() + 1e-9), 33)
+    with _style():
+        figure = _make_figure(6.0, 3.6)
+        axes = figure.add_subplot()
+        axes.set_title(title)
+        for c, name in enumerate(names):
+            if not np.any(classes == c):
+                continue
+            shares = np.histogram(values[classes == c], edges)[0] / np.sum(classes == c)
+            axes.stairs(shares, edges, color=CLASS_COLOURS[c], linestyle=CLASS_LINES[c], linewidth=1.8, label=name)
+        axes.set(xlabel=label, ylabel="Share of the class's images", ylim=(0, None))
+        axes.legend(frameon=False)
+        _save(figure, path)
+
+
+def save_images_per_patient(path: str | Path, numbers: np.ndarray, title: str = "") -> None:
+    """Draws how many patients have one image, two, and so on, on a logarithmic scale.
+
+    Args:
+      path: PNG file to write; its folder exists.
+      numbers: [patients] int, images of each patient, 1 or more.
+      title: whose images.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    counts = np.bincount(numbers)[1:]
+    with _style():
+        figure = _make_figure(6.0, 3.2)
+        axes = figure.add_subplot()
+        axes.set_title(_join("Images of a patient", title))
+        bars = axes.bar(np.arange(1, len(counts) + 1), counts, color=BLUE)
+        axes.bar_label(bars, [f"{count:,}" if count else "" for count in counts], size=7, padding=1)
+        axes.set(xlabel="Images of a patient", ylabel="Patients", yscale="log", ylim=(0.5, counts.max() * 2))
+        axes.set_xlim(0.3, len(counts) + 0.7)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.yaxis.set_major_formatter("{x:,.0f}")
+        axes.grid(visible=False, axis="x")
+        _save(figure, path)
+
+
+def format_interval(metric: Mapping) -> str:
+    """A number with its 95 % interval as text.
+
+    Args:
+      metric: {"value", "ci95"}.
+
+    Returns:
+      As "0.967 (0.951 to 0.980)".
+    """
+    if metric["value"] is None:
+        return "does not exist"
+    if metric["ci95"] is None:
+        return f"{metric['value']:.3f} (no interval)"
+    low, high = metric["ci95"]
+    return f"{metric['value']:.3f} ({low:.3f} to {high:.3f})"
+
+
+def format_score(score: float | Sequence[float]) -> str:
+    """A score or threshold, 0..1, as text: confident networks have 0.99998, which must not be shown as 1."""
+
+    def format_one(number):
+        digits = 1 - math.floor(math.log10(1 - number)) if 0.9 < number < 1 else None
+        return f"{number:.{digits}f}" if digits else f"{number:.3g}"
+
+    return format_range(score, format_one)
+
+
+def format_range(numbers: float | Sequence[float], format_one: Callable[[float], str]) -> str:
+    """A number as text; of several, as each fold has its own, from which to which."""
+    ends = (min(numbers), max(numbers)) if isinstance(numbers, Sequence) else (numbers,)
+    return " to ".join(dict.fromkeys(map(format_one, ends)))
+
+
+def save_search(path: str | Path, rows: Sequence[Mapping], scales: Mapping, importances: Mapping | None) -> None:
+    """Draws a search: the trials in their order, the validation AUROC over each field, and what each field explains.
+
+    Args:
+      path: PNG file to write; its folder exists.
+      rows: of `search.list_trials`.
+      scales: {field: "linear", "log" or "choices"}, for each field a panel.
+      importances: of `search.compute_importances`.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    numbered = [(i + 1, row) for i, row in enumerate(rows) if row["auroc"] is not None]
+    if not numbered:
+        return _save_reason(path, "Search", {"reason": "No trial has been validated yet."})
+    lines = math.ceil(len(scales) / 3)
+    with _style():
+        figure = _make_figure(10.4, 3.2 + 2.7 * lines)
+        above, below = figure.subfigures(2, 1, height_ratios=(3.2, 2.7 * lines))
+        history, bars = above.subplots(1, 2, width_ratios=(2, 1))
+        complete = [(i, row["auroc"]) for i, row in numbered if row["state"] == "complete"]
+        if complete:
+            steps, aurocs = zip(*complete, strict=True)
+            best = np.maximum.accumulate([*aurocs, aurocs[-1]])
+            history.plot(
+                [*steps, len(rows)], best, color=BLUE, linewidth=1.4, drawstyle="steps-post", label="best so far"
+            )
+        _draw_trials(history, numbered)
+        history.set(title="Trials", xlabel="Trial", ylabel="Validation AUROC", xlim=(0.5, len(rows) + 0.5))
+        history.xaxis.get_major_locator().set_params(integer=True)
+        legend = {"loc": "lower right", "bbox_to_anchor": (1, 1), "ncols": 4, "handlelength": 1.2, "borderaxespad": 0.3}
+        history.legend(frameon=False, **legend)
+        _draw_importances(bars, importances)
+        for i, (field, scale) in enumerate(scales.items()):
+            axes = below.add_subplot(lines, 3, i + 1, sharey=history)
+            places = [row["values"][field] for _, row in numbered]
+            if scale == "choices":
+                choices = sorted(set(places))
+                places = [choices.index(value) for value in places]
+                words = [",".join(map(str, value)) if isinstance(value, tuple) else str(value) for value in choices]
+                axes.set_xticks(range(len(words)), words)
+                axes.set_xlim(-0.6, len(words) - 0.4)
+            else:
+                axes.set_xscale(scale)
+            _draw_trials(axes, [(place, row) for place, (_, row) in zip(places, numbered, strict=True)])
+            axes.set(title=field, ylabel="" if i % 3 else "Validation AUROC")
+        _save(figure, path)
+
+
+def _draw_trials(axes: "Axes", points: Sequence[tuple[float, Mapping]]) -> None:
+    """A dot for each trial: full where it is complete, open where it was pruned or diverged."""
+    for state, face, edge in (
+        ("pruned", "white", GREY),
+        ("diverged", "white", ORANGE),
+        ("complete", BLUE, "white"),
+    ):
+        chosen = [(x, row["auroc"]) for x, row in points if row["state"] == state]
+        if chosen:
+            marker = {"markerfacecolor": face, "markeredgecolor": edge, "markersize": 7}
+            axes.plot(*zip(*chosen, strict=True), "o", label=state, **marker)
+
+
+def _draw_importances(axes: "Axes", importances: Mapping | None) -> None:
+    axes.set_title("Importance (fANOVA)")
+    axes.grid(axis="y", visible=False)
+    if importances is None:
+        axes.set_axis_off()
+        axes.text(0, 0.9, "Needs four complete trials\nthat differ.", color=GREY, va="top")
+        return
+    names = list(importances)
+    axes.barh(range(len(names)), importances.values(), color=BLUE, height=0.6)
+    axes.set_yticks(range(len(names)), names)
+    axes.set(ylim=(len(names) - 0.4, -0.6), xlim=(0, 1), xlabel="Share of the differences explained")
+    axes.tick_params(axis="y", length=0)
+
+
 def _read_curve(rows: list[Mapping], name: str) -> tuple[np.ndarray, np.ndarray]:
     """Epochs and values of one logged name, by step."""
     by_step = {row["step"]: (row["epoch"], row[name]) for row in rows if row.get(name) is not None}
@@ -443,20 +799,3 @@ def _save(figure: "Figure", path: str | Path) -> None:
 
 def _join(what: str, title: str) -> str:
     return f"{what}\n{title}" if title else what
-
-
-def _format_interval(metric: Mapping) -> str:
-    """As "0.967 (0.951 to 0.980)"."""
-    if metric["value"] is None:
-        return "does not exist"
-    if metric["ci95"] is None:
-        return f"{metric['value']:.3f} (no interval)"
-    low, high = metric["ci95"]
-    return f"{metric['value']:.3f} ({low:.3f} to {high:.3f})"
-
-
-def _format_threshold(threshold: float) -> str:
-    # Confident networks have thresholds such as 0.99998, which must not be shown as 1.
-    if 0.9 < threshold < 1:
-        return f"{threshold:.{1 - math.floor(math.log10(1 - threshold))}f}"
-    return f"{threshold:.3g}"

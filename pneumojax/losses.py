@@ -1,10 +1,14 @@
-"""The loss of a batch of class logits."""
+"""The loss of a batch: of class logits, or of embeddings of two views."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from pneumojax.config import CLASS_NAMES
+
+# Of the similarities between views; the low end of what the paper tries, for small batches have few hard negatives.
+TEMPERATURE = 0.2
 
 
 def as_class_logits(logits: jax.Array) -> jax.Array:
@@ -38,6 +42,28 @@ def compute_cross_entropy(logits: jax.Array, targets: jax.Array, class_weights: 
       [B] float32, in nats. Training takes the plain mean over B.
     """
     return -(targets * jax.nn.log_softmax(logits)).sum(-1) * (targets @ class_weights)
+
+
+def compute_contrastive(embeddings: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """SimCLR's loss: each view is to find, by direction, the other view of its image among all views of the batch.
+
+    Args:
+      embeddings: [B, 2, F] float32, of the first and the second view of each image.
+
+    Returns:
+      ([2 B] float32 cross-entropy of each view in nats, [2 B] bool whether the other view is the nearest). The views
+      of an image follow one another.
+
+    References:
+      Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", 2020: NT-Xent.
+    """
+    views = embeddings.reshape(-1, embeddings.shape[-1])
+    directions = views * jax.lax.rsqrt((views**2).sum(-1, keepdims=True) + 1e-12)  # The gradient of 0 is 0.
+    places = jnp.arange(len(views))
+    similarities = jnp.where(places[:, None] == places, -jnp.inf, directions @ directions.T / TEMPERATURE)
+    partners = places ^ 1
+    losses = optax.softmax_cross_entropy_with_integer_labels(similarities, partners)
+    return losses, similarities.argmax(-1) == partners
 
 
 def compute_class_weights(labels: np.ndarray, task: str, rule: str) -> np.ndarray:

@@ -36,6 +36,7 @@ _REASONS = {
     "sensitivity": "Needs images of {name}; the split has none.",
     "specificity": "Needs images other than {name}; the split has none.",
     "precision": "Needs decisions for {name}; there is none.",
+    "npv": "Needs decisions against {name}; there is none.",
     "f1": "Needs images of {name} or decisions for it; there is neither.",
     "balanced_accuracy": "Needs images of {name} and others; the split has only one of the two.",
     **dict.fromkeys(
@@ -67,18 +68,18 @@ def compute_binary_scores(probabilities: ArrayLike) -> np.ndarray:
     return 1.0 - probabilities[:, 0]
 
 
-def compute_decisions(scores: ArrayLike, threshold: float) -> np.ndarray:
+def compute_decisions(scores: ArrayLike, threshold: ArrayLike) -> np.ndarray:
     """Decides for pneumonia where score >= threshold.
 
     Args:
       scores: [N] float.
-      threshold: decided in float64. NumPy would round a Python float to the type of float32 scores, which can move a
-        score that lies just under the threshold onto it.
+      threshold: one for all or [N]; decided in float64. NumPy would round a Python float to the type of float32
+        scores, which can move a score that lies just under the threshold onto it.
 
     Returns:
       [N] int64: 1 for pneumonia, 0 for NORMAL.
     """
-    return (np.asarray(scores, np.float64) >= np.float64(threshold)).astype(np.int64)
+    return (np.asarray(scores, np.float64) >= np.asarray(threshold, np.float64)).astype(np.int64)
 
 
 def compute_confusion(labels: ArrayLike, decisions: ArrayLike, classes: int) -> np.ndarray:
@@ -145,16 +146,17 @@ def compute_auprc(labels: ArrayLike, scores: ArrayLike) -> float | None:
     return _to_float(_auprc(*_count_positives(positive, scores, np.ones((1, len(scores))))[:2])[0])
 
 
-def compute_threshold_metrics(labels: ArrayLike, scores: ArrayLike, threshold: float) -> dict[str, float | None]:
+def compute_threshold_metrics(labels: ArrayLike, scores: ArrayLike, threshold: ArrayLike) -> dict[str, float | None]:
     """Metrics of the decision score >= threshold, without intervals: cheap enough for each evaluation in training.
 
     Args:
       labels: [N] int or bool; 0 is negative (NORMAL), everything above is positive.
       scores: [N] float, higher for positive.
-      threshold: where decisions turn positive.
+      threshold: where decisions turn positive; one for all or [N].
 
     Returns:
-      accuracy, sensitivity, specificity, precision, f1, balanced_accuracy: each 0..1, or None where it does not exist.
+      accuracy, sensitivity, specificity, precision, f1, npv (the precision of deciding for NORMAL), balanced_accuracy:
+      each 0..1, or None where it does not exist.
 
     Raises:
       ValueError: lengths differ, there is no image, or a score is not finite.
@@ -167,7 +169,7 @@ def compute_threshold_metrics(labels: ArrayLike, scores: ArrayLike, threshold: f
 def compute_metrics(
     labels: ArrayLike,
     probabilities: ArrayLike,
-    threshold: float,
+    threshold: ArrayLike,
     patient_ids: Sequence[str] | np.ndarray,
     resamples: int = 1000,
     seed: int = 0,
@@ -176,13 +178,12 @@ def compute_metrics(
 
     Two classes: auroc, auprc of the score 1 - P(NORMAL); `specificity_at_sensitivity_0.95`, `_0.975` and `_0.99`, read
     off the split's own ROC curve at the largest threshold that reaches the sensitivity; and accuracy, sensitivity,
-    specificity, precision, f1, balanced_accuracy of the decision score >= threshold, with `precision_macro` and
+    specificity, precision, f1, npv, balanced_accuracy of the decision score >= threshold, with `precision_macro` and
     `f1_macro`, their plain means over NORMAL and PNEUMONIA (the macro recall is the balanced accuracy). Three classes:
     the same but for those two, for pneumonia against NORMAL; and of the decision for the most probable class
     `accuracy_three_class` and, for each class against the others, `{metric}_NORMAL`, `{metric}_BACTERIA`,
     `{metric}_VIRUS` and their plain mean `{metric}_macro`, where metric is one of auroc, auprc, sensitivity,
-    specificity, precision, f1. `sensitivity_macro` is what others
-    call the balanced accuracy of three classes.
+    specificity, precision, f1. `sensitivity_macro` is what others call the balanced accuracy of three classes.
 
     The interval holds the middle 95 % of the resamples in which the metric exists; the others are left out. It is
     None where fewer than 40 are left, or where they do not differ, as with a single patient. A metric of exactly 1 or 0
@@ -194,7 +195,7 @@ def compute_metrics(
     Args:
       labels: [N] int, 0..C - 1.
       probabilities: [N, C] float, 0..1, with C = 2 (NORMAL, PNEUMONIA) or 3 (NORMAL, BACTERIA, VIRUS).
-      threshold: of the score for pneumonia, chosen on another split.
+      threshold: of the score for pneumonia, chosen on another split; one for all or [N].
       patient_ids: [N], equal for images of one patient, who are drawn together.
       resamples: number of bootstrap resamples R.
       seed: of the draws; the same seed draws the same patients.
@@ -220,14 +221,14 @@ def compute_metrics(
 
 
 def compute_metric_values(
-    labels: ArrayLike, probabilities: ArrayLike, threshold: float, weights: np.ndarray
+    labels: ArrayLike, probabilities: ArrayLike, threshold: ArrayLike, weights: np.ndarray
 ) -> dict[str, np.ndarray]:
     """The metrics of `compute_metrics` for each row of weights.
 
     Args:
       labels: [N] int, 0..C - 1.
       probabilities: [N, C] float, 0..1, with C = 2 or 3.
-      threshold: of the score for pneumonia.
+      threshold: of the score for pneumonia; one for all or [N].
       weights: [R, N] float, 0 or more: how often each image counts.
 
     Returns:
@@ -265,14 +266,14 @@ def compute_metric_values(
 
 
 def compute_score_values(
-    positive: np.ndarray, scores: np.ndarray, threshold: float, weights: np.ndarray
+    positive: np.ndarray, scores: np.ndarray, threshold: ArrayLike, weights: np.ndarray
 ) -> dict[str, np.ndarray]:
     """The metrics of two classes of `compute_metrics` for each row of weights.
 
     Args:
       positive: [N] bool.
       scores: [N] float, higher for positive.
-      threshold: where decisions turn positive.
+      threshold: where decisions turn positive; one for all or [N].
       weights: [R, N] float, 0 or more: how often each image counts.
 
     Returns:
@@ -287,14 +288,14 @@ def compute_score_values(
 
 
 def compute_decision_values(
-    positive: np.ndarray, scores: ArrayLike, threshold: float, weights: np.ndarray
+    positive: np.ndarray, scores: ArrayLike, threshold: ArrayLike, weights: np.ndarray
 ) -> dict[str, np.ndarray]:
     """The metrics of `compute_threshold_metrics` for each row of weights.
 
     Args:
       positive: [N] bool.
       scores: [N] float, higher for positive.
-      threshold: where decisions turn positive.
+      threshold: where decisions turn positive; one for all or [N].
       weights: [R, N] float, 0 or more: how often each image counts.
 
     Returns:
@@ -303,6 +304,7 @@ def compute_decision_values(
     confusions = _count_confusions(positive.astype(np.int64), compute_decisions(scores, threshold), 2, weights)
     accuracy = _ratio(np.trace(confusions, axis1=1, axis2=2), confusions.sum(axis=(1, 2)))
     rates = _one_vs_rest(confusions, 1)
+    rates["npv"] = _ratio(confusions[:, 0, 0], confusions[:, :, 0].sum(axis=1))
     return {"accuracy": accuracy, **rates, "balanced_accuracy": (rates["sensitivity"] + rates["specificity"]) / 2}
 
 

@@ -25,6 +25,17 @@ class Table:
     caption: str = ""
     kind: str = dataclasses.field(default="table", init=False)
 
+    def format_text(self) -> str:
+        """The table in aligned columns, for a terminal; what ends a row may be of any length."""
+        rows = [[*row] for row in (self.columns, *self.rows)]
+        for row in rows:
+            while row and not row[-1]:
+                row.pop()
+        inner = [[len(row[i]) for row in rows if len(row) > i + 1] for i in range(len(self.columns))]
+        widths = [max(lengths, default=0) + 3 for lengths in inner]
+        lines = [[cell.ljust(width) for cell, width in zip(row, widths, strict=False)] for row in rows]
+        return "\n".join("".join(line).rstrip() for line in lines)
+
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
@@ -35,12 +46,14 @@ class Picture:
       alt: what it shows, for those who can't see it.
       caption: a sentence under the picture, or none.
       wide: takes the whole width; else pictures that follow each other stand side by side where there is room.
+      small: one of many, as X-rays are: enlarged or reduced to a small place, four and more side by side.
     """
 
     content: bytes
     alt: str
     caption: str = ""
     wide: bool = False
+    small: bool = False
     kind: str = dataclasses.field(default="picture", init=False)
 
     @property
@@ -87,7 +100,7 @@ def render_page(title: str, lead: Sequence[str], sections: Sequence[Section], wa
       title: heading of the page and of the browser's tab.
       lead: paragraphs before the first section: what matters most.
       sections: the parts, in order; more than three are listed at the top.
-      warning: a sentence that must not be overlooked, in a frame.
+      warning: sentences that must not be overlooked, in a frame; each line is a paragraph of it.
 
     Returns:
       One file without links to others: style and pictures are inside.

@@ -21,7 +21,7 @@ class Predictions:
       patient_ids: [N] str.
       labels: [N] int64, 0..C - 1.
       probabilities: [N, C] float64, 0..1.
-      threshold: of the score for pneumonia, chosen on validation.
+      threshold: of the score for pneumonia, chosen on validation; [N] float64 where images were scored by several runs.
       fingerprint: of the split: names, labels, patients and image bytes.
     """
 
@@ -31,7 +31,7 @@ class Predictions:
     patient_ids: np.ndarray
     labels: np.ndarray
     probabilities: np.ndarray
-    threshold: float
+    threshold: float | np.ndarray
     fingerprint: str
 
     def to_binary(self) -> "Predictions":
@@ -50,7 +50,7 @@ def read_predictions(workdir: str | pathlib.Path, split: str) -> Predictions:
 
     Args:
       workdir: folder of a run that was evaluated on the split.
-      split: train, validation or test.
+      split: train, validation, test or out_of_fold.
 
     Raises:
       UserError: the run was not evaluated on the split, or the files are damaged.
@@ -75,7 +75,7 @@ def read_predictions(workdir: str | pathlib.Path, split: str) -> Predictions:
             patient_ids=np.array([row["patient_id"] for row in rows]),
             labels=np.array([names.index(row["label"]) for row in rows]),
             probabilities=np.array([[float(row[f"probability_{name}"]) for name in names] for row in rows]),
-            threshold=float(results["threshold"]["value"]),
+            threshold=_read_threshold(rows, results),
             fingerprint=results["run"]["split"]["fingerprint"],
         )
         if len(rows) != results["counts"]["images"]:
@@ -83,6 +83,12 @@ def read_predictions(workdir: str | pathlib.Path, split: str) -> Predictions:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"the evaluation in {directory} is damaged ({error!r}). Evaluate the run again.") from error
     return predictions
+
+
+def _read_threshold(rows: list[dict], results: dict) -> float | np.ndarray:
+    if "threshold" in rows[0]:
+        return np.array([float(row["threshold"]) for row in rows])
+    return float(results["threshold"]["value"])
 
 
 def check_same_images(a: Predictions, b: Predictions) -> None:

@@ -1,4 +1,4 @@
-"""ImageNet weights of torchvision, timm and Keras for vgg16 and resnet18/34/50, without torch or TensorFlow.
+"""Weights to start from: our own backbones, and ImageNet's of torchvision, timm and Keras without torch or TensorFlow.
 
 The published networks take three colours, each with its own mean and standard deviation taken off. Ours takes one
 grey plane in its own scaling. For a grey image every colour is y = gain * grey + offset, so over the colours the first
@@ -9,7 +9,9 @@ network equals the published one to the last pixel (1e-6).
 """
 
 import difflib
+import hashlib
 import io
+import json
 import logging
 import pathlib
 import pickle
@@ -22,10 +24,19 @@ import numpy as np
 
 from pneumojax.config import CLASSIFIER, ModelConfig
 from pneumojax.errors import UserError
+from pneumojax.writer import write_bytes
 
 logger = logging.getLogger(__name__)
 
-SOURCES = {"torch": "torchvision or timm", "keras": "Keras"}
+SOURCES = {"torch": "torchvision or timm", "keras": "Keras", "pneumojax": "experiments/pretrain.py"}
+# What of the config shapes a backbone, by network.
+SHAPING = {
+    "cnn": ("cnn_widths",),
+    "vgg16": ("vgg_width",),
+    "resnet18": ("resnet_width",),
+    "resnet34": ("resnet_width",),
+    "resnet50": ("resnet_width", "resnet_stride"),
+}
 # Our kernels that see the image.
 STEM_KERNELS = (("stem_conv", "kernel"), ("stage1_conv1", "kernel"))
 # Mean and standard deviation of pixels 0..1 that the published networks were trained with, in their order of channels.
@@ -56,10 +67,10 @@ RESNET_BLOCKS = {
 def load_pretrained(
     path: str | pathlib.Path, config: ModelConfig, variables: dict[str, Any], pixel_mean: float, pixel_std: float
 ) -> dict[str, Any]:
-    """Reads published weights into a network. Where the file's classifier is missing or does not fit, ours stays fresh.
+    """Reads weights into a network. Where the file's classifier is missing or does not fit, ours stays fresh.
 
     Args:
-      path: .safetensors, .pth, .pt or .bin of torchvision or timm; .h5 or .keras of Keras.
+      path: from `save_backbone`; .safetensors, .pth, .pt or .bin of torchvision or timm; .h5 or .keras of Keras.
       config: the network.
       variables: {"params", "batch_stats"} of the fresh network; its first kernel takes grey and a plane of ones.
       pixel_mean: what the network's own scaling takes off pixels of 0..1.
@@ -73,7 +84,11 @@ def load_pretrained(
     """
     path = pathlib.Path(path).expanduser()
     source, tensors = read_tensors(path)
-    if config.model.startswith("resnet"):
+    if source == "pneumojax":
+        _check_backbone(path, config)
+    elif config.model == "cnn":
+        raise UserError(f"{path} is of {SOURCES[source]}; cnn takes only the backbones of {SOURCES['pneumojax']}.")
+    elif config.model.startswith("resnet"):
         _check_stride(path, source, config)
     leaves, structure = jax.tree_util.tree_flatten_with_path(variables)
     wanted = {tuple(entry.key for entry in keys): leaf for keys, leaf in leaves}
@@ -89,6 +104,8 @@ def load_pretrained(
         value = _convert(source, key, tensors[names[key]])
         if key[1:] in STEM_KERNELS and value.shape[2] == 3:
             value = fold_normalisation(value, *NORMALISATION[source], pixel_mean, pixel_std)
+        elif key[1:] in STEM_KERNELS and source == "pneumojax":  # Nothing to fold: the plane of ones adds nothing.
+            value = np.concatenate([value, np.zeros_like(value)], 2)
         if value.shape != leaf.shape:
             raise UserError(
                 f"{path}: {names[key]} has shape {_shape(value)} in our layout, this {config.model} takes "
@@ -120,11 +137,55 @@ def fold_normalisation(
     return np.einsum("hwco,pc->hwpo", kernel.astype(np.float64), np.stack([gain, offset]))
 
 
+def save_backbone(path: pathlib.Path, config: ModelConfig, variables: dict[str, Any], data_fingerprint: str) -> None:
+    """Writes a network without its classifier, in our own names and layout.
+
+    Args:
+      path: .safetensors file to write.
+      config: the network.
+      variables: its {"params", "batch_stats"} as numpy arrays.
+      data_fingerprint: of the split that it was trained on.
+    """
+    import safetensors.numpy
+
+    leaves = jax.tree_util.tree_leaves_with_path(variables)
+    named = {tuple(entry.key for entry in keys): np.ascontiguousarray(leaf) for keys, leaf in leaves}
+    tensors = {"/".join(key): leaf for key, leaf in named.items() if not key[1].startswith(CLASSIFIER)}
+    info = {"model": config.model, "data_fingerprint": data_fingerprint}
+    info |= {field: getattr(config, field) for field in SHAPING[config.model]}
+    write_bytes(path, safetensors.numpy.save(tensors, {"pneumojax": json.dumps(info)}))
+
+
+def check_pretraining_images(path: str | pathlib.Path, data_fingerprint: str) -> None:
+    """Warns where a backbone of ours was pretrained on another training split: it may have seen what will be scored.
+
+    Args:
+      path: file that `load_pretrained` has read.
+      data_fingerprint: of the split that is trained on now.
+    """
+    info = _read_info(pathlib.Path(path).expanduser())
+    if info and info["data_fingerprint"] != data_fingerprint:
+        logger.warning(
+            "%s was pretrained on another training split than this one: images that are scored now may have been among "
+            "them. Read the figures with that in mind.",
+            path,
+        )
+
+
+def compute_sha256(path: str | pathlib.Path) -> str | None:
+    """Of a file's content; None where it cannot be read, of which `load_pretrained` tells the reason."""
+    try:
+        with pathlib.Path(path).expanduser().open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None
+
+
 def read_tensors(path: pathlib.Path) -> tuple[str, dict[str, np.ndarray]]:
     """Reads all tensors of a file.
 
     Returns:
-      (torch or keras, {name: array}), in the names and layout of torchvision or of Keras's layers.
+      (torch, keras or pneumojax, {name: array}), in the names and layout of torchvision, Keras's layers or our own.
 
     Raises:
       UserError: there is no such file, it is damaged or of another kind, or a pickle that holds more than tensors.
@@ -137,16 +198,22 @@ def read_tensors(path: pathlib.Path) -> tuple[str, dict[str, np.ndarray]]:
         ".h5": _read_h5,
         ".keras": _read_keras,
     }
+    if path.is_dir():
+        raise UserError(f"pretrained: {path} is a folder. Name the file, as {path / 'backbone.safetensors'}.")
     if path.suffix not in readers:
         raise UserError(f"pretrained: {path} must end in {', '.join(readers)}.")
     if not path.is_file():
         raise UserError(f"pretrained: there is no file {path}.")
+    damages = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RuntimeError, zipfile.BadZipFile)
     try:
         tensors = readers[path.suffix](path)
-    except (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
+        ours = _read_info(path) is not None
+    except damages as error:
         raise UserError(
             f"pretrained: {path} cannot be read ({_first_line(error)}): damaged, or of another kind."
         ) from error
+    if ours:
+        return "pneumojax", tensors
     if path.suffix in (".h5", ".keras"):
         return "keras", _fold_keras_biases(tensors)
     return "torch", _rename_timm(tensors)
@@ -160,6 +227,16 @@ def _read_safetensors(path):
         return safetensors.numpy.load_file(path)
     except safetensors.SafetensorError as error:
         raise ValueError(error) from error
+
+
+def _read_info(path):
+    """What `save_backbone` wrote beside the arrays; None where the file is not of it."""
+    if path.suffix != ".safetensors":
+        return None
+    import safetensors
+
+    with safetensors.safe_open(path, "numpy") as file:
+        return json.loads((file.metadata() or {}).get("pneumojax", "null"))
 
 
 def _read_pickle(path):
@@ -246,6 +323,8 @@ def _rename_timm(tensors):
 
 def _name(source, model, key):
     """The file's name for ours: ("params", "stage1_block2", "conv1", "kernel") -> layer1.1.conv1.weight."""
+    if source == "pneumojax":
+        return "/".join(key)
     *modules, leaf = key[1:]
     module, torch, vgg = "/".join(modules), source == "torch", model == "vgg16"
     if module in ("stem_conv", "stem_norm"):
@@ -272,7 +351,7 @@ def _name(source, model, key):
 
 def _convert(source, key, tensor):
     """A tensor in our layout: kernels [K, K, I, O] and [I, O]; places in front of dense layers in the order H, W, C."""
-    if source == "keras" or key[-1] != "kernel":
+    if source != "torch" or key[-1] != "kernel":
         return tensor
     if tensor.ndim == 4:
         return tensor.transpose(2, 3, 1, 0)
@@ -314,6 +393,22 @@ def _check_names(path, model, source, tensors, expected):
     looks = _recognise(source, tensors)
     advice = f" It looks like {looks}: give --model={looks}." if looks and looks != model else ""
     raise UserError(f"{path} is not a {model} of {SOURCES[source]}: it {', and '.join(parts)}.{advice}")
+
+
+def _check_backbone(path, config):
+    info = _read_info(path)
+    fields = ("model", *SHAPING[config.model])
+    made, wanted = ({name: format_value(values.get(name)) for name in fields} for values in (info, vars(config)))
+    if made["model"] != wanted["model"]:
+        raise UserError(f"{path} holds the backbone of a {made['model']}: give --model={made['model']}.")
+    if made != wanted:
+        flags = " ".join(f"--{name}={value}" for name, value in made.items() if value != wanted[name])
+        raise UserError(f"{path} holds the backbone of another {config.model}: give {flags}.")
+
+
+def format_value(value: object) -> str:
+    """A value of a config field as its flag is given."""
+    return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 def _recognise(source, tensors):

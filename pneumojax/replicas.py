@@ -14,13 +14,21 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from pneumojax import figures, steps
-from pneumojax.checkpoint import find_best, open_checkpoints, restore_state, save_checkpoint, wait_for_checkpoints
+from pneumojax.checkpoint import (
+    find_best,
+    has_checkpoints,
+    open_checkpoints,
+    restore_state,
+    save_checkpoint,
+    wait_for_checkpoints,
+)
 from pneumojax.config import SWEPT, Config, config_to_dict, plan_replicas
 from pneumojax.data import Split, make_epoch_batches, make_eval_batches, split_epoch
-from pneumojax.errors import NotFiniteError, UserError
+from pneumojax.errors import Diverged, UserError
 from pneumojax.evaluate import load_threshold, open_run
 from pneumojax.losses import compute_class_weights
 from pneumojax.optimizer import make_optimizer
+from pneumojax.pretrained import check_pretraining_images
 from pneumojax.sharding import initialize, make_mesh, measure_free_bytes, put
 from pneumojax.state import TrainState
 from pneumojax.train import (
@@ -43,7 +51,7 @@ def fit_replicas(
     config: Config,
     workdir: str | pathlib.Path,
     restart: bool = False,
-    report: Callable[[dict, int], None] = lambda row, total_steps: None,
+    report: Callable[[dict, int], bool | None] = lambda row, total_steps: None,
 ) -> list[FitResult]:
     """Trains the config's replicas until their last epoch; as `fit`, it continues exactly where it was stopped.
 
@@ -55,7 +63,7 @@ def fit_replicas(
       workdir: folder of all replicas.
       restart: delete what an earlier run left in the workdir.
       report: called with each row of the workdir's metrics.jsonl, which are means over the replicas (images per second:
-        the sum), and the number of steps of the whole run.
+        the sum), and the number of steps of the whole run. True ends the call as a signal does.
 
     Returns:
       What each replica reached; a replica without a threshold at the end has diverged.
@@ -81,23 +89,29 @@ def fit_replicas(
     class_weights = compute_class_weights(labels, config.model.task, config.optimizer.class_weights)
     train_chunk = steps.make_replicas_chunk(config, graph, total_steps, class_weights, mesh)
     validate = _make_validate(config, steps.make_replicas_predict(config, graph, mesh), selection, mesh)
+    folders = [workdir / f"replica_{number}" for number in range(len(plans))]
+    init = steps.make_init(config, tx, mesh)
+    fresh = [init(jax.random.key(plan.train.seed)) for plan in plans]
+    if config.model.pretrained and (restart or not all(map(has_checkpoints, folders))):
+        # Before anything is written or deleted: the file may not fit.
+        fresh = [steps.start_pretrained(plan, state, mesh) for plan, state in zip(plans, fresh, strict=True)]
+        check_pretraining_images(config.model.pretrained, data.fingerprint)
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(hold_workdir(workdir, describe_run(config), restart))
         replicas = [
-            stack.enter_context(_open_replica(number, plan, workdir / f"replica_{number}"))
-            for number, plan in enumerate(plans)
+            stack.enter_context(_open_replica(number, plan, folder))
+            for number, (plan, folder) in enumerate(zip(plans, folders, strict=True))
         ]
         step = first_step = _find_common_step(workdir, replicas)
-        state = _start(replicas, step, steps.make_init(config, tx, mesh), mesh)
-        state = steps.put_replicas(state, config, mesh)
+        state = steps.put_replicas(_restore(replicas, step, fresh, mesh), config, mesh)
         cut_log(workdir, step)
         logs = _Logs(workdir, replicas, chunks * chunk_steps, total_steps, report)
         images, labels = put(data.images, mesh), put(labels, mesh)
         key = steps.make_replica_keys(np.array([plan.train.seed for plan in plans], np.int32), mesh)
         swept = steps.put_replicas(_collect_swept(config, plans), config, mesh)
         with catch_signals() as caught, jax.transfer_guard("disallow"):
-            while step < total_steps and not caught:
+            while step < total_steps and not caught and not logs.asked:
                 epoch, chunk = divmod(step // chunk_steps, chunks)
                 order = (len(data), train.batch_size, chunks, chunk_steps)
                 batches = np.stack([make_epoch_batches(*order, plan.train.seed, epoch)[chunk] for plan in plans])
@@ -196,7 +210,7 @@ def _leave_behind(replica: _Replica) -> Iterator[None]:
     """Lets the others go on when this one's loss is not finite."""
     try:
         yield
-    except NotFiniteError as error:
+    except Diverged as error:
         logger.warning("replica_%d is left behind, the others go on: %s", replica.number, error)
         write_json(replica.diverged, {"reason": str(error)})
 
@@ -218,15 +232,12 @@ def _find_common_step(workdir: pathlib.Path, replicas: Sequence[_Replica]) -> in
     return step
 
 
-def _start(replicas: Sequence[_Replica], step: int, init: Callable, mesh: Mesh) -> TrainState:
+def _restore(replicas: Sequence[_Replica], step: int, fresh: Sequence[TrainState], mesh: Mesh) -> TrainState:
     """The states of all replicas at a step, as host arrays with an axis of replicas before the others."""
     states = []
-    for replica in replicas:
-        state = init(jax.random.key(replica.config.train.seed))
+    for replica, state in zip(replicas, fresh, strict=True):
         if step and not replica.diverged.exists():
             state = restore_state(replica.checkpoints, step, state, mesh)
-        elif replica.config.model.pretrained:
-            state = steps.start_pretrained(replica.config, state, mesh)
         states.append(jax.device_get(state))
     return jax.tree.map(lambda *leaves: np.stack(leaves), *states)
 
@@ -268,6 +279,7 @@ class _Logs:
         self.total_steps = total_steps
         self.report = report
         self.rows: list[dict] = []
+        self.asked = False  # whether the report wants to stop
         self.logs = [
             Log(
                 replica.workdir,
@@ -305,7 +317,7 @@ class _Logs:
             if "perf/images_per_second" in mean:
                 mean["perf/images_per_second"] *= len(self.rows)  # of all together
             append_row(self.path, mean)
-            self.report(mean, self.total_steps)
+            self.asked = bool(self.report(mean, self.total_steps)) or self.asked
         self.rows.clear()
 
 

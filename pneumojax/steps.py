@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pneumojax.augment import keep_pneumonia, make_augment, mixup
 from pneumojax.config import CLASS_NAMES, AugmentConfig, Config, replace_fields
-from pneumojax.losses import as_class_logits, compute_cross_entropy, make_targets
+from pneumojax.losses import as_class_logits, compute_contrastive, compute_cross_entropy, make_targets
 from pneumojax.models import make_model, split_frozen
 from pneumojax.optimizer import make_optimizer
 from pneumojax.pretrained import load_pretrained
@@ -36,10 +36,15 @@ def normalise(images: jax.Array) -> jax.Array:
     return ((images - PIXEL_MEAN) / PIXEL_STD)[..., None]
 
 
-def make_graph(config: Config) -> nnx.GraphDef:
-    """The network without its arrays. Batch statistics are averaged over the mapped axis where there is one."""
+def make_graph(config: Config, make: Callable = make_model) -> nnx.GraphDef:
+    """The network without its arrays. Batch statistics are averaged over the mapped axis where there is one.
+
+    Args:
+      config: the run.
+      make: `make_model`, or `make_pretraining_model`.
+    """
     mapped = config.train.parallel != "jit" and config.train.batch_norm == "global"
-    return nnx.graphdef(_make_abstract_model(config, AXIS if mapped else None))
+    return nnx.graphdef(_make_abstract_model(config, AXIS if mapped else None, make))
 
 
 def make_abstract_variables(config: Config) -> dict:
@@ -49,20 +54,20 @@ def make_abstract_variables(config: Config) -> dict:
     return {name: nnx.to_pure_dict(nnx.state(model, kind)) for name, kind in kinds.items()}
 
 
-def _make_abstract_model(config: Config, axis_name: str | None = None) -> nnx.Module:
-    return nnx.eval_shape(lambda: make_model(config.model, config.data.image_px, jax.random.key(0), axis_name))
+def _make_abstract_model(config: Config, axis_name: str | None = None, make: Callable = make_model) -> nnx.Module:
+    return nnx.eval_shape(lambda: make(config.model, config.data.image_px, jax.random.key(0), axis_name))
 
 
-def init_state(config: Config, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """A fresh state on every device, a function of the config's seed."""
-    return make_init(config, tx, mesh)(jax.random.key(config.train.seed))
+def init_state(config: Config, tx: optax.GradientTransformation, mesh: Mesh, make: Callable = make_model) -> TrainState:
+    """A fresh state on every device, a function of the config's seed. `make` as in `make_graph`."""
+    return make_init(config, tx, mesh, make)(jax.random.key(config.train.seed))
 
 
-def make_init(config: Config, tx: optax.GradientTransformation, mesh: Mesh) -> Callable:
-    """Compiles `init(key) -> state`: a fresh state on every device."""
+def make_init(config: Config, tx: optax.GradientTransformation, mesh: Mesh, make: Callable = make_model) -> Callable:
+    """Compiles `init(key) -> state`: a fresh state on every device. `make` as in `make_graph`."""
 
     def init(key):
-        model = make_model(config.model, config.data.image_px, key)
+        model = make(config.model, config.data.image_px, key)
         params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
         batch_stats = nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
         ema = {"params": params, "batch_stats": batch_stats} if config.optimizer.ema_decay else {}
@@ -112,57 +117,43 @@ def make_train_step(
 
     Returns:
       `train_step(state, images, labels, index, key) -> (state, metrics)`: images [N, H, W] uint8, labels [N] int32,
-      index [B] int32 (or the device's share of it), key the run's PRNG key. Metrics are sums over the batch: `loss`,
-      `correct`, `count`, float32.
+      index [B] int32 (or the device's share of it), key the run's PRNG key. With `cached_views` images are features
+      [N, K, ...] from `make_extract`. Metrics are sums over the batch: `loss`, `correct`, `count`, float32.
     """
-    augment = make_augment(config.augment)
-    frozen = config.model.frozen
-    normal_only = config.augment.augment_classes == "normal"
-    classes = len(CLASS_NAMES[config.model.task])
-    smoothing, alpha, ema_decay = (
-        config.optimizer.label_smoothing,
-        config.augment.mixup_alpha,
-        config.optimizer.ema_decay,
-    )
+    augment = _make_augment(config)
+    views, alpha = config.model.cached_views, config.augment.mixup_alpha
+    classes, smoothing = len(CLASS_NAMES[config.model.task]), config.optimizer.label_smoothing
 
     def gather(images, labels, index):
         return scale_pixels(images[index]), make_targets(labels[index], classes, smoothing)
 
-    def compute_loss(params, kept_params, batch_stats, images, targets, keys):
-        model = nnx.merge(graph, params | kept_params, batch_stats)
-        logits = as_class_logits(model(normalise(images), train=True, keys=keys))
-        losses = compute_cross_entropy(logits, targets, class_weights)
-        return losses.mean(), (losses, logits, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
-
-    def train_step(state, images, labels, index, key):
-        # A key for each image by its place in the global batch: the same whatever the number of devices.
-        place = jnp.arange(len(index)) + (lax.axis_index(AXIS) * len(index) if mapped else 0)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, state.step), place)
-        mixup_keys, augment_keys, dropout_keys = jax.vmap(jax.random.split, (0, None), 1)(keys, 3)
-
+    def prepare(images, labels, index, mixup_keys, augment_keys):
         batch, targets = gather(images, labels, index)
         if alpha:
             batch, targets = mixup(mixup_keys, alpha, (batch, targets), gather(images, labels, partner(index)))
-        augmented = augment(augment_keys, batch)
-        batch = keep_pneumonia(batch, augmented, labels[index]) if normal_only else augmented
-        # What is frozen takes no part in gradients, updates and means, each of which could change its last bit.
-        params, kept_params = split_frozen(state.params, frozen)
-        gradient = jax.value_and_grad(compute_loss, has_aux=True)
-        (_, (losses, logits, batch_stats)), grads = gradient(
-            params, kept_params, state.batch_stats, batch, targets, dropout_keys
-        )
-        batch_stats, kept_stats = split_frozen(batch_stats, frozen)
-        if mapped:
-            grads, batch_stats = lax.pmean((grads, batch_stats), AXIS)
-        updates, opt_state = tx.update(grads, state.opt_state, params)
-        params, batch_stats = optax.apply_updates(params, updates) | kept_params, batch_stats | kept_stats
+        return normalise(augment(augment_keys, batch, labels[index])), targets
 
-        correct = logits.argmax(-1) == labels[index]
-        metrics = {"loss": losses.sum(), "correct": correct.sum(dtype=jnp.float32), "count": jnp.float32(len(index))}
-        if mapped:
-            metrics = lax.psum(metrics, AXIS)
-        ema = average(state.ema, {"params": params, "batch_stats": batch_stats}, state.step) if ema_decay else {}
-        return TrainState(state.step + 1, params, batch_stats, opt_state, ema), metrics
+    def prepare_features(features, labels, index, mixup_keys, augment_keys):
+        del mixup_keys
+        view = jax.vmap(lambda key: jax.random.randint(key, (), 0, views))(augment_keys)
+        return features[index, view], make_targets(labels[index], classes, smoothing)
+
+    def compute_loss(params, batch_stats, batch, targets, labels, keys):
+        model = nnx.merge(graph, params, batch_stats)
+        logits = as_class_logits((model.classify if views else model)(batch, train=True, keys=keys))
+        losses = compute_cross_entropy(logits, targets, class_weights)
+        correct = (logits.argmax(-1) == labels).sum(dtype=jnp.float32)
+        metrics = {"loss": losses.sum(), "correct": correct, "count": jnp.float32(len(labels))}
+        return losses.mean(), (metrics, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
+
+    descend = _make_descend(config, compute_loss, tx, mapped)
+
+    def train_step(state, images, labels, index, key):
+        keys = _draw_keys(key, state.step, len(index), mapped)
+        mixup_keys, augment_keys, dropout_keys = jax.vmap(jax.random.split, (0, None), 1)(keys, 3)
+        take = prepare_features if views else prepare
+        batch, targets = take(images, labels, index, mixup_keys, augment_keys)
+        return descend(state, batch, targets, labels[index], dropout_keys)
 
     def partner(index):
         """The image one place on in the global batch."""
@@ -172,13 +163,90 @@ def make_train_step(
         first_of_next = lax.ppermute(index[:1], AXIS, [((d + 1) % devices, d) for d in range(devices)])
         return jnp.concatenate([index[1:], first_of_next])
 
+    return train_step
+
+
+def make_pretrain_step(config: Config, graph: nnx.GraphDef, tx: optax.GradientTransformation) -> Callable:
+    """Builds one step of pretraining without labels: two augmented views of each image are to find each other.
+
+    Args:
+      config: the run; it is spread over the devices by jit, whose loss sees the global batch.
+      graph: from `make_graph`, of a network with a projector.
+      tx: the optimizer.
+
+    Returns:
+      `pretrain_step(state, images, index, key) -> (state, metrics)`: as in `make_train_step`; `correct` counts the
+      images whose views are nearest to each other.
+    """
+    augment = make_augment(config.augment)
+
+    def compute_loss(params, batch_stats, views):
+        model = nnx.merge(graph, params, batch_stats)
+        embeddings = model(normalise(views), train=True)
+        losses, correct = compute_contrastive(embeddings.reshape(-1, 2, embeddings.shape[-1]))
+        # Sums over images, as for training with labels: each has two views.
+        metrics = {"loss": losses.sum() / 2, "correct": correct.sum() / 2, "count": jnp.float32(len(views) // 2)}
+        return losses.mean(), (metrics, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
+
+    descend = _make_descend(config, compute_loss, tx, mapped=False)
+
+    def pretrain_step(state, images, index, key):
+        index = jnp.repeat(index, 2)  # Both views side by side: they stay on one device.
+        keys = _draw_keys(key, state.step, len(index), mapped=False)
+        return descend(state, augment(keys, scale_pixels(images[index])))
+
+    return pretrain_step
+
+
+def _make_augment(config: Config) -> Callable:
+    """Returns `augment(keys, images, labels)`, which leaves the images of pneumonia alone where the config says so."""
+    augment = make_augment(config.augment)
+    if config.augment.augment_classes == "normal":
+        return lambda keys, images, labels: keep_pneumonia(images, augment(keys, images), labels)
+    return lambda keys, images, labels: augment(keys, images)
+
+
+def _draw_keys(key: jax.Array, step: jax.Array, size: int, mapped: bool) -> jax.Array:
+    """[size] keys, one for each image by its place in the global batch: the same whatever the number of devices."""
+    place = jnp.arange(size) + (lax.axis_index(AXIS) * size if mapped else 0)
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, step), place)
+
+
+def _make_descend(config: Config, compute_loss: Callable, tx: optax.GradientTransformation, mapped: bool) -> Callable:
+    """Builds a step down the gradient.
+
+    Args:
+      config: the run.
+      compute_loss: `compute_loss(params, batch_stats, *batch) -> (loss, (metrics, batch_stats))`.
+      tx: the optimizer.
+      mapped: as in `make_train_step`.
+
+    Returns:
+      `descend(state, *batch) -> (state, metrics)`.
+    """
+    frozen, ema_decay = config.model.frozen, config.optimizer.ema_decay
+
+    def descend(state, *batch):
+        # What is frozen takes no part in gradients, updates and means, each of which could change its last bit.
+        params, kept_params = split_frozen(state.params, frozen)
+        gradient = jax.grad(lambda p: compute_loss(p | kept_params, state.batch_stats, *batch), has_aux=True)
+        grads, (metrics, batch_stats) = gradient(params)
+        batch_stats, kept_stats = split_frozen(batch_stats, frozen)
+        if mapped:
+            grads, batch_stats = lax.pmean((grads, batch_stats), AXIS)
+            metrics = lax.psum(metrics, AXIS)
+        updates, opt_state = tx.update(grads, state.opt_state, params)
+        params, batch_stats = optax.apply_updates(params, updates) | kept_params, batch_stats | kept_stats
+        ema = average(state.ema, {"params": params, "batch_stats": batch_stats}, state.step) if ema_decay else {}
+        return TrainState(state.step + 1, params, batch_stats, opt_state, ema), metrics
+
     def average(ema, variables, step):
         # Young averages forget faster, else the random start would stay in them for 1 / (1 - decay) steps.
         decay = jnp.minimum(ema_decay, (1 + step) / (10 + step))
         # In this form the average of what does not change is bitwise the same.
         return jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), ema, variables)
 
-    return train_step
+    return descend
 
 
 def make_train_chunk(
@@ -191,26 +259,35 @@ def make_train_chunk(
       float32 each, all else as in `make_train_step`. The state's memory is taken over by the new state.
     """
     train_step = make_train_step(config, graph, tx, class_weights, mapped=config.train.parallel != "jit")
+    return _compile_chunk(train_step, 2, config, mesh)
 
-    def train_chunk(state, images, labels, batches, key):
-        return lax.scan(lambda state, index: train_step(state, images, labels, index, key), state, batches)
+
+def make_pretrain_chunk(config: Config, graph: nnx.GraphDef, tx: optax.GradientTransformation, mesh: Mesh) -> Callable:
+    """Compiles many steps of pretraining as one call.
+
+    Returns:
+      `pretrain_chunk(state, images, batches, key) -> (state, metrics)`, as in `make_train_chunk`.
+    """
+    return _compile_chunk(make_pretrain_step(config, graph, tx), 1, config, mesh)
+
+
+def _compile_chunk(step: Callable, arrays: int, config: Config, mesh: Mesh) -> Callable:
+    """Compiles `step(state, *arrays, index, key)` as `chunk(state, *arrays, batches, key)`."""
+
+    def chunk(state, *rest):
+        *resident, batches, key = rest
+        return lax.scan(lambda state, index: step(state, *resident, index, key), state, batches)
 
     if config.train.parallel == "pmap":
-        return jax.pmap(
-            train_chunk, AXIS, in_axes=(None, None, None, 1, None), out_axes=(None, None), donate_argnums=(0,)
-        )
+        in_axes = (*[None] * (1 + arrays), 1, None)
+        return jax.pmap(chunk, AXIS, in_axes=in_axes, out_axes=(None, None), donate_argnums=(0,))
+    whole, cut = PartitionSpec(), PartitionSpec(None, AXIS)
+    specs = (*[whole] * (1 + arrays), cut, whole)
     if config.train.parallel == "shard_map":
-        train_chunk = jax.shard_map(
-            train_chunk,
-            mesh=mesh,
-            in_specs=(PartitionSpec(), PartitionSpec(), PartitionSpec(), PartitionSpec(None, AXIS), PartitionSpec()),
-            out_specs=PartitionSpec(),
-            # With the check on, the mean of gradients comes out as their sum (jax 0.10 to 0.12).
-            check_vma=False,
-        )
-    copies = replicated(mesh)
-    in_shardings = (copies, copies, copies, NamedSharding(mesh, PartitionSpec(None, AXIS)), copies)
-    return jax.jit(train_chunk, in_shardings=in_shardings, out_shardings=copies, donate_argnums=(0,))
+        # With the check on, the mean of gradients comes out as their sum (jax 0.10 to 0.12).
+        chunk = jax.shard_map(chunk, mesh=mesh, in_specs=specs, out_specs=whole, check_vma=False)
+    in_shardings = tuple(NamedSharding(mesh, spec) for spec in specs)
+    return jax.jit(chunk, in_shardings=in_shardings, out_shardings=replicated(mesh), donate_argnums=(0,))
 
 
 def make_replicas_chunk(
@@ -336,7 +413,29 @@ def put_batches(batches: np.ndarray, config: Config, mesh: Mesh) -> jax.Array:
     return put(batches, mesh, axis=1)
 
 
-def make_predict(graph: nnx.GraphDef, mesh: Mesh, views: AugmentConfig | None = None) -> Callable:
+def make_extract(config: Config, graph: nnx.GraphDef, mesh: Mesh) -> Callable:
+    """Compiles the backbone over a batch.
+
+    Returns:
+      `extract(variables, images, labels, index, view, key) -> features`: variables {"params", "batch_stats"}, images
+      [N, H, W] uint8, labels [N] int32, index [B] int32 cut over the devices, view [] int32: 0 is the image itself, any
+      other one augmented, with a key of its own for each view of each image. Returns [B, ...] on every device.
+    """
+    augment = _make_augment(config)
+
+    def extract(variables, images, labels, index, view, key):
+        model = nnx.merge(graph, variables["params"], variables["batch_stats"])
+        batch = scale_pixels(images[index])
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, view), index)
+        batch = jnp.where(view == 0, batch, augment(keys, batch, labels[index]))
+        return model.extract(normalise(batch), train=False)
+
+    copies = replicated(mesh)
+    in_shardings = (copies, copies, copies, NamedSharding(mesh, PartitionSpec(AXIS)), copies, copies)
+    return jax.jit(extract, in_shardings=in_shardings, out_shardings=copies)
+
+
+def make_predict(graph: nnx.GraphDef, mesh: Mesh, views: AugmentConfig | None = None, cached: bool = False) -> Callable:
     """Compiles prediction over many batches as one call.
 
     Args:
@@ -344,6 +443,7 @@ def make_predict(graph: nnx.GraphDef, mesh: Mesh, views: AugmentConfig | None = 
       mesh: the devices.
       views: how many views of an image are averaged, and the ranges of their changes; None: the image itself. The
         views are the same for every image, so its logits do not depend on the images beside it.
+      cached: images are features [N, K, ...] from `make_extract`, of which the first view is classified.
 
     Returns:
       `predict(variables, images, batches) -> logits`: variables {"params", "batch_stats"}, images [N, H, W] uint8,
@@ -352,10 +452,10 @@ def make_predict(graph: nnx.GraphDef, mesh: Mesh, views: AugmentConfig | None = 
     """
     copies = replicated(mesh)
     in_shardings = (copies, copies, NamedSharding(mesh, PartitionSpec(None, AXIS)))
-    return jax.jit(_make_predict(graph, views), in_shardings=in_shardings, out_shardings=copies)
+    return jax.jit(_make_predict(graph, views, cached), in_shardings=in_shardings, out_shardings=copies)
 
 
-def _make_predict(graph: nnx.GraphDef, views: AugmentConfig | None = None) -> Callable:
+def _make_predict(graph: nnx.GraphDef, views: AugmentConfig | None = None, cached: bool = False) -> Callable:
     """`predict` of `make_predict`, not compiled."""
     others = views.test_time_views - 1 if views else 0
 
@@ -366,6 +466,8 @@ def _make_predict(graph: nnx.GraphDef, views: AugmentConfig | None = None) -> Ca
             return as_class_logits(model(normalise(batch), train=False))
 
         def predict_batch(index):
+            if cached:
+                return as_class_logits(model.classify(images[index, 0], train=False))
             batch = scale_pixels(images[index])
             return average_views(classify, batch) if others else classify(batch)
 

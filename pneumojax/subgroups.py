@@ -41,14 +41,14 @@ def find_subgroups(split: Split) -> dict[str, tuple[str, np.ndarray]]:
 
 
 def compute_subgroups(
-    split: Split, probabilities: ArrayLike, threshold: float, resamples: int = 1000, seed: int = 0
+    split: Split, probabilities: ArrayLike, threshold: ArrayLike, resamples: int = 1000, seed: int = 0
 ) -> dict[str, dict]:
     """Metrics of pneumonia against NORMAL in each subgroup, and of one kind of pneumonia against the other.
 
     Args:
       split: what was scored.
       probabilities: [N, C] float, 0..1, class 0 is NORMAL.
-      threshold: of the score for pneumonia, the same for all.
+      threshold: of the score for pneumonia, the same for all groups; one for all images or [N].
       resamples: number of bootstrap resamples R; they draw patients of the whole split.
       seed: of the draws.
 
@@ -64,6 +64,7 @@ def compute_subgroups(
     draws = metrics.compute_bootstrap_weights(split.patient_ids, resamples, seed)
     weights = np.concatenate([np.ones((1, len(split))), draws])
     scores = metrics.compute_binary_scores(probabilities)
+    threshold = np.broadcast_to(threshold, scores.shape)
 
     results = {}
     for name, (holds, of_group) in find_subgroups(split).items():
@@ -73,7 +74,7 @@ def compute_subgroups(
             group["metrics"] = {metric: {"value": None, "ci95": None, "reason": reason} for metric in REPORTED}
         else:
             values = metrics.compute_score_values(
-                split.subtypes[of_group] > 0, scores[of_group], threshold, weights[:, of_group]
+                split.subtypes[of_group] > 0, scores[of_group], threshold[of_group], weights[:, of_group]
             )
             patients = metrics.count_patients_of_rarest_class(split.subtypes[of_group] > 0, split.patient_ids[of_group])
             group["metrics"] = {

@@ -23,6 +23,7 @@ from pneumojax.checkpoint import (
     check_same_run,
     find_best,
     find_replicas,
+    has_checkpoints,
     open_checkpoints,
     read_run,
     restore_state,
@@ -31,14 +32,19 @@ from pneumojax.checkpoint import (
 )
 from pneumojax.config import CLASS_NAMES, Config, config_to_dict
 from pneumojax.data import Split, load_split, make_epoch_batches, make_eval_batches, read_record, split_epoch
-from pneumojax.errors import NotFiniteError, UserError
+from pneumojax.errors import Diverged, UserError
 from pneumojax.evaluate import compute_probabilities, load_threshold, open_run
 from pneumojax.losses import compute_class_weights
 from pneumojax.optimizer import make_optimizer, make_schedule
+from pneumojax.pretrained import check_pretraining_images, compute_sha256
 from pneumojax.sharding import initialize, make_mesh, put
+from pneumojax.state import TrainState
 from pneumojax.writer import append_row, read_rows, truncate_rows, write_json
 
 logger = logging.getLogger(__name__)
+
+# Stands among the numbers of signals for a report that asks to stop; none that is caught has it.
+ASKED = 1
 
 VERSIONED = ("pneumojax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -72,7 +78,7 @@ def fit(
     config: Config,
     workdir: str | pathlib.Path,
     restart: bool = False,
-    report: Callable[[dict, int], None] = lambda row, total_steps: None,
+    report: Callable[[dict, int], bool | None] = lambda row, total_steps: None,
 ) -> FitResult:
     """Trains until the config's last epoch; a workdir with an unfinished run of the same config is continued exactly.
 
@@ -84,12 +90,13 @@ def fit(
       workdir: folder of the run; `checkpoint.py` says what lies in it.
       restart: delete what an earlier run left in the workdir.
       report: called, in the process that writes metrics.jsonl, with each row and the number of steps of the whole run.
+        True ends the call as a signal does: with a checkpoint, to go on from.
 
     Returns:
       What was reached.
 
     Raises:
-      UserError: bad data, a workdir of another run, a batch that does not fit, or a loss that is not finite.
+      UserError: bad data, a workdir of another run, a batch that does not fit, or (Diverged) a loss that is not finite.
     """
     workdir = pathlib.Path(workdir).expanduser()
     train = config.train
@@ -108,20 +115,27 @@ def fit(
     graph = steps.make_graph(config)
     class_weights = compute_class_weights(labels, config.model.task, config.optimizer.class_weights)
     train_chunk = steps.make_train_chunk(config, graph, tx, class_weights, mesh)
-    validate = _make_validate(config, steps.make_predict(graph, mesh), selection, mesh)
+    cached_views = config.model.cached_views
+    validate = _make_validate(config, steps.make_predict(graph, mesh, cached=bool(cached_views)), selection, mesh)
+    fresh = steps.init_state(config, tx, mesh)
+    if config.model.pretrained and (restart or not has_checkpoints(workdir)):
+        # Before anything is written or deleted: the file may not fit.
+        fresh = steps.start_pretrained(config, fresh, mesh)
+        check_pretraining_images(config.model.pretrained, data.fingerprint)
 
     with hold_workdir(workdir, run, restart), open_checkpoints(workdir) as checkpoints:
-        fresh = steps.init_state(config, tx, mesh)
-        if config.model.pretrained and checkpoints.latest_step() is None:
-            fresh = steps.start_pretrained(config, fresh, mesh)
-        state = _resume(workdir, checkpoints, fresh, mesh)
+        state = resume(workdir, checkpoints, fresh, mesh)
         log = Log(workdir, config, chunks * chunk_steps, total_steps, report)
-        images, labels = put(data.images, mesh), put(labels, mesh)
         key = steps.make_key(config, mesh)
         step = first_step = int(state.step)
+        images, selection_images = data.images, selection.images
+        if cached_views and step < total_steps:
+            extract = _make_extract_split(config, graph, state, key, mesh)
+            images, selection_images = extract(data, cached_views), extract(selection, 1)
+        images, selection_images, labels = put(images, mesh), put(selection_images, mesh), put(labels, mesh)
         stopped_by = 0
         with catch_signals() as caught, jax.transfer_guard("disallow"):
-            while step < total_steps and not (stopped_by := _highest_of_processes(caught[0] if caught else 0)):
+            while step < total_steps and not (stopped_by := highest_of_processes(caught[0] if caught else log.asked)):
                 epoch, chunk = divmod(step // chunk_steps, chunks)
                 batches = make_epoch_batches(len(data), train.batch_size, chunks, chunk_steps, train.seed, epoch)[chunk]
                 log.start_chunk()
@@ -130,7 +144,7 @@ def fit(
                 log.end_chunk(step, sums)
                 if chunk == chunks - 1:
                     log.flush()
-                    auroc = log.validation(step, validate(state))
+                    auroc = log.validation(step, validate(state, selection_images))
                     save_checkpoint(checkpoints, step, state, run, auroc)
             log.flush()
             if step != checkpoints.latest_step():
@@ -151,7 +165,7 @@ def fit(
         best_auroc=best_auroc,
         trained_steps=step - first_step,
         threshold=threshold,
-        stopped_by=stopped_by or None,
+        stopped_by=stopped_by if stopped_by not in (0, ASKED) else None,
     )
 
 
@@ -186,6 +200,7 @@ def describe_run(config: Config) -> dict:
     devices = jax.devices()
     return {
         "config": config_to_dict(config),
+        "pretrained_sha256": compute_sha256(config.model.pretrained) if config.model.pretrained else None,
         "class_names": list(CLASS_NAMES[config.model.task]),
         "image_px": config.data.image_px,
         "pixels": {"dtype": "uint8", "range": [0, 255], "mean": steps.PIXEL_MEAN, "std": steps.PIXEL_STD},
@@ -198,15 +213,39 @@ def describe_run(config: Config) -> dict:
 
 
 def _make_validate(config: Config, predict_batches: Callable, split: Split, mesh) -> Callable:
-    """Returns `validate(state) -> {"val/loss", "val/accuracy", "val/auroc"}`, exact over the split."""
+    """Returns `validate(state, images) -> {"val/loss", "val/accuracy", "val/auroc"}`, exact over the split."""
     labels = split.labels(config.model.task)
-    images = put(split.images, mesh)
     batches = put(make_eval_batches(len(split), config.train.eval_batch_size, mesh.size), mesh, axis=1)
 
-    def validate(state):
+    def validate(state, images):
         return score_validation(labels, jax.device_get(predict_batches(state.eval_variables(), images, batches)))
 
     return validate
+
+
+def _make_extract_split(config: Config, graph, state, key, mesh) -> Callable:
+    """Returns `extract_split(split, views) -> [N, views, ...]`, the features of views of each image of a split."""
+    extract = steps.make_extract(config, graph, mesh)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+
+    def extract_split(split, views):
+        images, labels = put(split.images, mesh), put(split.labels(config.model.task), mesh)
+        batches = make_eval_batches(len(split), config.train.eval_batch_size, mesh.size)
+        batches = [put(batch, mesh, axis=0) for batch in batches]
+        features, told = [], time.monotonic()
+        for view in range(views):
+            number = put(np.int32(view), mesh)
+            rows = []
+            for i, batch in enumerate(batches):
+                rows.append(jax.device_get(extract(variables, images, labels, batch, number, key)))
+                done = view * len(batches) + i + 1
+                if time.monotonic() - told > 10 or done == views * len(batches):
+                    told = time.monotonic()
+                    logger.info("Features of %s: batch %d of %d", split.name, done, views * len(batches))
+            features.append(np.concatenate(rows)[: len(split)])
+        return np.stack(features, 1)
+
+    return extract_split
 
 
 def score_validation(labels: np.ndarray, logits: np.ndarray) -> dict[str, float]:
@@ -257,13 +296,14 @@ class Log:
         self.total_steps = total_steps
         self.report = report
         self.replica = replica
+        self.asked = 0  # ASKED once the report wants to stop
         self.schedule = make_schedule(config.optimizer, total_steps)
         self.pending = None
         self.started = None
         self.fetched = None
 
     def start_chunk(self) -> None:
-        """Notes the time."""
+        """Starts the clock of the chunk that is dispatched next."""
         self.started = time.perf_counter()
 
     def end_chunk(self, step: int, sums: dict) -> None:
@@ -276,7 +316,7 @@ class Log:
         """Writes the row of the chunk that is still on its way.
 
         Raises:
-          NotFiniteError: its loss is not finite.
+          Diverged: its loss is not finite.
         """
         if self.pending is None:
             return
@@ -305,7 +345,7 @@ class Log:
         """Writes a row of validation; returns its AUROC.
 
         Raises:
-          NotFiniteError: the loss is not finite.
+          Diverged: the loss is not finite.
         """
         if not np.isfinite(row["val/loss"]):
             self._stop(step)
@@ -316,16 +356,17 @@ class Log:
         row = {"step": step, "epoch": step / self.steps_per_epoch} | row
         if jax.process_index() == 0:
             append_row(self.path, row)
-            self.report(row, self.total_steps)
+            if self.report(row, self.total_steps):
+                self.asked = ASKED
 
     def _stop(self, step: int) -> None:
-        raise NotFiniteError(
+        raise Diverged(
             f"the loss is not finite at step {step} of {self.total_steps}. The last good checkpoint is kept in "
             f"{self.path.parent}; a lower --learning_rate in another --workdir is the usual cure."
         )
 
 
-def _resume(workdir: pathlib.Path, checkpoints, fresh, mesh):
+def resume(workdir: pathlib.Path, checkpoints, fresh: TrainState, mesh) -> TrainState:
     """The latest checkpoint's state, or the fresh one; the log is cut to it."""
     step = checkpoints.latest_step()
     state = fresh if step is None else restore_state(checkpoints, step, fresh, mesh)
@@ -370,7 +411,7 @@ def hold_workdir(workdir: pathlib.Path, run: dict, restart: bool) -> Iterator[No
                 refusal = UserError(f"{workdir} is a file, not a folder. Use another --workdir.")
             except (UserError, OSError) as error:
                 refusal = error
-        refused = _highest_of_processes(int(refusal is not None))  # else the others would wait for process 0 for ever
+        refused = highest_of_processes(int(refusal is not None))  # else the others would wait for process 0 for ever
         if refusal:
             raise refusal
         if refused:
@@ -393,6 +434,7 @@ def _prepare_workdir(workdir: pathlib.Path, run: dict, restart: bool) -> None:
         for name in (
             "checkpoints",
             "evaluation",
+            "backbone.safetensors",
             "metrics.jsonl",
             "learning_curves.png",
             "threshold.json",
@@ -402,7 +444,8 @@ def _prepare_workdir(workdir: pathlib.Path, run: dict, restart: bool) -> None:
             path = workdir / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     else:
-        check_same_run(config, run)
+        earlier = check_same_run(config, run)
+        run["pretrained_sha256"] = earlier.get("pretrained_sha256")  # The file may be gone since.
         return
     write_json(config, run)
 
@@ -426,7 +469,7 @@ def catch_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _highest_of_processes(number: int) -> int:
+def highest_of_processes(number: int) -> int:
     """The highest number in any process: what ends one must end all, at the same step."""
     if jax.process_count() == 1:
         return number

@@ -167,6 +167,8 @@ def test_replicas_need_seeds_that_there_are_and_their_own_way_to_spread():
     for fields in ({"parallel": "pmap"}, {"parallel": "shard_map"}, {"multihost": True}):
         with pytest.raises(UserError, match="^replicas=2 needs parallel=jit and no multihost"):
             config_from_dict({"replicas": 2, **fields})
+    with pytest.raises(UserError, match="^cached_views keeps the features of one network"):
+        config_from_dict({"replicas": 2, "cached_views": 1, "mixup_alpha": 0.0})
     with pytest.raises(UserError, match="^sweep needs replicas"):
         config_from_dict({"sweep": "sweep.toml"})
 

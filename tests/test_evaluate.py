@@ -1,5 +1,6 @@
 """Evaluation: exact over the split, a threshold from validation, files that agree with each other."""
 
+import base64
 import csv
 import dataclasses
 import json
@@ -12,7 +13,6 @@ import pytest
 from flax import nnx
 from jax.sharding import Mesh
 
-from experiments.evaluate import format_results
 from pneumojax import evaluate, metrics
 from pneumojax.augment import make_augment
 from pneumojax.calibration import fit_temperature
@@ -20,11 +20,13 @@ from pneumojax.config import ThresholdConfig
 from pneumojax.data import load_split
 from pneumojax.errors import UserError
 from pneumojax.models import make_model
+from pneumojax.report import describe_warnings
 from pneumojax.sharding import AXIS
 from pneumojax.train import fit
 
-BINARY = {"auroc", "auprc", "accuracy", "sensitivity", "specificity", "precision", "f1", "balanced_accuracy"}
+BINARY = {"auroc", "auprc", "accuracy", "sensitivity", "specificity", "precision", "f1", "npv", "balanced_accuracy"}
 BINARY |= {f"specificity_at_sensitivity_{target}" for target in ("0.95", "0.975", "0.99")}
+BINARY |= {"precision_macro", "f1_macro"}
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +129,13 @@ def test_the_files_agree_with_each_other(workdir):
     written = {path.name for path in (workdir / "evaluation" / "test").iterdir()}
     pictures = {"roc.png", "precision_recall.png", "confusion_matrix.png", "learning_curves.png"}
     pictures |= {"reliability.png", "predictive_values.png", "decision_curve.png"}
-    assert written == {"metrics.json", "predictions.csv", "curves.json"} | pictures
+    assert written == {"metrics.json", "predictions.csv", "curves.json", "report.html"} | pictures
+    report = (workdir / "evaluation" / "test" / "report.html").read_text()
+    assert len(report) < 3e6
+    for picture in pictures - {"confusion_matrix.png"}:
+        content = (workdir / "evaluation" / "test" / picture).read_bytes()
+        assert base64.b64encode(content).decode() in report, picture
+    assert "Drawn radiographs, not patients" in report
 
 
 def test_three_classes_score_as_one_minus_normal_and_have_their_own_matrix(three_class_workdir):
@@ -174,6 +182,25 @@ def test_the_threshold_comes_from_validation_whatever_is_scored(workdir, monkeyp
     assert json.loads((workdir / "threshold.json").read_text()) == results["threshold"]
     assert evaluate.evaluate(run, "test")["threshold"] == results["threshold"]  # stored: the date is the first one's
     assert len(asked) == times
+
+
+@pytest.mark.parametrize("subtype", [0, 1])
+def test_a_split_of_one_class_is_scored_and_reported_with_reasons(workdir, monkeypatch, subtype):
+    def load_one_class(config, name):
+        split = load_split(config, name)
+        kept = split.subtypes == subtype
+        columns = {
+            field.name: value[kept]
+            for field in dataclasses.fields(split)
+            if isinstance(value := getattr(split, field.name), np.ndarray)
+        }
+        return dataclasses.replace(split, **columns)
+
+    monkeypatch.setattr(evaluate, "load_split", load_one_class)
+    results = evaluate.evaluate(evaluate.open_run(workdir), "test")
+    assert results["metrics"]["auroc"]["value"] is None
+    report = (workdir / "evaluation" / "test" / "report.html").read_text()
+    assert f"AUROC does not exist. {results['metrics']['auroc']['reason']}" in report
 
 
 def test_another_rule_chooses_again_and_is_stored(workdir):
@@ -297,9 +324,10 @@ def test_the_leaky_protocol_chooses_on_test_trains_the_same_and_says_so(
     assert json.loads((leaky / "config.json").read_text())["config"]["selection_split"] == "test"
 
     warning = "LEAKY: epoch, threshold and temperature were chosen on the split that is scored"
-    assert warning in format_results(evaluate.evaluate(run, "test"))
-    assert "LEAKY" not in format_results(evaluate.evaluate(run, "validation"))
-    assert "LEAKY" not in format_results(evaluate.evaluate(evaluate.open_run(workdir), "test"))
+    assert warning in " ".join(describe_warnings(evaluate.evaluate(run, "test")))
+    assert warning in (leaky / "evaluation" / "test" / "report.html").read_text()
+    assert "LEAKY" not in " ".join(describe_warnings(evaluate.evaluate(run, "validation")))
+    assert "LEAKY" not in " ".join(describe_warnings(evaluate.evaluate(evaluate.open_run(workdir), "test")))
     with pytest.raises(UserError, match="leaky was chosen on test|binary was chosen on validation"):
         evaluate.open_ensemble([leaky, workdir])
 

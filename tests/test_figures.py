@@ -106,6 +106,21 @@ def test_learning_curves_of_a_log(tmp_path):
     assert is_picture(path) and not is_picture(path, figures.BLUE)
 
 
+def test_a_search_with_trials_of_every_state(tmp_path):
+    values = [{"learning_rate": 10.0**-i, "model": model} for i, model in enumerate(("mlp", "cnn", "cnn", "mlp"))]
+    states, aurocs = ("complete", "pruned", "diverged", "diverged"), (0.9, 0.8, 0.7, None)
+    rows = [
+        {"name": f"trial_{i}", "state": state, "auroc": auroc, "values": of_trial}
+        for i, (state, auroc, of_trial) in enumerate(zip(states, aurocs, values, strict=True))
+    ]
+    scales = {"learning_rate": "log", "model": "choices"}
+    figures.save_search(tmp_path / "search.png", rows, scales, {"model": 0.6, "learning_rate": 0.4})
+    assert is_picture(tmp_path / "search.png", figures.BLUE)
+    assert is_picture(tmp_path / "search.png", figures.ORANGE)
+    figures.save_search(tmp_path / "none.png", rows[3:], scales, None)
+    assert is_picture(tmp_path / "none.png")
+
+
 def test_log_of_a_resumed_run_is_read_by_step():
     rows = [
         {"step": 1, "epoch": 0.5, "val/auroc": 0.6},
@@ -124,7 +139,7 @@ def test_log_of_a_resumed_run_is_read_by_step():
     [(0.5, "0.5"), (0.31249, "0.312"), (3.2e-7, "3.2e-07"), (0.95, "0.950"), (0.99998, "0.999980"), (1.0, "1")],
 )
 def test_threshold_is_never_rounded_to_one(threshold, text):
-    assert figures._format_threshold(threshold) == text
+    assert figures.format_score(threshold) == text
 
 
 def test_a_failed_picture_leaves_the_old_one(tmp_path, monkeypatch):
@@ -160,6 +175,61 @@ def test_import_is_light_and_drawing_leaves_pyplot_alone(tmp_path):
 
 
 @pytest.mark.filterwarnings("error")
+def test_intervals_are_drawn_where_they_exist(tmp_path):
+    groups = {
+        "network": {"a": {"value": 0.9, "ci95": [0.8, 0.95]}, "b": {"value": 0.2, "ci95": None}},
+        "linear": {"c": {"value": None, "ci95": None, "reason": "One size."}},
+    }
+    figures.save_intervals(tmp_path / "intervals.png", groups, "test")
+    assert is_picture(tmp_path / "intervals.png", figures.BLUE)
+    assert is_picture(tmp_path / "intervals.png", figures.ORANGE)  # the heading
+    nothing = {name: {"c": {"value": None, "ci95": None, "reason": "One class."}} for name in groups}
+    figures.save_intervals(tmp_path / "nothing.png", nothing)
+    assert is_picture(tmp_path / "nothing.png")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("classes", [1, 2, 3])
+def test_pictures_of_data(tmp_path, classes):
+    names = ("NORMAL", "BACTERIA", "VIRUS")
+    rng = np.random.default_rng(0)
+    images, of = rng.integers(0, 256, (30, 16, 16)).astype(np.uint8), np.arange(30) % classes
+    averages = {names[c]: images[of == c].mean(axis=0) for c in range(classes)}
+    figures.save_average_images(tmp_path / "averages.png", averages)
+    counts = {name: int(np.sum(of == c)) for c, name in enumerate(names)}
+    figures.save_class_counts(tmp_path / "counts.png", {"train": counts, "test": dict.fromkeys(names, 0)})
+    figures.save_distributions(tmp_path / "values.png", np.arange(30.0), of, names, "number")
+    figures.save_images(tmp_path / "images.png", images[:5], 3, ["caption"] * 5, "title")
+    figures.save_images_per_patient(tmp_path / "patients.png", np.array([1, 1, 4]))
+    figures.save_sizes(tmp_path / "sizes.png", rng.integers(300, 900, 30), rng.integers(300, 900, 30), of, names)
+    for name in ("counts", "values"):
+        for c, colour in enumerate(figures.CLASS_COLOURS):
+            assert is_picture(tmp_path / f"{name}.png", colour) == (c < classes)
+    assert is_picture(tmp_path / "patients.png", figures.BLUE)
+    assert all(is_picture(path) for path in tmp_path.glob("*.png"))
+
+
+def test_averages_of_one_class_and_files_of_one_size_are_told_not_drawn(tmp_path, monkeypatch):
+    reasons = []
+    monkeypatch.setattr(figures, "_save_reason", lambda path, heading, metric: reasons.append(metric["reason"]))
+    figures.save_average_images(tmp_path / "averages.png", {"VIRUS": np.ones((4, 4))})
+    side = np.full(1200, 224)
+    figures.save_sizes(tmp_path / "sizes.png", side, side, np.arange(1200) % 3, ("A", "B", "C"))
+    figures.save_sizes(tmp_path / "sizes.png", side, np.arange(1200), np.arange(1200) % 3, ("A", "B", "C"))
+    assert reasons == [
+        "There is no class but VIRUS to compare.",
+        "All 1,200 files have 224 x 224 pixels: resized before they were packaged.",
+    ]
+
+
+def test_images_keep_their_greys(tmp_path):
+    """A constant image in black, in white and between is no stretched one."""
+    images = [np.full((8, 8), grey, np.uint8) for grey in (0, 100, 255)]
+    figures.save_images(tmp_path / "images.png", images, 3)
+    for grey in (0, 100, 255):
+        assert is_picture(tmp_path / "images.png", f"#{grey:02X}{grey:02X}{grey:02X}")
+
+
 def test_reported_figures_stand_beside_ours_also_where_ours_does_not_exist(tmp_path):
     ours = [{"value": 0.8, "ci95": [0.7, 0.9]}, {"value": 0.5, "ci95": None}, {"value": None, "ci95": None}]
     rows = [{"name": f"system {i}", "reported": 0.6, "ours": one} for i, one in enumerate(ours)]

@@ -5,7 +5,13 @@ import pytest
 from sklearn.metrics import log_loss
 from sklearn.utils.class_weight import compute_class_weight
 
-from pneumojax.losses import as_class_logits, compute_class_weights, compute_cross_entropy, make_targets
+from pneumojax.losses import (
+    as_class_logits,
+    compute_class_weights,
+    compute_contrastive,
+    compute_cross_entropy,
+    make_targets,
+)
 
 LABELS = np.array([0, 2, 1, 1, 2, 2, 1, 2], np.int32)
 LOGITS = np.random.default_rng(0).normal(0, 3, (8, 3)).astype(np.float32)
@@ -75,3 +81,25 @@ def test_a_class_without_images_weighs_1():
     weights = compute_class_weights(labels, "three_class", "balanced")
     np.testing.assert_allclose(weights, [2, 2 / 3, 1], rtol=1e-6)
     np.testing.assert_allclose(weights[labels].mean(), 1)
+
+
+def test_the_contrastive_loss_is_its_definition():
+    """In float64, one view after the other."""
+    embeddings = np.random.default_rng(0).normal(size=(6, 2, 5))
+    losses, correct = compute_contrastive(np.float32(embeddings))
+    views = embeddings.reshape(12, 5)
+    for i, view in enumerate(views):
+        cosines = views @ view / np.linalg.norm(views, axis=1) / np.linalg.norm(view)
+        others = [j for j in range(12) if j != i]
+        partner = i + 1 if i % 2 == 0 else i - 1
+        expected = -np.log(np.exp(cosines[partner] / 0.2) / np.exp(cosines[others] / 0.2).sum())
+        np.testing.assert_allclose(losses[i], expected, rtol=1e-4)
+        assert correct[i] == (partner == max(others, key=lambda j: cosines[j]))
+    assert 0 < correct.sum() < 12
+    np.testing.assert_allclose(compute_contrastive(np.float32(7 * embeddings))[0], losses, rtol=1e-4)
+
+
+def test_the_contrastive_loss_of_equal_embeddings_is_that_of_chance_and_its_gradient_is_finite():
+    loss, gradient = jax.value_and_grad(lambda e: compute_contrastive(e)[0].mean())(np.zeros((4, 2, 3), np.float32))
+    np.testing.assert_allclose(loss, np.log(7), rtol=1e-5)
+    assert np.isfinite(gradient).all()

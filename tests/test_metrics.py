@@ -49,6 +49,7 @@ def test_threshold_metrics_equal_scikit_learn():
         "sensitivity": oracle.recall_score(labels, decisions),
         "specificity": oracle.recall_score(labels, decisions, pos_label=0),
         "precision": oracle.precision_score(labels, decisions),
+        "npv": oracle.precision_score(labels, decisions, pos_label=0),
         "f1": oracle.f1_score(labels, decisions),
         "balanced_accuracy": oracle.balanced_accuracy_score(labels, decisions),
     })  # fmt: skip
@@ -96,6 +97,7 @@ def test_weighted_values_equal_scikit_learn_with_sample_weight(step):
             "specificity": oracle.recall_score(~positive, scores < 0.6, **w),
             "precision": oracle.precision_score(positive, scores >= 0.6, **w),
             "f1": oracle.f1_score(positive, scores >= 0.6, **w),
+            "npv": oracle.precision_score(~positive, scores < 0.6, **w),
             "balanced_accuracy": oracle.balanced_accuracy_score(positive, scores >= 0.6, **w),
             **{
                 f"specificity_at_sensitivity_{t:g}": roc_specificity(positive, scores, t, weight)

@@ -62,3 +62,13 @@ def test_only_long_pages_list_their_parts():
 def test_pictures_are_read_from_files(tmp_path):
     (tmp_path / "dot.png").write_bytes(PIXEL)
     assert load_picture(tmp_path / "dot.png", "dot") == Picture(PIXEL, "dot")
+
+
+def test_a_table_as_text_is_aligned_and_a_long_end_of_a_row_widens_no_column():
+    table = Table(("row", "value", "note"), (("a", "1", ""), ("long name", "none: for a reason", ""), ("c", "22", "x")))
+    assert table.format_text().splitlines() == [
+        "row         value   note",
+        "a           1",
+        "long name   none: for a reason",
+        "c           22      x",
+    ]

@@ -4,11 +4,13 @@ The stored ones, `pretrained_*.safetensors`, are torchvision's code at a width o
 `python -m tests.test_pretrained` where torch and torchvision are installed; their logits lie in the files' metadata.
 """
 
+import hashlib
 import json
 import os
 import pathlib
 import pickle
 import sys
+import types
 
 import jax
 import numpy as np
@@ -161,8 +163,8 @@ def test_a_stride_in_another_place_is_refused():
 
 
 def test_networks_without_published_weights_are_refused():
-    with pytest.raises(UserError, match="pretrained needs model=vgg16, resnet18, resnet34 or resnet50, not cnn"):
-        config_from_dict({"pretrained": "file"})
+    with pytest.raises(UserError, match="pretrained needs model=cnn, vgg16, resnet18, resnet34, resnet50, not mlp"):
+        config_from_dict({"pretrained": "file", "model": "mlp"})
 
 
 @pytest.mark.parametrize(
@@ -171,6 +173,9 @@ def test_networks_without_published_weights_are_refused():
         ("none.safetensors", None, "there is no file"),
         ("a.zip", b"", r"must end in \.safetensors, \.pth, "),
         ("a.safetensors", b"nonsense", r"a\.safetensors cannot be read"),
+        ("a.safetensors", b"", r"a\.safetensors cannot be read"),
+        ("a.safetensors", stored("vgg16").read_bytes()[:-10], r"a\.safetensors cannot be read"),
+        ("a.h5", b"", r"a\.h5 cannot be read"),
         ("a.h5", b"nonsense", r"a\.h5 cannot be read"),
         ("a.keras", b"nonsense", r"a\.keras cannot be read"),
     ],
@@ -180,6 +185,25 @@ def test_a_file_that_cannot_be_read_gives_a_sentence(tmp_path, name, content, se
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=sentence):
         read_tensors(tmp_path / name)
+
+
+def test_a_folder_is_refused_with_the_file_in_it(tmp_path):
+    with pytest.raises(UserError, match=r"is a folder. Name the file, as \S+/backbone\.safetensors"):
+        read_tensors(tmp_path)
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"model": {"conv1.weight": 1}}])
+def test_a_pickle_of_something_else_than_named_tensors_gives_a_sentence(tmp_path, monkeypatch, content):
+    torch = types.SimpleNamespace(load=lambda path, map_location, weights_only: content if weights_only else None)
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    (tmp_path / "a.pth").write_bytes(b"")
+    with pytest.raises(UserError, match=r"a\.pth cannot be read .* damaged, or of another kind"):
+        read_tensors(tmp_path / "a.pth")
+
+
+def test_published_weights_do_not_fit_a_cnn():
+    with pytest.raises(UserError, match="is of torchvision or timm; cnn takes only the backbones of"):
+        load(stored("vgg16"), "cnn")
 
 
 def test_a_file_of_keras_without_layers_gives_a_sentence(tmp_path):
@@ -210,8 +234,16 @@ def test_training_starts_from_the_file_and_goes_on_without_it(data_dir, tmp_path
             variables["params"]["stage3_conv2"]["kernel"], loaded["params"]["stage3_conv2"]["kernel"]
         )
     assert fit(config, tmp_path / "run").step > 0
+    kept = json.loads((tmp_path / "run" / "config.json").read_text())["pretrained_sha256"]
+    assert kept == hashlib.sha256(path.read_bytes()).hexdigest()
+    path.write_bytes(stored("resnet50").read_bytes())
+    with pytest.raises(UserError, match=rf"the content of \S+weights\.safetensors was {kept}, is [0-9a-f]{{64}}"):
+        fit(config, tmp_path / "run")
     path.unlink()
     assert fit(config, tmp_path / "run").threshold is not None
+    with pytest.raises(UserError, match="there is no file"):
+        fit(config, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 class Harmful:

@@ -120,6 +120,14 @@ def test_a_run_stopped_by_sigterm_goes_on_bitwise(finished, make_config, tmp_pat
     assert_same_run(tmp_path, finished[0])
 
 
+def test_a_run_that_the_report_stops_can_be_opened_and_goes_on_bitwise(finished, make_config, tmp_path):
+    first = fit(make_config(), tmp_path, report=lambda row, total_steps: "val/auroc" in row)
+    assert (first.step, first.best_step, first.stopped_by) == (6, 6, None)
+    assert evaluate.open_run(tmp_path).step == 6
+    assert fit(make_config(), tmp_path).trained_steps == 12
+    assert_same_run(tmp_path, finished[0])
+
+
 @pytest.mark.parametrize("parallel", ["shard_map", "pmap"])
 def test_mapped_runs_go_on_bitwise_too(make_config, tmp_path, parallel):
     config = make_config(parallel=parallel, batch_norm="local", epochs=2)

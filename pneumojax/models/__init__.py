@@ -2,12 +2,14 @@
 
 from typing import Any
 
+import jax
 from flax import nnx
 
-from pneumojax.config import CLASS_NAMES, ModelConfig
+from pneumojax.config import CLASS_NAMES, CLASSIFIER, ModelConfig
 from pneumojax.errors import UserError
 from pneumojax.models.cnn import CNN
 from pneumojax.models.flatiron import Flatiron
+from pneumojax.models.layers import Projector
 from pneumojax.models.mlp import MLP
 from pneumojax.models.resnet import ResNet
 from pneumojax.models.vgg import VGG16
@@ -23,6 +25,9 @@ MODELS = {
     "resnet34": lambda config, image_px, **common: _make_resnet((3, 4, 6, 3), False, config, common),
     "resnet50": lambda config, image_px, **common: _make_resnet((3, 4, 6, 3), True, config, common),
 }
+
+# Units of a projector's two layers. SimCLR's are 2048 and 128, for ResNet-50.
+PROJECTOR_WIDTHS = (512, 128)
 
 
 def _make_resnet(stage_blocks, bottleneck, config, common):
@@ -45,10 +50,12 @@ def make_model(config: ModelConfig, image_px: int, key, axis_name: str | None = 
 
     Returns:
       A module called as `model(images, train, keys)`: images [B, H, W, 1] float, keys [B] PRNG keys of the dropout
-      (None when not training); returns [B, outputs] float32 logits.
+      (None when not training); returns [B, outputs] float32 logits. It is `model.extract(images, train)`, the backbone,
+      and `model.classify(features, train, keys)`, the classifier, one after the other.
 
     Raises:
-      UserError: `frozen` names a stage that the network does not have, or leaves nothing to train.
+      UserError: `frozen` names a stage that the network does not have, leaves nothing to train, or leaves a part of the
+        backbone to train whose features `cached_views` would keep.
     """
     classes = len(CLASS_NAMES[config.task])
     model = MODELS[config.model](
@@ -66,6 +73,25 @@ def make_model(config: ModelConfig, image_px: int, key, axis_name: str | None = 
         raise UserError(f"frozen: {config.model} has no stage {unknown[0]}; it has {', '.join(stages)}.")
     if set(config.frozen) == set(stages):
         raise UserError("frozen names all stages: nothing is left to train.")
+    backbone = [name for name in stages if not name.startswith(CLASSIFIER)]
+    if config.cached_views and not set(backbone) <= set(config.frozen):
+        raise UserError(
+            f"cached_views keeps the features of a backbone that stays as it is: give --frozen={','.join(backbone)}."
+        )
+    return model
+
+
+def make_pretraining_model(config: ModelConfig, image_px: int, key, axis_name: str | None = None) -> nnx.Module:
+    """Makes the configured network with a projector in the place of its head; see `make_model`.
+
+    Raises:
+      UserError: the network has dense layers, which the projector would not stand in for.
+    """
+    model = make_model(config, image_px, key, axis_name)
+    if hasattr(model, "dense1"):
+        raise UserError(f"only a backbone is pretrained, and {config.model} has dense layers: give none of them.")
+    width = model.head.linear.in_features
+    model.head = Projector(width, PROJECTOR_WIDTHS, axis_name, nnx.Rngs(jax.random.fold_in(key, 1)))
     return model
 
 

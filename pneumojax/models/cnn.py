@@ -30,10 +30,18 @@ class CNN(nnx.Module):
         self.head = Head(channels, num_outputs, dropout, rngs)
 
     def __call__(self, images: jax.Array, train: bool, keys: jax.Array | None = None) -> jax.Array:
+        return self.classify(self.extract(images, train), train, keys)
+
+    def extract(self, images: jax.Array, train: bool) -> jax.Array:
+        """What the backbone makes of the images: [B, F] features."""
         x = images
         for i in range(self.depth):
             x = getattr(self, f"conv{i + 1}")(x)
             name = f"norm{i + 1}"
             x = nnx.relu(getattr(self, name)(x, use_running_average=not train or name in self.frozen))
             x = max_pool(x, 2)
-        return self.head(x.mean((1, 2), dtype="float32"), train, keys)
+        return x.mean((1, 2), dtype="float32")
+
+    def classify(self, features: jax.Array, train: bool, keys: jax.Array | None = None) -> jax.Array:
+        """[B, F] features -> [B, outputs] logits."""
+        return self.head(features, train, keys)

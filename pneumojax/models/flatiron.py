@@ -32,9 +32,18 @@ class Flatiron(nnx.Module):
         self.head = Head(64, num_outputs, 0.0, rngs)
 
     def __call__(self, images: jax.Array, train: bool, keys: jax.Array | None = None) -> jax.Array:
+        return self.classify(self.extract(images, train), train, keys)
+
+    def extract(self, images: jax.Array, train: bool) -> jax.Array:
+        """What the convolutions make of the images: [B, P, P, 32] features."""
+        del train
         x = max_pool(nnx.tanh(self.conv1(images)), 2, whole=True)
         x = max_pool(nnx.relu(self.conv2(x)), 2)
-        x = max_pool(nnx.leaky_relu(x, 0.3), 2)
+        return max_pool(nnx.leaky_relu(x, 0.3), 2)
+
+    def classify(self, features: jax.Array, train: bool, keys: jax.Array | None = None) -> jax.Array:
+        """[B, P, P, 32] features -> [B, outputs] logits."""
+        x = features
         if train and self.dropout:
             x = drop(x, self.dropout, keys)
         x = nnx.relu(self.dense1(x.reshape(len(x), -1)))

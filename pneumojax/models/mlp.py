@@ -28,7 +28,15 @@ class MLP(nnx.Module):
         self.head = Head(features, num_outputs, dropout, rngs)
 
     def __call__(self, images: jax.Array, train: bool, keys: jax.Array | None = None) -> jax.Array:
+        return self.classify(self.extract(images, train), train, keys)
+
+    def extract(self, images: jax.Array, train: bool) -> jax.Array:
+        """What the hidden layers make of the images: [B, F] features."""
         x = images.reshape(len(images), -1)
         for i in range(self.depth):
             x = nnx.relu(getattr(self, f"hidden{i + 1}")(x))
-        return self.head(x, train, keys)
+        return x
+
+    def classify(self, features: jax.Array, train: bool, keys: jax.Array | None = None) -> jax.Array:
+        """[B, F] features -> [B, outputs] logits."""
+        return self.head(features, train, keys)

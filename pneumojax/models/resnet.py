@@ -89,9 +89,17 @@ class ResNet(nnx.Module):
         self.head = Head(channels, num_outputs, dropout, rngs)
 
     def __call__(self, images: jax.Array, train: bool, keys: jax.Array | None = None) -> jax.Array:
+        return self.classify(self.extract(images, train), train, keys)
+
+    def extract(self, images: jax.Array, train: bool) -> jax.Array:
+        """What the backbone makes of the images: [B, F] features."""
         x = add_ones(images) if self.ones_plane else images
         x = nnx.relu(self.stem_norm(self.stem_conv(x), use_running_average=not train or "stem" in self.frozen))
         x = max_pool(x, 3)
         for name in self.block_names:
             x = getattr(self, name)(x, train and name.split("_")[0] not in self.frozen)
-        return self.head(x.mean((1, 2), dtype="float32"), train, keys)
+        return x.mean((1, 2), dtype="float32")
+
+    def classify(self, features: jax.Array, train: bool, keys: jax.Array | None = None) -> jax.Array:
+        """[B, F] features -> [B, outputs] logits."""
+        return self.head(features, train, keys)

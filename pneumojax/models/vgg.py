@@ -54,14 +54,21 @@ class VGG16(nnx.Module):
         self.head = Head(features, num_outputs, dropout, rngs)
 
     def __call__(self, images: jax.Array, train: bool, keys: jax.Array | None = None) -> jax.Array:
+        return self.classify(self.extract(images, train), train, keys)
+
+    def extract(self, images: jax.Array, train: bool) -> jax.Array:
+        """What the convolutions make of the images: [B, P, P, F] features; without dense layers [B, F]."""
+        del train
         x = add_ones(images) if self.ones_plane else images
         for stage, convolutions in enumerate(STAGE_CONVOLUTIONS):
             for i in range(convolutions):
                 x = nnx.relu(getattr(self, f"stage{stage + 1}_conv{i + 1}")(x))
             x = max_pool(x, 2, whole=x.shape[1] > 1)
-        if not self.depth:
-            return self.head(x.mean((1, 2), dtype="float32"), train, keys)
-        x = average_to(x, DENSE_PX).reshape(len(x), -1)
+        return x if self.depth else x.mean((1, 2), dtype="float32")
+
+    def classify(self, features: jax.Array, train: bool, keys: jax.Array | None = None) -> jax.Array:
+        """[B, P, P, F] or [B, F] features -> [B, outputs] logits."""
+        x = average_to(features, DENSE_PX).reshape(len(features), -1) if self.depth else features
         for i in range(self.depth):
             x = nnx.relu(getattr(self, f"dense{i + 1}")(x))
             if train and self.dropout and i < self.depth - 1:  # The head drops its own input.

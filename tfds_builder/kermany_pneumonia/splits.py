@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 import itertools
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tfds_builder.kermany_pneumonia import sources
@@ -110,7 +110,9 @@ def assign_splits(xrays: Iterable[Xray]) -> tuple[dict[str, list[Xray]], dict[st
             kept.append(xray)
 
     clusters = _cluster(training)
-    in_validation = _choose_validation(kept, clusters)
+    in_validation = choose_share(
+        [clusters[_person(xray)] for xray in kept], [xray.subtype for xray in kept], VALIDATION_FRACTION
+    )
     splits = {
         "train": [xray for xray in kept if clusters[_person(xray)] not in in_validation],
         "validation": [xray for xray in kept if clusters[_person(xray)] in in_validation],
@@ -127,9 +129,13 @@ def assign_splits(xrays: Iterable[Xray]) -> tuple[dict[str, list[Xray]], dict[st
     return splits, left_out | {"marked_in_test": sum(bool(xray.duplicate_of) for xray in test)}
 
 
+def name_person(patient_id: str) -> str:
+    """Groups for a split more carefully than patient_id: person135 of bacteria and of virus may be one child."""
+    return "/".join(patient_id.split("/")[-2:])
+
+
 def _person(xray: Xray) -> str:
-    """Groups for the split more carefully than patient_id: person135 of bacteria and of virus may be one child."""
-    return f"{xray.series}/{xray.number}"
+    return name_person(xray.patient_id)
 
 
 def _cluster(xrays: list[Xray]) -> dict[str, str]:
@@ -148,31 +154,38 @@ def _cluster(xrays: list[Xray]) -> dict[str, str]:
     return {person: find(person) for person in parent}
 
 
-def _choose_validation(xrays: list[Xray], clusters: dict[str, str]) -> set[str]:
-    """Names the clusters of the validation split.
+def choose_share(groups: Sequence[str], subtypes: Sequence[str], share: float, salt: str = "") -> set[str]:
+    """Chooses whole groups that hold a share of the images.
 
-    Clusters are stratified by the subtypes they hold, since half of the persons occur with bacteria and with virus, and
-    ordered by the hash of their name. Each stratum gives its first clusters until 15 % of its images are reached, so a
-    few images more or less in the source move the border by a cluster instead of shuffling everything.
+    Groups are stratified by the subtypes they hold, since half of the persons occur with bacteria and with virus, and
+    ordered by the hash of their name. Each stratum gives its first groups until the share of its images is reached, so
+    a few images more or less in the source move the border by a group instead of shuffling everything.
+
+    Args:
+        groups: name of each image's group.
+        subtypes: of each image.
+        share: between 0 and 1.
+        salt: another one orders the groups otherwise.
+
+    Returns:
+        Names of the chosen groups; each stratum keeps one at least.
     """
-    subtypes, sizes = collections.defaultdict(set), collections.Counter()
-    for xray in xrays:
-        cluster = clusters[_person(xray)]
-        subtypes[cluster].add(xray.subtype)
-        sizes[cluster] += 1
+    held, sizes = collections.defaultdict(set), collections.Counter(groups)
+    for group, subtype in zip(groups, subtypes, strict=True):
+        held[group].add(subtype)
     strata = collections.defaultdict(list)
-    for cluster, held in subtypes.items():
-        strata[tuple(sorted(held))].append(cluster)
+    for group, of_group in held.items():
+        strata[tuple(sorted(of_group))].append(group)
     chosen = set()
     for members in strata.values():
-        members.sort(key=lambda cluster: hashlib.sha256(cluster.encode()).hexdigest())
-        target = VALIDATION_FRACTION * sum(sizes[cluster] for cluster in members)
+        members.sort(key=lambda group: hashlib.sha256((salt + group).encode()).hexdigest())
+        target = share * sum(sizes[group] for group in members)
         taken = 0
-        for cluster in members[:-1]:  # The last one stays in train, however small the stratum.
-            if taken and abs(taken + sizes[cluster] - target) > abs(taken - target):
+        for group in members[:-1]:
+            if taken and abs(taken + sizes[group] - target) > abs(taken - target):
                 break
-            chosen.add(cluster)
-            taken += sizes[cluster]
+            chosen.add(group)
+            taken += sizes[group]
     return chosen
 
 

@@ -1,0 +1,106 @@
+"""Cross-validates a config: trains one run for each fold, and scores each training image by the run that never saw it.
+
+    scripts/run experiments/cross_validate.py                                         # drawn radiographs, 3 minutes
+    scripts/run experiments/cross_validate.py --dataset=kermany --flagfile=experiments/presets/resnet.flags \
+        --folds=5 --workdir=runs/resnet_folds
+
+The folds are cut by patient from all official training images, the prepared train and validation split; the official
+test folder is not touched. Fold i is trained in `<workdir>/fold_<i>`, a run like any other: its epoch, threshold and
+temperature are chosen on a validation split of its own, cut by patient from the other folds, and the fold itself is its
+test split. Stopped at any time, the same command goes on. Writes `<workdir>/evaluation/out_of_fold/`, the files of
+evaluate.py; two cross-validations are compared by compare.py --split=out_of_fold.
+"""
+
+import dataclasses
+import logging
+import pathlib
+import shlex
+import sys
+import time
+
+from absl import flags
+
+from experiments.flags import config_from_flags, define_config_flags, fail, run
+from experiments.progress import Progress
+from pneumojax.config import Config
+
+WORKDIR = flags.DEFINE_string("workdir", "runs/folds", "folder of the folds' runs")
+RESTART = flags.DEFINE_bool("restart", False, "delete the runs in the workdir and begin anew")
+
+DEFAULT_FOLDS = 5
+
+# What is told of the folds; metrics.json holds the others too.
+TOLD = ("auroc", "auprc", "specificity_at_sensitivity_0.95", "accuracy", "sensitivity", "specificity")
+
+logger = logging.getLogger("experiments")
+
+
+def main() -> int:
+    if flags.FLAGS.fold:
+        return fail(f"--fold={flags.FLAGS.fold}: all folds are trained here. Drop the flag.")
+    flags.FLAGS.folds = flags.FLAGS.folds or DEFAULT_FOLDS
+    config, workdir = config_from_flags(), pathlib.Path(WORKDIR.value).expanduser()
+    from pneumojax.cross_validation import evaluate_folds  # Imports JAX: after the flags are known to be good.
+    from pneumojax.evaluate import open_run
+
+    paths = {workdir / f"fold_{i}": set_fold(config, i) for i in range(config.data.folds)}
+    for number, (path, of_fold) in enumerate(paths.items()):
+        logger.info("fold %d of %d: %s", number + 1, len(paths), path)
+        if stopped_by := train(path, of_fold):
+            again = shlex.join(word for word in sys.argv if word.lstrip("-").split("=")[0] != "restart")
+            print(f"Stopped and saved in {path}.\nGo on: scripts/run {again}")
+            return 128 + stopped_by
+    results = evaluate_folds([open_run(path, data_dir=config.data.data_dir) for path in paths], workdir)
+    print(format_results(results))
+    print(f"Written to {workdir / 'evaluation' / 'out_of_fold'}; the runs of the folds in {workdir}.")
+    return 0
+
+
+def set_fold(config: Config, fold: int) -> Config:
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, fold=fold))
+
+
+def train(path: pathlib.Path, config: Config) -> int | None:
+    """Trains one fold, or what is left of it; returns the signal that stopped it, or None."""
+    import jax
+
+    from pneumojax.train import fit
+
+    progress = Progress(time.perf_counter())
+    try:
+        result = fit(config, path, RESTART.value, progress.report)
+    finally:
+        progress.close()
+    jax.clear_caches()  # Else the compiled steps of all folds stay in memory.
+    return result.stopped_by
+
+
+def format_results(results: dict) -> str:
+    """A row for each metric: of all images, mean and standard deviation over the folds, and of each fold."""
+    counts, folds = results["counts"], results["folds"]
+    classes = ", ".join(f"{number} {name}" for name, number in counts["classes"].items())
+    lines = [f"{counts['images']} images of {counts['patients']} patients ({classes}), each scored out of fold"]
+    if results["run"]["data"]["synthetic"]:
+        lines.append("Drawn radiographs, not patients: these figures say nothing about X-rays.")
+    header = "".join(f"{f'fold {i}':>8}" for i in range(len(folds)))
+    lines += ["", f"{'metric':<33}{'all images (95 % interval)':<28}{'mean ± deviation':<18}{header}"]
+    for name, metric in results["metrics"].items():
+        if name not in TOLD:
+            continue
+        spread = results["over_folds"][name]
+        mean = "-" if spread["mean"] is None else f"{spread['mean']:.4f} ± {spread['standard_deviation']:.4f}"
+        interval = " ({:.4f} to {:.4f})".format(*metric["ci95"]) if metric["ci95"] else ""
+        value = "-" if metric["value"] is None else f"{metric['value']:.4f}{interval}"
+        lines.append(f"{name:<33}{value:<28}{mean:<18}" + "".join(format_cell(fold["metrics"][name]) for fold in folds))
+    lines.append(f"{'threshold':<79}" + "".join(format_cell(fold["threshold"]) for fold in folds))
+    lines.append(f"{'temperature':<79}" + "".join(format_cell(fold["temperature"]) for fold in folds))
+    return "\n".join(lines)
+
+
+def format_cell(value: float | None) -> str:
+    return f"{'-' if value is None else format(value, '.4f'):>8}"
+
+
+if __name__ == "__main__":
+    define_config_flags()
+    run(main)

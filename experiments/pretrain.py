@@ -1,0 +1,83 @@
+"""Pretrains a backbone on the training images without their labels, for where no ImageNet weights are at hand.
+
+    scripts/run experiments/pretrain.py                                                    # drawn radiographs
+    scripts/run experiments/pretrain.py --dataset=kermany --model=resnet18 --resnet_width=24 --workdir=runs/backbone
+    scripts/run experiments/train.py --dataset=kermany --model=resnet18 --resnet_width=24 \\
+        --pretrained=runs/backbone/backbone.safetensors --workdir=runs/tuned
+
+The method is SimCLR (Chen et al. 2020). Neither labels nor validation and test images are read.
+"""
+
+import time
+
+STARTED = time.perf_counter()  # before the imports, which are part of what a user waits for
+
+import pathlib  # noqa: E402
+import shlex  # noqa: E402
+
+from absl import flags  # noqa: E402
+
+from experiments.flags import config_from_flags, define_config_flags, run  # noqa: E402
+from experiments.progress import Progress, format_stop  # noqa: E402
+from pneumojax.config import config_fields  # noqa: E402
+
+WORKDIR = flags.DEFINE_string("workdir", "runs/backbone", "folder of the run: checkpoints, log, backbone.safetensors")
+RESTART = flags.DEFINE_bool("restart", False, "delete the run in the workdir and begin anew")
+
+# The fields that play a part without labels and classifier; None keeps the config's own default. Views have to differ
+# strongly, and each is told from those of the whole batch, so both are larger than for training with labels.
+FIELDS = {
+    **dict.fromkeys(("dataset", "data_dir", "image_px", "model", "cnn_widths", "vgg_width", "resnet_width")),
+    **dict.fromkeys(("resnet_stride", "dtype", "shift", "zoom", "optimizer", "momentum", "chunk_steps")),
+    **dict.fromkeys(("rotate_degrees", "ema_decay", "seed", "multihost", "weight_decay", "warmup")),
+    "crop_min_area": 0.2,
+    "brightness": 0.3,
+    "contrast": 0.5,
+    "gamma": 0.5,
+    "flip": True,
+    "erase_probability": 0.0,
+    "learning_rate": 2e-3,
+    "epochs": 60,
+    "batch_size": 128,
+}
+
+
+def main() -> int:
+    config = config_from_flags(vgg_dense_widths=[])
+    workdir = pathlib.Path(WORKDIR.value)
+    from pneumojax.pretrain import pretrain  # Imports JAX: after the flags are known to be good.
+
+    progress = Progress(STARTED)
+    try:
+        result = pretrain(config, workdir, RESTART.value, progress.report)
+    finally:
+        progress.close()
+    progress.print_cost()
+    if result.stopped_by:
+        print(format_stop(result.step, result.total_steps, workdir))
+        return 128 + result.stopped_by
+    done = "Finished" if result.trained_steps else "Nothing to do: this run has finished its"
+    print(
+        f"{done} {result.total_steps} steps. The backbone lies in {result.backbone}.\n"
+        f"Next: scripts/run {shlex.join(_train_words(config, result.backbone))}"
+    )
+    return 0
+
+
+def _train_words(config, backbone: pathlib.Path) -> list[str]:
+    """The command that trains on the backbone."""
+    from pneumojax.pretrained import SHAPING, format_value
+
+    data, model = config.data, config.model
+    given = {"dataset": data.dataset, "data_dir": data.data_dir, "image_px": data.image_px, "model": model.model}
+    given |= {name: format_value(getattr(model, name)) for name in SHAPING[model.model]}
+    given |= {"pretrained": backbone, "workdir": f"{backbone.parent}_tuned"}
+    return ["experiments/train.py", *[f"--{name}={value}" for name, value in given.items() if value]]
+
+
+if __name__ == "__main__":
+    define_config_flags(fields=[field for field in config_fields() if field.name in FIELDS])
+    for name, value in FIELDS.items():
+        if value is not None:
+            flags.FLAGS.set_default(name, value)
+    run(main)

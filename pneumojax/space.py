@@ -1,0 +1,165 @@
+"""Search spaces: which config fields a search varies, and over which values, read from a TOML file.
+
+    [learning_rate]
+    low = 1e-4
+    high = 1e-2
+    log = true                       # as often between 1e-4 and 1e-3 as between 1e-3 and 1e-2
+
+    [model]
+    choices = ["cnn", "resnet18"]
+
+A field of whole numbers is searched in whole numbers. A field that holds several values has lists for choices.
+"""
+
+import dataclasses
+import difflib
+import pathlib
+import tomllib
+import typing
+from typing import Any
+
+from pneumojax.config import (
+    AugmentConfig,
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+    config_fields,
+    config_from_dict,
+    config_to_dict,
+)
+from pneumojax.errors import UserError
+
+# What a search may vary: how a network is built and trained. Not what is measured, nor by which luck.
+GROUPS = (DataConfig, ModelConfig, AugmentConfig, OptimizerConfig, TrainConfig)
+FIXED = {field.name for field in dataclasses.fields(DataConfig)} - {"image_px"} | {"task", "seed", "multihost"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Numbers from low to high, both included.
+
+    Attributes:
+      low: of the field's own type, int or float.
+      high: of the same type.
+      log: whether each power of ten is drawn as often as any other.
+    """
+
+    low: int | float
+    high: int | float
+    log: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Choices:
+    """A few values.
+
+    Attributes:
+      values: each of the field's own type; of a field that holds several values, a tuple.
+    """
+
+    values: tuple
+
+
+def read_space(path: str | pathlib.Path, base: Config) -> dict[str, Range | Choices]:
+    """Reads a search space and checks each of its values.
+
+    Args:
+      path: TOML file with a table for each field.
+      base: the config whose fields are varied.
+
+    Returns:
+      {field: what it is searched over}.
+
+    Raises:
+      UserError: the file cannot be read, a field is unknown or not to be searched, or a value does not fit it.
+    """
+    path = pathlib.Path(path).expanduser()
+    try:
+        tables = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}. Name a search space, a TOML file.") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not TOML: {error}.") from error
+    if not tables:
+        raise UserError(f"{path} names no field to search over.")
+    space = {}
+    for name, table in tables.items():
+        try:
+            space[name] = _read_field(name, table, base)
+        except UserError as error:
+            raise UserError(f"{path}: [{name}]: {error}") from error
+    return space
+
+
+def apply_values(base: Config, values: dict[str, Any]) -> Config:
+    """The base config with some fields set otherwise.
+
+    Raises:
+      UserError: a value is outside its limits, or two do not go together.
+    """
+    return config_from_dict(config_to_dict(base) | values)
+
+
+def _read_field(name: str, table: Any, base: Config) -> Range | Choices:
+    fields = {field.name: field for field in config_fields()}
+    searched = {field.name for group in GROUPS for field in dataclasses.fields(group)} - FIXED
+    if name not in fields:
+        near = difflib.get_close_matches(name, searched, n=1)
+        raise UserError("there is no such field." + (f" Did you mean {near[0]}?" if near else ""))
+    if name not in searched:
+        raise UserError("this field is not searched over: it is no part of how a network is built and trained.")
+    if not isinstance(table, dict):
+        raise UserError("write it as a table, with low and high, or with choices.")
+    keys = set(table)
+    if keys not in ({"low", "high"}, {"low", "high", "log"}, {"choices"}):
+        raise UserError(f"needs low and high, and log if wished, or choices alone; it has {', '.join(sorted(keys))}.")
+    several = typing.get_origin(fields[name].type) is tuple
+    kinds = typing.get_args(fields[name].type) or (fields[name].type,)
+    kind = next(kind for kind in kinds if kind in (bool, int, float, str))
+    if "choices" in keys:
+        found = Choices(_read_choices(table["choices"], kind, several))
+        values = found.values
+    else:
+        found = _read_range(table, kind, several)
+        values = (found.low, found.high)
+    for value in values:
+        apply_values(base, {name: value})
+    return found
+
+
+def _read_choices(choices: Any, kind: type, several: bool) -> tuple:
+    if not isinstance(choices, list) or not choices:
+        raise UserError("choices must be a list of values.")
+    if several:
+        if not all(isinstance(choice, list) for choice in choices):
+            raise UserError("each of the choices must be a list, as the field holds several values.")
+        values = tuple(tuple(_convert(one, kind) for one in choice) for choice in choices)
+    else:
+        values = tuple(_convert(choice, kind) for choice in choices)
+    if len(set(values)) < len(values):
+        raise UserError("a choice stands there twice.")
+    return values
+
+
+def _read_range(table: dict, kind: type, several: bool) -> Range:
+    if several or kind not in (int, float):
+        raise UserError("low and high are for numbers; this field needs choices.")
+    low, high = _convert(table["low"], kind), _convert(table["high"], kind)
+    log = _convert(table.get("log", False), bool)
+    if not low < high:
+        raise UserError(f"low must be less than high; they are {low} and {high}.")
+    if log and low <= 0:
+        raise UserError(f"log = true needs a low above 0, not {low}.")
+    return Range(low, high, log)
+
+
+def _convert(value: Any, kind: type) -> Any:
+    """The value as the field's own type; a whole number may stand for a float."""
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        words = {bool: "true or false", int: "a whole number", float: "a number", str: "text in quotes"}[kind]
+        raise UserError(f"{value!r} must be {words}.")
+    return value
