@@ -3,6 +3,7 @@
     scripts/run experiments/evaluate.py --workdir=runs/resnet --split=validation
     scripts/run experiments/evaluate.py --workdir=runs/resnet --split=test
     scripts/run experiments/evaluate.py --workdir=runs/a,runs/b,runs/c --split=test    # an ensemble, into runs/a+b+c
+    scripts/run experiments/evaluate.py --workdir=runs/seeds --split=test    # trained with --replicas: an ensemble too
 
 Writes `<workdir>/evaluation/<split>/`: report.html, which holds all in one file to read, print and mail; metrics.json,
 predictions.csv, curves.json, roc.png, precision_recall.png, reliability.png, predictive_values.png, decision_curve.png,
@@ -11,6 +12,7 @@ ensemble is the mean of the runs' calibrated probabilities, with a threshold and
 """
 
 import dataclasses
+import pathlib
 
 from absl import flags
 
@@ -53,7 +55,8 @@ FIXED = flags.DEFINE_float("fixed_threshold", None, "threshold of rule fixed (de
 
 def main() -> int:
     # Imports JAX: after the flags are known to be good.
-    from pneumojax.evaluate import evaluate, open_ensemble, open_run
+    from pneumojax.checkpoint import find_replicas
+    from pneumojax.evaluate import evaluate, open_ensemble, open_replicas, open_run
     from pneumojax.sharding import initialize
 
     initialize(multihost=False)
@@ -61,6 +64,8 @@ def main() -> int:
         return fail("--workdir is empty: name the folder of a run.")
     one = len(WORKDIR.value) == 1
     open_it, named = (open_run, WORKDIR.value[0]) if one else (open_ensemble, WORKDIR.value)
+    if one and find_replicas(pathlib.Path(named).expanduser()):
+        open_it = open_replicas
     opened = open_it(named, CHECKPOINT.value, DATA_DIR.value, VIEWS.value)
     size = opened.config.data.image_px
     if one and IMAGE_PX.value not in (None, size):

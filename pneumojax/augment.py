@@ -16,25 +16,32 @@ def make_augment(config: AugmentConfig) -> Callable[[jax.Array, jax.Array], jax.
     """Chooses what the config switches on.
 
     Args:
-      config: the ranges; a range of zero leaves its step out of the compiled program.
+      config: the ranges; a range of zero leaves its step out of the compiled program. augment_strength may be an array.
 
     Returns:
       `augment(keys, images)`: keys [B], images [B, H, W] float32 0..1 -> [B, H, W] float32 0..1.
     """
     geometry = config.rotate_degrees or config.shift or config.zoom or config.crop_min_area < 1 or config.flip
     steps = (
-        (geometry, lambda key, image: resample(image, draw_transform(key, config))),
+        (geometry, lambda key, image, strength: resample(image, draw_transform(key, config, strength))),
         (
             config.brightness or config.contrast or config.gamma,
-            lambda key, image: change_intensity(key, image, config.brightness, config.contrast, config.gamma),
+            lambda key, image, strength: change_intensity(
+                key, image, config.brightness, config.contrast, config.gamma, strength
+            ),
         ),
-        (config.erase_probability, lambda key, image: erase(key, image, config.erase_probability)),
+        (
+            config.erase_probability,
+            lambda key, image, strength: erase(key, image, strength * config.erase_probability),
+        ),
     )
 
     def augment_one(key, image):
+        # In float32 also where it is a constant: rounded alike, a replica is bitwise the run it stands for.
+        strength = jnp.asarray(config.augment_strength, jnp.float32)
         for i, (wanted, step) in enumerate(steps):
             if wanted:
-                image = step(jax.random.fold_in(key, i), image)
+                image = step(jax.random.fold_in(key, i), image, strength)
         return image
 
     return jax.vmap(augment_one)
@@ -54,8 +61,13 @@ def keep_pneumonia(images: jax.Array, augmented: jax.Array, labels: jax.Array) -
     return jnp.where((labels == 0)[:, None, None], augmented, images)
 
 
-def draw_transform(key: jax.Array, config: AugmentConfig) -> jax.Array:
+def draw_transform(key: jax.Array, config: AugmentConfig, strength: float | jax.Array = 1.0) -> jax.Array:
     """Draws one affine map for all geometry, so that the image is resampled once.
+
+    Args:
+      key: PRNG key.
+      config: the ranges.
+      strength: the ranges are multiplied by this.
 
     Returns:
       [2, 3] float32: output place (x, y, 1), in -1..1 from edge to edge, -> input place.
@@ -64,14 +76,14 @@ def draw_transform(key: jax.Array, config: AugmentConfig) -> jax.Array:
       Szegedy et al., "Going Deeper with Convolutions", 2015: the random resized crop, aspect 3/4 to 4/3.
     """
     keys = jax.random.split(key, 7)
-    angle = math.radians(config.rotate_degrees) * jax.random.uniform(keys[0], minval=-1, maxval=1)
-    scale = 1 / (1 + config.zoom * jax.random.uniform(keys[1], minval=-1, maxval=1))
+    angle = strength * math.radians(config.rotate_degrees) * jax.random.uniform(keys[0], minval=-1, maxval=1)
+    scale = 1 / (1 + strength * config.zoom * jax.random.uniform(keys[1], minval=-1, maxval=1))
     # The side is 2 long in these units.
-    shift = 2 * config.shift * jax.random.uniform(keys[2], (2,), minval=-1, maxval=1)
+    shift = 2 * strength * config.shift * jax.random.uniform(keys[2], (2,), minval=-1, maxval=1)
     cos, sin = scale * jnp.cos(angle), scale * jnp.sin(angle)
     linear = jnp.array([[cos, -sin], [sin, cos]])
     if config.crop_min_area < 1:
-        area = jax.random.uniform(keys[3], minval=config.crop_min_area, maxval=1)
+        area = jax.random.uniform(keys[3], minval=1 - strength * (1 - config.crop_min_area), maxval=1)
         # A box of nearly the whole image is nearly square: cut to the image, it would be smaller than its area.
         widest = jnp.minimum(math.log(4 / 3), -jnp.log(area))
         aspect = jnp.exp(widest * jax.random.uniform(keys[4], minval=-1, maxval=1))
@@ -116,7 +128,14 @@ def resample(image: jax.Array, transform: jax.Array) -> jax.Array:
     return upper * (1 - down) + lower * down
 
 
-def change_intensity(key: jax.Array, image: jax.Array, brightness: float, contrast: float, gamma: float) -> jax.Array:
+def change_intensity(
+    key: jax.Array,
+    image: jax.Array,
+    brightness: float,
+    contrast: float,
+    gamma: float,
+    strength: float | jax.Array = 1.0,
+) -> jax.Array:
     """Changes brightness, contrast (about the image's mean) and gamma by amounts drawn evenly from their ranges.
 
     Args:
@@ -125,11 +144,12 @@ def change_intensity(key: jax.Array, image: jax.Array, brightness: float, contra
       brightness: largest amount added.
       contrast: largest relative change.
       gamma: gamma is drawn between 1 / (1 + gamma) and 1 + gamma, evenly in its logarithm.
+      strength: all three amounts, and the logarithm of gamma, are multiplied by this.
 
     Returns:
       [H, W] float32, 0..1.
     """
-    draws = jax.random.uniform(key, (3,), minval=-1, maxval=1)
+    draws = strength * jax.random.uniform(key, (3,), minval=-1, maxval=1)
     mean = image.mean()
     image = (image - mean) * (1 + contrast * draws[0]) + mean + brightness * draws[1]
     image = jnp.clip(image, 0, 1)

@@ -9,6 +9,10 @@ Layout of a workdir:
     backbone.safetensors   of a pretraining instead: what train.py starts from
     checkpoints/STEP/      Orbax: `state` (arrays in nested dicts), its `checksum`, `run` (as config.json), metrics
     evaluation/SPLIT/      what evaluation wrote
+
+A run of several replicas has no checkpoints of its own; its metrics.jsonl and learning_curves.png are their mean:
+    replica_R/             a workdir as above, of the run that replica R stands for
+    replica_R/diverged.json    only if its loss became not finite: at which step
 """
 
 import contextlib
@@ -33,14 +37,21 @@ from pneumojax.state import TrainState
 
 
 @contextlib.contextmanager
-def open_checkpoints(workdir: pathlib.Path, read_only: bool = False) -> Iterator[ocp.CheckpointManager]:
+def open_checkpoints(
+    workdir: pathlib.Path, read_only: bool = False, keep_latest: int = 1
+) -> Iterator[ocp.CheckpointManager]:
     """Opens a run's checkpoints: the latest and the best by val/auroc are kept, saving goes on beside training.
+
+    Args:
+      workdir: folder of the run.
+      read_only: nothing is written, and no folder made.
+      keep_latest: how many of the latest are kept.
 
     Raises:
       UserError: one of them is damaged; on leaving, one could not be written.
     """
     keep = [
-        preservation_policy.LatestN(1),
+        preservation_policy.LatestN(keep_latest),
         preservation_policy.BestN(get_metric_fn=_auroc, n=1, keep_checkpoints_without_metrics=False),
     ]
     options = ocp.CheckpointManagerOptions(
@@ -174,6 +185,12 @@ def load_run(workdir: pathlib.Path, which: str) -> tuple[dict, dict, int]:
             f"experiments/train.py --pretrained={workdir / 'backbone.safetensors'}"
         )
     return run, variables, step
+
+
+def find_replicas(workdir: pathlib.Path) -> list[pathlib.Path]:
+    """The folders of a run's replicas, in order; none if it is a run of one."""
+    folders = workdir.glob("replica_*/config.json")
+    return sorted((path.parent for path in folders), key=lambda folder: (len(folder.name), folder.name))
 
 
 def read_run(path: pathlib.Path) -> dict:

@@ -5,6 +5,8 @@ Each default is written here once. `experiments/flags.py` makes one flag of each
 
 import dataclasses
 import math
+import pathlib
+import tomllib
 from typing import Any
 
 from pneumojax.errors import UserError
@@ -14,6 +16,9 @@ CLASS_NAMES = {"binary": ("NORMAL", "PNEUMONIA"), "three_class": ("NORMAL", "BAC
 
 # How the names of a network's last layers begin; all that is before them is its backbone.
 CLASSIFIER = ("dense", "head")
+
+# What may differ between the replicas of a run, beside the seed.
+SWEPT = ("learning_rate", "weight_decay", "label_smoothing", "augment_strength")
 
 # Networks that can start from weights of a file.
 PRETRAINABLE = ("cnn", "vgg16", "resnet18", "resnet34", "resnet50")
@@ -35,12 +40,13 @@ class _Checked:
                 _check(field, number)
 
 
-def _check(field, value):
-    limits = field.metadata
-    if value is None or dataclasses.is_dataclass(value):
+def _check(field, value, name=None):
+    limits, name = field.metadata, name or field.name
+    # Arrays stand here in the compiled program of several replicas only; they were checked as numbers.
+    if not isinstance(value, (bool, int, float, str)):
         return
     if isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{field.name} must be a finite number, not {value}.")
+        raise UserError(f"{name} must be a finite number, not {value}.")
     tests = (
         (limits["choices"], lambda limit: value in limit, "one of"),
         (limits["at_least"], lambda limit: value >= limit, "at least"),
@@ -51,7 +57,7 @@ def _check(field, value):
     for limit, holds, words in tests:
         if limit is not None and not holds(limit):
             limit = ", ".join(limit) if isinstance(limit, tuple) else limit
-            raise UserError(f"{field.name} must be {words} {limit}, not {value}.")
+            raise UserError(f"{name} must be {words} {limit}, not {value}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,12 +138,23 @@ class AugmentConfig(_Checked):
     flip: bool = _field(False, "mirror half of the images left to right (the heart changes sides)")
     erase_probability: float = _field(0.0, "share of images with a rectangle erased", at_least=0.0, at_most=1.0)
     mixup_alpha: float = _field(0.0, "parameter of mixup's beta distribution; 0: no mixup", at_least=0.0)
+    augment_strength: float = _field(
+        1.0, "all ranges above, and erase_probability, are multiplied by this (not flip and mixup)", at_least=0.0
+    )
     test_time_views: int = _field(
         1,
         "views of each image whose probabilities are averaged in evaluation: the image itself and others changed in "
         "the ranges above, without erasing and mixup",
         at_least=1,
     )
+
+    def __post_init__(self):
+        super().__post_init__()
+        fields = {field.name: field for field in dataclasses.fields(self)}
+        for name in ("rotate_degrees", "shift", "zoom", "brightness", "contrast", "erase_probability"):
+            _check(fields[name], self.augment_strength * getattr(self, name), f"augment_strength times {name}")
+        smallest = 1 - self.augment_strength * (1 - self.crop_min_area)
+        _check(fields["crop_min_area"], smallest, "1 - augment_strength times (1 - crop_min_area)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,6 +190,14 @@ class TrainConfig(_Checked):
     parallel: str = _field("jit", "how the batch is spread over the devices", choices=("jit", "shard_map", "pmap"))
     batch_norm: str = _field(
         "global", "whose batch statistics: of the global batch, or of each device's share", choices=("global", "local")
+    )
+    replicas: int = _field(
+        1, "runs that are trained together in one program, with seeds seed, seed + 1, ...: an ensemble", at_least=1
+    )
+    sweep: str | None = _field(
+        None,
+        f"TOML file of what differs between the replicas: lists of one value each for {', '.join(SWEPT)} or seed",
+        identity=False,  # Each replica's own config.json holds the values.
     )
     multihost: bool = _field(False, "call jax.distributed.initialize(): one process of several", identity=False)
 
@@ -225,6 +250,15 @@ class Config(_Checked):
             raise UserError("batch_norm=local needs parallel=shard_map or pmap: jit sees the global batch only.")
         if train.multihost and train.parallel == "pmap":
             raise UserError("multihost needs parallel=jit or shard_map: pmap here spreads over one process only.")
+        if train.replicas > 1 and (train.parallel != "jit" or train.multihost):
+            raise UserError(
+                f"replicas={train.replicas} needs parallel=jit and no multihost: replicas have a way of their own to "
+                "spread over the devices of one process."
+            )
+        if train.replicas > 1 and self.model.cached_views:
+            raise UserError("cached_views keeps the features of one network: drop it, or train without replicas.")
+        if train.sweep and train.replicas == 1:
+            raise UserError("sweep needs replicas: as many as its lists have values.")
         geometry = augment.rotate_degrees or augment.shift or augment.zoom or augment.crop_min_area < 1 or augment.flip
         intensity = augment.brightness or augment.contrast or augment.gamma
         if augment.test_time_views > 1 and not (geometry or intensity):
@@ -260,6 +294,59 @@ def config_from_dict(values: dict[str, Any]) -> Config:
     if values:
         raise UserError(f"unknown config fields: {', '.join(sorted(values))}.")
     return Config(**groups)
+
+
+def replace_fields(config: Config, values: dict[str, Any]) -> Config:
+    """The config with other values of some fields, whichever group they are in.
+
+    Raises:
+      UserError: a value is outside its limits.
+    """
+    groups = {}
+    for group in dataclasses.fields(config):
+        old = getattr(config, group.name)
+        new = {field.name: values[field.name] for field in dataclasses.fields(old) if field.name in values}
+        groups[group.name] = dataclasses.replace(old, **new)
+    return Config(**groups)
+
+
+def plan_replicas(config: Config) -> list[Config]:
+    """The runs that the replicas stand for, each as it would be trained alone.
+
+    Replica r has the seed `seed + r`, and what the file of the sweep lists at place r.
+
+    Raises:
+      UserError: the file cannot be read, names a field that cannot be swept, or lists too few, too many or bad values.
+    """
+    replicas = config.train.replicas
+    lists = _read_sweep(config.train.sweep, replicas) if config.train.sweep else {}
+    plans = []
+    for replica in range(replicas):
+        values = {"seed": config.train.seed + replica} | {name: column[replica] for name, column in lists.items()}
+        try:
+            plans.append(replace_fields(config, {"replicas": 1, "sweep": None} | values))
+        except UserError as error:
+            where = f"{config.train.sweep}, replica {replica}" if lists else f"replica {replica}"
+            raise UserError(f"{where}: {error}") from error
+    return plans
+
+
+def _read_sweep(path: str, replicas: int) -> dict[str, list]:
+    try:
+        lists = tomllib.loads(pathlib.Path(path).expanduser().read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"sweep: {path} cannot be read as TOML ({error}).") from error
+    kinds = {"seed": int} | dict.fromkeys(SWEPT, float)
+    for name, column in lists.items():
+        if name not in kinds:
+            raise UserError(f"sweep: {path} lists {name}; what may differ is {', '.join(kinds)}.")
+        if not isinstance(column, list) or len(column) != replicas:
+            given = f"{len(column)} values" if isinstance(column, list) else "no list"
+            raise UserError(f"sweep: {path} has {given} for {name}; replicas={replicas} needs a list of {replicas}.")
+        if bad := [value for value in column if type(value) not in (int, kinds[name])]:
+            kind = "a whole number" if kinds[name] is int else "a number"
+            raise UserError(f"sweep: {path} has {bad[0]!r} for {name}, which must be {kind}.")
+    return {name: [kinds[name](value) for value in column] for name, column in lists.items()}
 
 
 def config_fields() -> list[dataclasses.Field]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from pneumojax import figures, metrics
 from pneumojax.calibration import apply_temperature, fit_temperature, shift_prevalence
-from pneumojax.checkpoint import check_shapes, load_run
+from pneumojax.checkpoint import check_shapes, find_replicas, load_run
 from pneumojax.config import Config, ThresholdConfig, config_from_dict
 from pneumojax.data import Split, load_split, make_eval_batches, read_record
 from pneumojax.errors import UserError
@@ -73,6 +73,8 @@ def open_run(
       UserError: there is no run, it is damaged, or it has no augmentation to make views with.
     """
     workdir = pathlib.Path(workdir).expanduser()
+    if replicas := find_replicas(workdir):
+        raise UserError(f"{workdir} holds {len(replicas)} replicas: open one, as {replicas[0]}, or their ensemble.")
     info, variables, step = load_run(workdir, checkpoint)
     try:
         config = config_from_dict(info["config"] | ({"data_dir": data_dir} if data_dir else {}))
@@ -163,6 +165,31 @@ def open_ensemble(
             )
     directory = members[0].workdir.parent / "+".join(member.workdir.resolve().name for member in members)
     return Ensemble(directory, members)
+
+
+def open_replicas(
+    workdir: str | pathlib.Path,
+    checkpoint: str = "best",
+    data_dir: str | None = None,
+    test_time_views: int | None = None,
+) -> Ensemble:
+    """Opens all replicas of a run as an ensemble, whose folder is the run's; what has diverged is left out.
+
+    Args:
+      workdir: folder of the run.
+      checkpoint: best or latest, of each.
+      data_dir: where the data sets lie now, if not where the run found them.
+      test_time_views: views of each image that are averaged, if not as many as the run's.
+
+    Raises:
+      UserError: as of `open_ensemble`.
+    """
+    workdir = pathlib.Path(workdir).expanduser()
+    folders = [folder for folder in find_replicas(workdir) if not (folder / "diverged.json").exists()]
+    if not folders:
+        raise UserError(f"{workdir} holds no replica that has not diverged.")
+    ensemble = open_ensemble(folders, checkpoint, data_dir, test_time_views)
+    return dataclasses.replace(ensemble, workdir=workdir)
 
 
 def predict(run: Run, images: np.ndarray) -> np.ndarray:

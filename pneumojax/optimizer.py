@@ -7,10 +7,12 @@ from pneumojax.config import CLASSIFIER, OptimizerConfig
 
 
 def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
-    """Learning rate of each step: straight up from 0, then a cosine down to 0."""
+    """Learning rate of each step: straight up from 0, then a cosine down to 0. The largest may be an array."""
     warmup_steps = round(config.warmup * total_steps)
-    decay_steps = max(total_steps, warmup_steps + 1)
-    return optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup_steps, decay_steps)
+    decay_steps = max(total_steps - warmup_steps, 1)
+    # optax.warmup_cosine_decay_schedule is the same, but takes no array for its peak.
+    rise = optax.linear_schedule(0.0, config.learning_rate, warmup_steps)
+    return optax.join_schedules([rise, optax.cosine_decay_schedule(config.learning_rate, decay_steps)], [warmup_steps])
 
 
 def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:

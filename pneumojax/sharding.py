@@ -61,3 +61,16 @@ def put(array: np.ndarray, mesh: Mesh, axis: int | None = None) -> jax.Array:
     spec = PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, AXIS)
     with jax.transfer_guard("allow"):  # JAX counts this call as a hidden transfer; it is what the function is for.
         return jax.make_array_from_callback(array.shape, NamedSharding(mesh, spec), lambda index: array[index])
+
+
+def measure_free_bytes(mesh: Mesh) -> int:
+    """Memory that is free on a device of this process; CPU devices share what the machine has."""
+    stats = mesh.local_devices[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats["bytes_in_use"]
+    try:
+        lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))  # in KiB
+    except (OSError, StopIteration):  # macOS tells how much there is, not how much is free.
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return free // mesh.size

@@ -13,9 +13,10 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pneumojax.augment import keep_pneumonia, make_augment, mixup
-from pneumojax.config import CLASS_NAMES, AugmentConfig, Config
+from pneumojax.config import CLASS_NAMES, AugmentConfig, Config, replace_fields
 from pneumojax.losses import as_class_logits, compute_contrastive, compute_cross_entropy, make_targets
 from pneumojax.models import make_model, split_frozen
+from pneumojax.optimizer import make_optimizer
 from pneumojax.pretrained import load_pretrained
 from pneumojax.sharding import AXIS, put, replicated
 from pneumojax.state import TrainState
@@ -59,6 +60,11 @@ def _make_abstract_model(config: Config, axis_name: str | None = None, make: Cal
 
 def init_state(config: Config, tx: optax.GradientTransformation, mesh: Mesh, make: Callable = make_model) -> TrainState:
     """A fresh state on every device, a function of the config's seed. `make` as in `make_graph`."""
+    return make_init(config, tx, mesh, make)(jax.random.key(config.train.seed))
+
+
+def make_init(config: Config, tx: optax.GradientTransformation, mesh: Mesh, make: Callable = make_model) -> Callable:
+    """Compiles `init(key) -> state`: a fresh state on every device. `make` as in `make_graph`."""
 
     def init(key):
         model = make(config.model, config.data.image_px, key)
@@ -69,12 +75,19 @@ def init_state(config: Config, tx: optax.GradientTransformation, mesh: Mesh, mak
         opt_state = tx.init(split_frozen(params, config.model.frozen)[0])
         return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, opt_state, jax.tree.map(jnp.copy, ema))
 
-    return jax.jit(init, out_shardings=replicated(mesh))(jax.random.key(config.train.seed))
+    return jax.jit(init, out_shardings=replicated(mesh))
 
 
 def make_key(config: Config, mesh: Mesh) -> jax.Array:
     """The one key of a run; each step folds its number into it, so there is no random state to save."""
     return jax.jit(lambda: jax.random.fold_in(jax.random.key(config.train.seed), 1), out_shardings=replicated(mesh))()
+
+
+def make_replica_keys(seeds: np.ndarray, mesh: Mesh) -> jax.Array:
+    """[R] keys: those of `make_key` for [R] int32 seeds, each where its replica is."""
+    make = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), 1))
+    sharding = NamedSharding(mesh, PartitionSpec(AXIS) if shared_out(len(seeds), mesh) else PartitionSpec())
+    return jax.jit(make, out_shardings=sharding)(seeds)
 
 
 def start_pretrained(config: Config, state: TrainState, mesh: Mesh) -> TrainState:
@@ -277,6 +290,122 @@ def _compile_chunk(step: Callable, arrays: int, config: Config, mesh: Mesh) -> C
     return jax.jit(chunk, in_shardings=in_shardings, out_shardings=replicated(mesh), donate_argnums=(0,))
 
 
+def make_replicas_chunk(
+    config: Config, graph: nnx.GraphDef, total_steps: int, class_weights: np.ndarray, mesh: Mesh
+) -> Callable:
+    """Compiles many steps of several replicas as one call.
+
+    Args:
+      config: the run; its `replicas` R is the length of each replica's own axis.
+      graph: from `make_graph`.
+      total_steps: of the whole run.
+      class_weights: [C] float32, weight of each class in the loss.
+      mesh: the devices. Each takes as many replicas as the others, or, where they do not come out even, all replicas
+        and its share of each batch.
+
+    Returns:
+      `train_chunk(state, images, labels, batches, key, swept) -> (state, metrics)`: as in `make_train_chunk`, but each
+      array of state, key and metrics, and batches [R, S, B], have an axis of replicas before the others. swept
+      {field: [R] float32} holds what stands in each replica for the config's own value.
+    """
+
+    def train_chunk(state, images, labels, batches, key, swept):
+        def train_replica(own):
+            state, batches, key, values = own
+            replica = replace_fields(config, values)
+            tx = make_optimizer(replica.optimizer, total_steps)
+            train_step = make_train_step(replica, graph, tx, class_weights, mapped=False)
+            return lax.scan(lambda state, index: train_step(state, images, labels, index, key), state, batches)
+
+        return _for_each_replica(train_replica, (state, batches, key, swept))
+
+    if shared_out(config.train.replicas, mesh):
+        own, batches = PartitionSpec(AXIS), PartitionSpec(AXIS)
+    else:
+        own, batches = PartitionSpec(), PartitionSpec(None, None, AXIS)
+    in_specs = (own, PartitionSpec(), PartitionSpec(), batches, own, own)
+    return _compile_replicas(train_chunk, in_specs, own, mesh, donate_argnums=(0,))
+
+
+def make_replicas_predict(config: Config, graph: nnx.GraphDef, mesh: Mesh) -> Callable:
+    """Compiles prediction by several replicas as one call.
+
+    Returns:
+      `predict(variables, images, batches) -> logits`: as in `make_predict`, but variables and logits [R, S, B, C] have
+      an axis of replicas before the others, and batches are cut along B only where devices share each batch.
+    """
+    predict_alone = _make_predict(graph)
+
+    def predict(variables, images, batches):
+        return _for_each_replica(lambda own: predict_alone(own, images, batches), variables)
+
+    if shared_out(config.train.replicas, mesh):
+        own, batches = PartitionSpec(AXIS), PartitionSpec()
+    else:
+        own, batches = PartitionSpec(), PartitionSpec(None, AXIS)
+    return _compile_replicas(predict, (own, PartitionSpec(), batches), own, mesh)
+
+
+def shared_out(replicas: int, mesh: Mesh) -> bool:
+    """Whether each device takes as many whole replicas as the others; else it takes its share of every batch."""
+    return replicas % mesh.size == 0
+
+
+def _for_each_replica(function: Callable, own):
+    """`function` of each replica's arrays, which lie along the first axis of `own`."""
+    if jax.default_backend() == "cpu":
+        # There convolutions with a kernel for each replica take twice as long side by side as one after the other.
+        return lax.map(function, own)
+    return jax.vmap(function)(own)
+
+
+def _compile_replicas(function: Callable, in_specs: tuple, own: PartitionSpec, mesh: Mesh, **options) -> Callable:
+    if own == PartitionSpec(AXIS):
+        # Each device by itself: nothing for the compiler to spread, nothing to wait for.
+        function = jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=own, check_vma=False)
+    in_shardings = tuple(NamedSharding(mesh, spec) for spec in in_specs)
+    return jax.jit(function, in_shardings=in_shardings, out_shardings=NamedSharding(mesh, own), **options)
+
+
+def estimate_memory(
+    config: Config, graph: nnx.GraphDef, tx: optax.GradientTransformation, mesh: Mesh
+) -> tuple[int, int]:
+    """Estimates, without compiling, how much memory a step of training takes on a device.
+
+    A step takes the gradients and all that the forward pass keeps for the backward one; the compiler may need less.
+
+    Returns:
+      (bytes for each replica that the device has, bytes that all of them share).
+    """
+    sharers = 1 if shared_out(config.train.replicas, mesh) else mesh.size
+    size, px = config.train.batch_size // sharers, config.data.image_px
+    state = jax.eval_shape(make_init(config, tx, mesh), jax.random.key(0))
+    images, keys = jax.eval_shape(lambda: (jnp.zeros((size, px, px)), jax.random.split(jax.random.key(0), size)))
+
+    def keep(params, batch_stats, images, keys):
+        def forward(params):
+            return nnx.merge(graph, params, batch_stats)(normalise(images), train=True, keys=keys)
+
+        return jax.vjp(forward, params)[1]
+
+    def count(tree):
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+    step = count(state.params) + count(jax.eval_shape(keep, state.params, state.batch_stats, images, keys))
+    return (count(state), step) if jax.default_backend() == "cpu" else (count(state) + step, 0)
+
+
+def put_replicas(arrays, config: Config, mesh: Mesh):
+    """Puts host arrays whose first axis is that of the replicas on the devices, as the compiled functions take them."""
+    axis = 0 if shared_out(config.train.replicas, mesh) else None
+    return jax.tree.map(lambda array: put(array, mesh, axis), arrays)
+
+
+def put_replica_batches(batches: np.ndarray, config: Config, mesh: Mesh) -> jax.Array:
+    """Puts index batches [R, S, B] int32 on the devices, as `make_replicas_chunk`'s function takes them."""
+    return put(batches, mesh, axis=0 if shared_out(config.train.replicas, mesh) else 2)
+
+
 def put_batches(batches: np.ndarray, config: Config, mesh: Mesh) -> jax.Array:
     """Puts index batches [S, B] int32 on the devices, cut along B, as `train_chunk` takes them."""
     if config.train.parallel == "pmap":  # pmap wants the devices as an axis.
@@ -321,6 +450,13 @@ def make_predict(graph: nnx.GraphDef, mesh: Mesh, views: AugmentConfig | None = 
       batches [S, B] int32 indices cut along B; returns [S, B, C] float32 class logits, on every device. Of several
       views they are the logarithms of the mean probabilities.
     """
+    copies = replicated(mesh)
+    in_shardings = (copies, copies, NamedSharding(mesh, PartitionSpec(None, AXIS)))
+    return jax.jit(_make_predict(graph, views, cached), in_shardings=in_shardings, out_shardings=copies)
+
+
+def _make_predict(graph: nnx.GraphDef, views: AugmentConfig | None = None, cached: bool = False) -> Callable:
+    """`predict` of `make_predict`, not compiled."""
     others = views.test_time_views - 1 if views else 0
 
     def predict(variables, images, batches):
@@ -348,6 +484,4 @@ def make_predict(graph: nnx.GraphDef, mesh: Mesh, views: AugmentConfig | None = 
         logits = jnp.concatenate([jax.nn.log_softmax(classify(batch))[None], logits])
         return jax.nn.logsumexp(logits, axis=0) - math.log(1 + others)
 
-    copies = replicated(mesh)
-    in_shardings = (copies, copies, NamedSharding(mesh, PartitionSpec(None, AXIS)))
-    return jax.jit(predict, in_shardings=in_shardings, out_shardings=copies)
+    return predict

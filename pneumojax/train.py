@@ -16,11 +16,13 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
 from pneumojax import figures, metrics, steps
 from pneumojax.checkpoint import (
     check_same_run,
     find_best,
+    find_replicas,
     has_checkpoints,
     open_checkpoints,
     read_run,
@@ -100,14 +102,10 @@ def fit(
     train = config.train
     initialize(train.multihost)
     mesh = make_mesh()
-    if train.batch_size % mesh.size:
-        raise UserError(f"batch_size {train.batch_size} is not divisible by the {mesh.size} devices it is spread over.")
-    data, selection = load_split(config.data, "train"), load_split(config.data, config.data.selection_split)
-    if selection.name == "test":
-        logger.warning(
-            "selection_split=test is the leaky protocol: test chooses the epoch, the threshold and the temperature, so "
-            "its figures are worthless but for showing that."
-        )
+    if train.replicas > 1:
+        raise UserError(f"fit trains one run; replicas={train.replicas} are trained by replicas.fit_replicas.")
+    check_batch_size(train.batch_size, mesh)
+    data, selection = load_splits(config)
     chunks, chunk_steps = split_epoch(len(data), train.batch_size, train.chunk_steps)
     total_steps = train.epochs * chunks * chunk_steps
     run = describe_run(config)
@@ -171,6 +169,31 @@ def fit(
     )
 
 
+def check_batch_size(batch_size: int, mesh: Mesh) -> None:
+    """Raises a UserError where the devices cannot share a batch evenly."""
+    if batch_size % mesh.size:
+        raise UserError(f"batch_size {batch_size} is not divisible by the {mesh.size} devices it is spread over.")
+
+
+def load_splits(config: Config) -> tuple[Split, Split]:
+    """The training split, and the one that chooses epoch, threshold and temperature.
+
+    Raises:
+      UserError: the data set is not prepared or damaged, or the second has one class only.
+    """
+    data, selection = load_split(config.data, "train"), load_split(config.data, config.data.selection_split)
+    if selection.name == "test":
+        logger.warning(
+            "selection_split=test is the leaky protocol: test chooses the epoch, the threshold and the temperature, so "
+            "its figures are worthless but for showing that."
+        )
+    if len(np.unique(selection.labels("binary"))) < 2:
+        raise UserError(
+            f"the {selection.name} split has one class only: no model can be chosen on it. Prepare more images."
+        )
+    return data, selection
+
+
 def describe_run(config: Config) -> dict:
     """What config.json and each checkpoint hold: enough to open the run without its code's defaults or its data."""
     record = read_record(config.data)
@@ -192,23 +215,10 @@ def describe_run(config: Config) -> dict:
 def _make_validate(config: Config, predict_batches: Callable, split: Split, mesh) -> Callable:
     """Returns `validate(state, images) -> {"val/loss", "val/accuracy", "val/auroc"}`, exact over the split."""
     labels = split.labels(config.model.task)
-    if len(np.unique(labels > 0)) < 2:
-        raise UserError(
-            f"the {split.name} split has one class only: no model can be chosen on it. Prepare more images."
-        )
     batches = put(make_eval_batches(len(split), config.train.eval_batch_size, mesh.size), mesh, axis=1)
 
     def validate(state, images):
-        logits = jax.device_get(predict_batches(state.eval_variables(), images, batches))
-        probabilities = compute_probabilities(logits.reshape(-1, logits.shape[-1])[: len(labels)])
-        if not np.isfinite(probabilities).all():
-            return {"val/loss": float("nan")}
-        true_class = probabilities[np.arange(len(labels)), labels]
-        return {
-            "val/loss": float(-np.log(np.maximum(true_class, 1e-300)).mean()),
-            "val/accuracy": float((probabilities.argmax(-1) == labels).mean()),
-            "val/auroc": metrics.compute_auroc(labels, metrics.compute_binary_scores(probabilities)),
-        }
+        return score_validation(labels, jax.device_get(predict_batches(state.eval_variables(), images, batches)))
 
     return validate
 
@@ -238,14 +248,54 @@ def _make_extract_split(config: Config, graph, state, key, mesh) -> Callable:
     return extract_split
 
 
-class Log:
-    """Rows of metrics.jsonl. A chunk's sums are fetched when the next chunk is already under way."""
+def score_validation(labels: np.ndarray, logits: np.ndarray) -> dict[str, float]:
+    """A row of validation.
 
-    def __init__(self, workdir: pathlib.Path, config: Config, steps_per_epoch: int, total_steps: int, report: Callable):
+    Args:
+      labels: [N] int32, class indices.
+      logits: [S, B, C] float32, of the images in order and then of what filled the last batch.
+
+    Returns:
+      {"val/loss", "val/accuracy", "val/auroc"}; the loss alone where it is not finite.
+    """
+    with np.errstate(invalid="ignore"):  # The row will say it.
+        probabilities = compute_probabilities(logits.reshape(-1, logits.shape[-1])[: len(labels)])
+    if not np.isfinite(probabilities).all():
+        return {"val/loss": float("nan")}
+    true_class = probabilities[np.arange(len(labels)), labels]
+    return {
+        "val/loss": float(-np.log(np.maximum(true_class, 1e-300)).mean()),
+        "val/accuracy": float((probabilities.argmax(-1) == labels).mean()),
+        "val/auroc": metrics.compute_auroc(labels, metrics.compute_binary_scores(probabilities)),
+    }
+
+
+class Log:
+    """Rows of metrics.jsonl. A chunk's sums are fetched when the next chunk is already under way.
+
+    Args:
+      workdir: folder of the run.
+      config: the run.
+      steps_per_epoch: training steps of an epoch.
+      total_steps: training steps of the whole run.
+      report: as in `fit`.
+      replica: whose place in the sums of all replicas is logged; None: a run of one.
+    """
+
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        config: Config,
+        steps_per_epoch: int,
+        total_steps: int,
+        report: Callable,
+        replica: int | None = None,
+    ):
         self.path = workdir / "metrics.jsonl"
         self.steps_per_epoch = steps_per_epoch
         self.total_steps = total_steps
         self.report = report
+        self.replica = replica
         self.asked = 0  # ASKED once the report wants to stop
         self.schedule = make_schedule(config.optimizer, total_steps)
         self.pending = None
@@ -273,6 +323,8 @@ class Log:
         step, sums, started = self.pending
         self.pending = None
         sums = jax.device_get(sums)
+        if self.replica is not None:
+            sums = {name: values[self.replica] for name, values in sums.items()}
         now = time.perf_counter()
         losses, count = sums["loss"] / sums["count"], sums["count"].sum()
         if not np.isfinite(losses).all():
@@ -318,19 +370,33 @@ def resume(workdir: pathlib.Path, checkpoints, fresh: TrainState, mesh) -> Train
     """The latest checkpoint's state, or the fresh one; the log is cut to it."""
     step = checkpoints.latest_step()
     state = fresh if step is None else restore_state(checkpoints, step, fresh, mesh)
-    log = workdir / "metrics.jsonl"
-    if jax.process_index() == 0 and log.exists():
-        kept = sum(row["step"] <= (step or 0) for row in read_rows(log))
-        if kept < len(log.read_text().splitlines()):  # A finished run is left as it is.
-            truncate_rows(log, step or 0)
+    cut_log(workdir, step or 0)
     if step is not None:
         logger.info("Going on from step %d of %s", step, workdir)
     return state
 
 
+def cut_log(workdir: pathlib.Path, step: int) -> None:
+    """Drops what was logged after a step; a log that ends there is left as it is."""
+    log = workdir / "metrics.jsonl"
+    if jax.process_index() == 0 and log.exists():
+        kept = sum(row["step"] <= step for row in read_rows(log))
+        if kept < len(log.read_text().splitlines()):
+            truncate_rows(log, step)
+
+
 @contextlib.contextmanager
 def hold_workdir(workdir: pathlib.Path, run: dict, restart: bool) -> Iterator[None]:
-    """Makes or checks the workdir, and keeps other trainings out of it meanwhile."""
+    """Makes or checks the workdir, and keeps other trainings out of it meanwhile.
+
+    Args:
+      workdir: folder of the run.
+      run: content of config.json.
+      restart: delete what an earlier run left in the workdir.
+
+    Raises:
+      UserError: another training is running there, or the workdir is of another run or program.
+    """
     with contextlib.ExitStack() as stack:
         refusal = None
         if jax.process_index() == 0:
@@ -362,6 +428,8 @@ def _prepare_workdir(workdir: pathlib.Path, run: dict, restart: bool) -> None:
             )
     elif restart:
         read_run(config)  # Nothing is deleted in a folder of another program.
+        for folder in find_replicas(workdir):
+            shutil.rmtree(folder)
         # config.json last: where this is interrupted, the folder is still one of ours.
         for name in (
             "checkpoints",

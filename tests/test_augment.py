@@ -276,3 +276,16 @@ def test_mixup_of_an_image_depends_on_its_own_key_only():
     some = blend(KEYS[order], 0.4, (images[order], targets[order]), (images[5 - order], targets[5 - order]))
     for one, whole in zip(some, together, strict=True):
         np.testing.assert_allclose(one, whole[order], atol=1e-6)
+
+
+def test_strength_multiplies_the_ranges():
+    ranges = {"rotate_degrees": 20.0, "shift": 0.1, "zoom": 0.2, "brightness": 0.2, "contrast": 0.4}
+    strong = AugmentConfig(**ranges, crop_min_area=0.6, gamma=0.21, erase_probability=0.8, augment_strength=0.5)
+    # Of gamma, the range of its logarithm: the square root of 1.21 is 1.1.
+    halves = {name: value / 2 for name, value in ranges.items()}
+    half = AugmentConfig(**halves, crop_min_area=0.8, gamma=0.1, erase_probability=0.4)
+    images = np.stack([random_image(16, 16, seed) for seed in range(32)])
+    ours, theirs = (np.asarray(jax.jit(make_augment(config))(KEYS[:32], images)) for config in (strong, half))
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    none = dataclasses.replace(strong, augment_strength=0.0)
+    np.testing.assert_allclose(jax.jit(make_augment(none))(KEYS[:32], images), images, atol=1e-5)
