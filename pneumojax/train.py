@@ -356,7 +356,7 @@ class Log:
         row = {"step": step, "epoch": step / self.steps_per_epoch} | row
         if jax.process_index() == 0:
             append_row(self.path, row)
-            if self.report(row, self.total_steps):
+            if self.report(row, self.total_steps) is True:
                 self.asked = ASKED
 
     def _stop(self, step: int) -> None:
