@@ -5,6 +5,7 @@ a reader never finds half of one. Where there is nothing to draw, the picture sa
 every split.
 """
 
+import itertools
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,6 +25,9 @@ BLUE, ORANGE, GREEN, GREY, INK = "#0072B2", "#D55E00", "#009E73", "#767676", "#2
 CLASS_COLOURS = (BLUE, ORANGE, GREEN)
 CLASS_MARKERS = ("o", "s", "^")
 CLASS_LINES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
+
+# The same palette, in the order in which curves take them.
+COLOURS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 
 BAND = {"color": BLUE, "alpha": 0.18, "linewidth": 0}
 REFERENCE = {"color": GREY, "linewidth": 1, "linestyle": (0, (4, 3))}
@@ -726,6 +730,74 @@ def _draw_importances(axes: "Axes", importances: Mapping | None) -> None:
     axes.set_yticks(range(len(names)), names)
     axes.set(ylim=(len(names) - 0.4, -0.6), xlim=(0, 1), xlabel="Share of the differences explained")
     axes.tick_params(axis="y", length=0)
+
+
+def save_speeds(
+    path: str | Path, curves: Mapping[str, Sequence[Mapping]], x_label: str, title: str, ideal: bool = False
+) -> None:
+    """Draws images/s over something that was varied, on doubling axes, with quartiles.
+
+    Args:
+      path: PNG file to write; its folder exists.
+      curves: {name: points}, each point {"x": float, "median", "low", "high"} in images/s.
+      x_label: what was varied.
+      title: what was measured.
+      ideal: also draws, for the first curve, the speed that grows as x does.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    with _style():
+        figure = _make_figure(5.2, 3.8 + 0.16 * len(curves))
+        axes = figure.add_subplot()
+        for (name, points), colour in zip(curves.items(), itertools.cycle(COLOURS), strict=False):
+            points = sorted(points, key=lambda point: point["x"])
+            x, median = [point["x"] for point in points], [point["median"] for point in points]
+            axes.plot(x, median, color=colour, marker="o", markersize=4, label=name)
+            low, high = [point["low"] for point in points], [point["high"] for point in points]
+            axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
+            if ideal and name == next(iter(curves)):
+                axes.plot(x, [median[0] * each / x[0] for each in x], label=f"{name}, if it grew evenly", **REFERENCE)
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log", base=2)
+        ticks = sorted({point["x"] for points in curves.values() for point in points})
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.3g}" if value < 1000 else f"{value:,.0f}")
+        axes.minorticks_off()
+        axes.set(xlabel=x_label, ylabel="Images/s")
+        axes.set_title(title)
+        axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.18), borderaxespad=0)
+        _save(figure, path)
+
+
+def save_roofline(path: str | Path, points: Sequence[Mapping], roofs: Mapping[str, tuple[float, float]]) -> None:
+    """Draws FLOP/s over FLOP for each byte, under the roof of the chip where that is known.
+
+    Args:
+      path: PNG file to write; its folder exists.
+      points: {"name", "intensity" in FLOP/byte, "flops" in FLOP/s} each, of one device.
+      roofs: {name: (FLOP/s, bytes/s)} of the chips at their most.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    with _style():
+        figure = _make_figure(5.2, 3.8 + 0.16 * (len(points) + len(roofs)))
+        axes = figure.add_subplot()
+        intensities = [point["intensity"] for point in points]
+        ridges = [flops / bandwidth for flops, bandwidth in roofs.values()]
+        x = np.geomspace(min([*intensities, *ridges]) / 4, max([*intensities, *ridges]) * 4, 200)
+        for name, (flops, bandwidth) in roofs.items():
+            axes.plot(x, np.minimum(flops, bandwidth * x), label=f"{name}, at most", **REFERENCE)
+        for point, colour, marker in zip(points, itertools.cycle(COLOURS), itertools.cycle("oosD^v"), strict=False):
+            label = f"{point['name']}: {point['flops'] / 1e9:,.0f} GFLOP/s"
+            axes.plot(point["intensity"], point["flops"], marker, color=colour, markersize=6, label=label)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set(xlabel="FLOP for each byte of memory read or written", ylabel="FLOP/s", xlim=(x[0], x[-1]))
+        axes.set_title("Roofline")
+        axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.18), borderaxespad=0)
+        _save(figure, path)
 
 
 def _read_curve(rows: list[Mapping], name: str) -> tuple[np.ndarray, np.ndarray]:

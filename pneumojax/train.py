@@ -39,6 +39,7 @@ from pneumojax.optimizer import make_optimizer, make_schedule
 from pneumojax.pretrained import check_pretraining_images, compute_sha256
 from pneumojax.sharding import initialize, make_mesh, put
 from pneumojax.state import TrainState
+from pneumojax.timing import compile_chunk, find_peak_flops, watch
 from pneumojax.writer import append_row, read_rows, truncate_rows, write_json
 
 logger = logging.getLogger(__name__)
@@ -135,10 +136,14 @@ def fit(
         images, selection_images, labels = put(images, mesh), put(selection_images, mesh), put(labels, mesh)
         stopped_by = 0
         with catch_signals() as caught, jax.transfer_guard("disallow"):
+            if step < total_steps:
+                example = steps.put_batches(np.zeros((chunk_steps, train.batch_size), np.int32), config, mesh)
+                arguments = (state, images, labels, example, key)
+                train_chunk, log.costs = compile_chunk(train_chunk, arguments, mesh.size, train.parallel != "jit")
             while step < total_steps and not (stopped_by := highest_of_processes(caught[0] if caught else log.asked)):
                 epoch, chunk = divmod(step // chunk_steps, chunks)
-                batches = make_epoch_batches(len(data), train.batch_size, chunks, chunk_steps, train.seed, epoch)[chunk]
                 log.start_chunk()
+                batches = make_epoch_batches(len(data), train.batch_size, chunks, chunk_steps, train.seed, epoch)[chunk]
                 state, sums = train_chunk(state, images, labels, steps.put_batches(batches, config, mesh), key)
                 step += chunk_steps
                 log.end_chunk(step, sums)
@@ -298,17 +303,19 @@ class Log:
         self.replica = replica
         self.asked = 0  # ASKED once the report wants to stop
         self.schedule = make_schedule(config.optimizer, total_steps)
+        self.peak_flops = find_peak_flops(jax.devices()[0].device_kind, config.model.dtype)
+        self.costs = {}
         self.pending = None
         self.started = None
-        self.fetched = None
+        self.ended = None
 
     def start_chunk(self) -> None:
-        """Starts the clock of the chunk that is dispatched next."""
+        """Marks that the loop is back at training: from here on, a device without work waits for the host."""
         self.started = time.perf_counter()
 
     def end_chunk(self, step: int, sums: dict) -> None:
         """Takes the sums of a chunk that was just dispatched; writes the row of the one before it."""
-        current = (step, sums, self.started)
+        current = (step, sums, self.started, time.perf_counter(), watch(sums))
         self.flush()
         self.pending = current
 
@@ -320,12 +327,11 @@ class Log:
         """
         if self.pending is None:
             return
-        step, sums, started = self.pending
+        step, sums, started, dispatched, wait_end = self.pending
         self.pending = None
         sums = jax.device_get(sums)
         if self.replica is not None:
             sums = {name: values[self.replica] for name, values in sums.items()}
-        now = time.perf_counter()
         losses, count = sums["loss"] / sums["count"], sums["count"].sum()
         if not np.isfinite(losses).all():
             self._stop(step - len(losses) + 1 + int(np.argmin(np.isfinite(losses))))
@@ -336,9 +342,17 @@ class Log:
             "train/accuracy": float(sums["correct"].sum() / count),
             "train/learning_rate": learning_rate,
         }
-        if self.fetched is not None:  # The first chunk of a start compiles.
-            row["perf/images_per_second"] = float(count / (now - max(started, self.fetched)))
-        self.fetched = now
+        before, self.ended = self.ended, wait_end()
+        if before is None:  # The first chunk of a start warms up.
+            row |= self.costs
+        else:
+            free = max(started, before)  # From here on the devices had nothing else to do.
+            seconds = self.ended - free
+            row["perf/images_per_second"] = float(count / seconds)
+            row["perf/host_share"] = max(0.0, dispatched - free) / seconds
+            if self.peak_flops and "perf/flops_per_step" in self.costs:
+                reached = self.costs["perf/flops_per_step"] * len(losses) / seconds
+                row["perf/model_flop_utilisation"] = reached / (self.peak_flops * jax.device_count())
         self._write(step, row)
 
     def validation(self, step: int, row: dict) -> float:

@@ -94,6 +94,21 @@ def test_a_run_leaves_what_belongs_to_it_and_says_what_it_reached(finished):
     assert checkpoint.load_run(workdir, "best")[0] == run
 
 
+def test_each_start_logs_what_its_chunk_costs_and_each_further_chunk_its_speed(make_config, tmp_path):
+    fit(make_config(epochs=2), tmp_path, report=stop_at(6))
+    fit(make_config(epochs=2), tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if "train/loss" in row]
+    first = [row["step"] for row in rows if "perf/compile_seconds" in row]
+    assert first == [2, 8]
+    for row in rows:
+        if row["step"] in first:
+            assert row["perf/flops_per_step"] > 0 and row["perf/peak_memory_bytes"] > 0
+        else:
+            assert row["perf/images_per_second"] > 0 and 0 <= row["perf/host_share"] <= 1
+        assert "perf/model_flop_utilisation" not in row  # The peak of a CPU is not known.
+
+
 def test_the_logged_auroc_of_the_best_checkpoint_is_the_one_it_has(finished):
     workdir, result = finished
     run = evaluate.open_run(workdir, "best")
@@ -300,19 +315,19 @@ def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_last_checkpoint(
 
 
 def test_after_a_loss_that_is_not_finite_the_last_good_checkpoint_opens(make_config, tmp_path, monkeypatch):
-    chunk_of = steps.make_train_chunk
+    compile_chunk = train.compile_chunk
 
     def poison(*arguments):
-        chunk = chunk_of(*arguments)
+        chunk, costs = compile_chunk(*arguments)
 
-        def train_chunk(state, images, labels, batches, key):
-            state, sums = chunk(state, images, labels, batches, key)
+        def train_chunk(*arguments):
+            state, sums = chunk(*arguments)
             with jax.transfer_guard("allow"):
                 return state, sums | {"loss": jax.numpy.where(state.step == 10, jax.numpy.nan, sums["loss"])}
 
-        return train_chunk
+        return train_chunk, costs
 
-    monkeypatch.setattr(steps, "make_train_chunk", poison)
+    monkeypatch.setattr(train, "compile_chunk", poison)
     with pytest.raises(UserError, match="not finite at step 9 of 18"):
         fit(make_config(), tmp_path)
     run = evaluate.open_run(tmp_path, "latest")

@@ -1,0 +1,284 @@
+"""The work of a benchmark done plainly in PyTorch or Keras: what one would write there without pneumojax.
+
+benchmark.py starts it with the Python that --peer_python names, so it needs torch or keras (with TensorFlow), numpy and
+Pillow, and nothing of pneumojax. It speaks as measure.py does: a JSON line when it is ready, then one for each line
+it reads.
+The networks are those of pneumojax/models/, the optimizer is AdamW, images are uint8 on the device, augmentation is
+rotation, shift and zoom.
+"""
+
+import json
+import os
+import sys
+import time
+
+BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}
+LEARNING_RATE, WEIGHT_DECAY = 1e-3, 1e-2
+MEAN, STD = 0.5, 0.25  # of pixels in 0..1
+
+
+def make_torch_network(config):
+    """The network for [B, 1, H, W] float images, one logit."""
+    import torch
+    from torch import nn
+
+    if config["model"] == "flatiron":
+        pools = [nn.MaxPool2d(2), nn.MaxPool2d(2, ceil_mode=True), nn.MaxPool2d(2, ceil_mode=True)]
+        return nn.Sequential(
+            *(nn.Conv2d(1, 32, 3), nn.Tanh(), pools[0], nn.Conv2d(32, 32, 4), nn.ReLU(), pools[1]),
+            *(nn.LeakyReLU(0.3), pools[2], nn.Dropout(config["dropout"]), nn.Flatten()),
+            *(nn.LazyLinear(128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 1)),
+        )
+    bottleneck = config["model"] == "resnet50"
+    expansion = 4 if bottleneck else 1
+
+    def normed(channels, features, kernel, stride):
+        convolution = nn.Conv2d(channels, features, kernel, stride, padding=kernel // 2, bias=False)
+        return [convolution, nn.BatchNorm2d(features)]
+
+    class Residual(nn.Module):
+        def __init__(self, channels, width, stride):
+            super().__init__()
+            features = width * expansion
+            if bottleneck:
+                layers = [
+                    *normed(channels, width, 1, 1),
+                    nn.ReLU(True),
+                    *normed(width, width, 3, stride),
+                    nn.ReLU(True),
+                ]
+                layers += normed(width, features, 1, 1)
+            else:
+                layers = [*normed(channels, width, 3, stride), nn.ReLU(True), *normed(width, width, 3, 1)]
+            self.main = nn.Sequential(*layers)
+            projects = stride != 1 or channels != features
+            self.shortcut = nn.Sequential(*normed(channels, features, 1, stride)) if projects else nn.Identity()
+
+        def forward(self, x):
+            return torch.relu_(self.main(x) + self.shortcut(x))
+
+    channels = config["resnet_width"]
+    layers = [*normed(1, channels, 7, 2), nn.ReLU(True), nn.MaxPool2d(3, 2, 1)]
+    for stage, blocks in enumerate(BLOCKS[config["model"]]):
+        width = config["resnet_width"] * 2**stage
+        for block in range(blocks):
+            layers.append(Residual(channels, width, 2 if stage and not block else 1))
+            channels = width * expansion
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 1))
+
+
+def start_torch(case):
+    """Prepares PyTorch: (what is ready, repeat)."""
+    import numpy as np
+    import torch
+    import torch.nn.functional as F
+
+    config, batch_size = case["config"], case["config"]["batch_size"]
+    px = config["image_px"]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    network = make_torch_network(config).to(device)
+    network(torch.zeros(2, 1, px, px, device=device))  # The lazy layer takes its shape.
+    layout = torch.channels_last if "channels_last" in case["framework"] else torch.contiguous_format
+    network = network.to(memory_format=layout)
+    forward = torch.compile(network) if "compile" in case["framework"] else network
+    optimizer = torch.optim.AdamW(network.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+
+    def augment(images):
+        count = len(images)
+
+        def draw(size, *shape):
+            return size * (2 * torch.rand(count, *shape, device=device) - 1)
+
+        angle = draw(config["rotate_degrees"] * torch.pi / 180)
+        scale, shift = 1 / (1 + draw(config["zoom"])), 2 * draw(config["shift"], 2)
+        cos, sin = scale * torch.cos(angle), scale * torch.sin(angle)
+        rows = [torch.stack([cos, -sin, shift[:, 0]], 1), torch.stack([sin, cos, shift[:, 1]], 1)]
+        grid = F.affine_grid(torch.stack(rows, 1), images.shape, align_corners=False)
+        return F.grid_sample(images, grid, align_corners=False)
+
+    def train(images, labels):
+        images = images.float() / 255
+        if case["augment"]:
+            images = augment(images)
+        images = ((images - MEAN) / STD).contiguous(memory_format=layout)
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(device, torch.bfloat16, enabled=config["dtype"] == "bfloat16"):
+            logits = forward(images)[:, 0]
+        loss = F.binary_cross_entropy_with_logits(logits.float(), labels)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    def finish(loss):
+        loss.item()  # Waits for the device.
+
+    drawn = torch.randint(0, 256, (batch_size, 1, px, px), dtype=torch.uint8, device=device)
+    half = (torch.arange(batch_size, device=device) % 2).float()
+    started = time.perf_counter()
+    for _ in range(3):
+        finish(train(drawn, half))
+    ready = {
+        "device": {"kind": torch.cuda.get_device_name() if device == "cuda" else "cpu", "platform": device, "count": 1},
+        "versions": {"torch": torch.__version__},
+        "compile_seconds": time.perf_counter() - started,
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+    }
+    if case["what"] == "step":
+
+        def repeat():
+            started = time.perf_counter()
+            for _ in range(case["steps"]):
+                loss = train(drawn, half)
+            finish(loss)
+            return {"seconds": time.perf_counter() - started, "images": case["steps"] * batch_size}
+
+        return ready, repeat
+
+    from PIL import Image
+
+    class Files(torch.utils.data.Dataset):
+        def __init__(self, files):
+            self.files = files
+
+        def __len__(self):
+            return len(self.files)
+
+        def __getitem__(self, i):
+            path, label = self.files[i]
+            image = Image.open(path).convert("L").resize((px, px), Image.BILINEAR)
+            return torch.from_numpy(np.array(image))[None], float(label)
+
+    files = read_files(case)
+    workers = {"num_workers": case["cores"], "persistent_workers": True, "pin_memory": device == "cuda"}
+    loader = torch.utils.data.DataLoader(Files(files), batch_size, shuffle=True, drop_last=True, **workers)
+
+    def repeat():
+        started = time.perf_counter()
+        for images, labels in loader:
+            loss = train(images.to(device, non_blocking=True), labels.float().to(device, non_blocking=True))
+        finish(loss)
+        return {"seconds": time.perf_counter() - started, "images": len(files) // batch_size * batch_size}
+
+    return ready, repeat
+
+
+def make_keras_network(config):
+    """The network for [B, H, W, 1] float images, one logit."""
+    import keras
+    from keras import layers
+
+    def normed(x, features, kernel, stride=1):
+        x = layers.Conv2D(features, kernel, stride, padding="same", use_bias=False)(x)
+        return layers.BatchNormalization(momentum=0.9, epsilon=1e-5)(x)
+
+    def residual(x, width, stride):
+        if config["model"] == "resnet50":
+            y = layers.ReLU()(normed(x, width, 1))
+            y = normed(layers.ReLU()(normed(y, width, 3, stride)), 4 * width, 1)
+        else:
+            y = normed(layers.ReLU()(normed(x, width, 3, stride)), width, 3)
+        shortcut = x if x.shape == y.shape else normed(x, y.shape[-1], 1, stride)
+        return layers.ReLU()(y + shortcut)
+
+    inputs = x = keras.Input((config["image_px"], config["image_px"], 1))
+    if config["model"] == "flatiron":
+        x = layers.MaxPooling2D()(layers.Conv2D(32, 3, activation="tanh")(x))
+        x = layers.MaxPooling2D(padding="same")(layers.Conv2D(32, 4, activation="relu")(x))
+        x = layers.MaxPooling2D(padding="same")(layers.LeakyReLU(0.3)(x))
+        x = layers.Flatten()(layers.Dropout(config["dropout"])(x))
+        x = layers.Dense(64, "relu")(layers.Dense(128, "relu")(x))
+    else:
+        width = config["resnet_width"]
+        x = layers.ReLU()(normed(x, width, 7, 2))
+        x = layers.MaxPooling2D(3, 2, padding="same")(x)
+        for stage, blocks in enumerate(BLOCKS[config["model"]]):
+            for block in range(blocks):
+                x = residual(x, width * 2**stage, 2 if stage and not block else 1)
+        x = layers.GlobalAveragePooling2D(dtype="float32")(x)
+    return keras.Model(inputs, layers.Dense(1, dtype="float32")(x))
+
+
+def start_keras(case):
+    """Prepares Keras on TensorFlow: (what is ready, repeat)."""
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"  # Else the GPU's whole memory, which the others need too.
+    import keras
+    import numpy as np
+    import tensorflow as tf
+    from keras import layers
+
+    config, batch_size = case["config"], case["config"]["batch_size"]
+    px = config["image_px"]
+    if config["dtype"] == "bfloat16":
+        keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    network = make_keras_network(config)
+    parts = [keras.Input((px, px, 1), dtype="uint8"), layers.Rescaling(1 / 255, dtype="float32")]
+    if case["augment"]:
+        fill = {"fill_mode": "constant", "dtype": "float32"}
+        zoom, shift = config["zoom"], config["shift"]
+        parts += [
+            layers.RandomRotation(config["rotate_degrees"] / 360, **fill),
+            layers.RandomZoom((-zoom, zoom), **fill),
+            layers.RandomTranslation(shift, shift, **fill),
+        ]
+    model = keras.Sequential([*parts, layers.Rescaling(1 / STD, -MEAN / STD, dtype="float32"), network])
+    optimizer = keras.optimizers.AdamW(LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    model.compile(optimizer, keras.losses.BinaryCrossentropy(from_logits=True))
+    drawn = np.random.default_rng(0).integers(0, 256, (batch_size, px, px, 1)).astype("uint8")
+    drawn, half = tf.constant(drawn), tf.constant(np.arange(batch_size) % 2, tf.float32)
+    started = time.perf_counter()
+    model.fit(tf.data.Dataset.from_tensors((drawn, half)).repeat(3), verbose=0)
+    gpus = tf.config.list_physical_devices("GPU")
+    kind = tf.config.experimental.get_device_details(gpus[0])["device_name"] if gpus else "cpu"
+    ready = {
+        "device": {"kind": kind, "platform": "cuda" if gpus else "cpu", "count": 1},
+        "versions": {"keras": keras.__version__, "tensorflow": tf.__version__},
+        "compile_seconds": time.perf_counter() - started,
+        "parameters": sum(int(np.prod(weight.shape)) for weight in network.trainable_weights),
+    }
+    if case["what"] == "step":
+        data = tf.data.Dataset.from_tensors((drawn, half)).repeat(case["steps"])
+        images = case["steps"] * batch_size
+    else:
+        files = read_files(case)
+
+        def load(path, label):
+            image = tf.io.decode_jpeg(tf.io.read_file(path), channels=1)
+            return tf.cast(tf.image.resize(image, (px, px), antialias=True), tf.uint8), label
+
+        paths, labels = [path for path, _ in files], [float(label) for _, label in files]
+        data = tf.data.Dataset.from_tensor_slices((paths, labels)).map(load, tf.data.AUTOTUNE).cache()
+        data = data.shuffle(len(files)).batch(batch_size, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+        images = len(files) // batch_size * batch_size
+
+    def repeat():
+        started = time.perf_counter()
+        model.fit(data, epochs=1, verbose=0)
+        return {"seconds": time.perf_counter() - started, "images": images}
+
+    return ready, repeat
+
+
+def read_files(case):
+    """[(path, label)] of the JPEG files."""
+    with open(case["files"]) as file:
+        return json.load(file)
+
+
+def main():
+    case = json.loads(sys.argv[1])
+    # The libraries print too: what is ours goes where standard output was.
+    out, sys.stdout = sys.stdout, sys.stderr
+
+    def tell(content):
+        print(json.dumps(content), file=out, flush=True)
+
+    ready, repeat = (start_torch if case["framework"].startswith("torch") else start_keras)(case)
+    tell(ready)
+    for _ in sys.stdin:
+        tell(repeat())
+
+
+if __name__ == "__main__":
+    main()
