@@ -382,7 +382,7 @@ def list_files(images: str | None, limit: int | None, folder: pathlib.Path) -> p
 
         drawn = folder / f"drawn-{limit or DRAWN}"
         if not drawn.exists():
-            phantom.draw_folder(drawn, 3 * (limit or DRAWN) // 2)  # A quarter is test, and a few are val.
+            phantom.draw_folder(drawn, max(60, 3 * (limit or DRAWN) // 2))  # A quarter is test, and a few are val.
         root = drawn / "chest_xray" / "train"
     files = [
         (str(path.resolve()), label)

@@ -37,8 +37,8 @@ HEADINGS = (
     "work",
     "images/s (quartiles)",
     "seconds",
-    "first",
-    "compile",
+    "first s",
+    "compile s",
     "MFU",
     "ours / best peer",
 )
@@ -48,7 +48,8 @@ def format_row(row: dict) -> tuple[str, ...]:
     """The cells of a row under HEADINGS."""
     work = [f"{row['model']} {row['image_px']} px", f"batch {row['batch_size']}", row["dtype"]]
     work = work if row["what"] not in ("load", "cache", "decode") else [f"{row['image_px']} px"]
-    work += [f"{row[name]} {name}" for name in ("devices", "limit") if row[name]]
+    work += [f"{row['device']['count']} devices"] if row["device"]["count"] > 1 else []
+    work += [f"{row['limit']} files"] if row["limit"] else []
     work += ["no augmentation"] if row["augment"] is False else []
     work += [f"{name} {value}" for name, value in row["fields"].items()]
     speed = row["images_per_second"]
@@ -79,7 +80,7 @@ def write_page(results: pathlib.Path, rows: list[dict]) -> pathlib.Path:
         sections.append(Section("Beside PyTorch and Keras", text, [make_ratio_table(beside, rows)]))
     pictures = draw_speeds(results, rows)
     if pictures:
-        sections.append(Section("Speed", ("Medians; the bands are quartiles. Both axes double.",), pictures))
+        sections.append(Section("Speed", ("Medians; the bands are quartiles.",), pictures))
     if roofline := draw_roofline(results, rows):
         text = (
             "FLOP as the method asks for them, counted before optimisation; bytes as the compiled program moves them. "

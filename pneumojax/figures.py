@@ -735,7 +735,7 @@ def _draw_importances(axes: "Axes", importances: Mapping | None) -> None:
 def save_speeds(
     path: str | Path, curves: Mapping[str, Sequence[Mapping]], x_label: str, title: str, ideal: bool = False
 ) -> None:
-    """Draws images/s over something that was varied, on doubling axes, with quartiles.
+    """Draws images/s over something that was varied, on an axis that doubles, with quartiles.
 
     Args:
       path: PNG file to write; its folder exists.
@@ -759,12 +759,11 @@ def save_speeds(
             if ideal and name == next(iter(curves)):
                 axes.plot(x, [median[0] * each / x[0] for each in x], label=f"{name}, if it grew evenly", **REFERENCE)
         axes.set_xscale("log", base=2)
-        axes.set_yscale("log", base=2)
         ticks = sorted({point["x"] for points in curves.values() for point in points})
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.3g}" if value < 1000 else f"{value:,.0f}")
         axes.minorticks_off()
         axes.set(xlabel=x_label, ylabel="Images/s")
+        axes.set_ylim(bottom=0)
         axes.set_title(title)
         axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.18), borderaxespad=0)
         _save(figure, path)
@@ -789,7 +788,8 @@ def save_roofline(path: str | Path, points: Sequence[Mapping], roofs: Mapping[st
         x = np.geomspace(min([*intensities, *ridges]) / 4, max([*intensities, *ridges]) * 4, 200)
         for name, (flops, bandwidth) in roofs.items():
             axes.plot(x, np.minimum(flops, bandwidth * x), label=f"{name}, at most", **REFERENCE)
-        for point, colour, marker in zip(points, itertools.cycle(COLOURS), itertools.cycle("oosD^v"), strict=False):
+        for i, point in enumerate(points):
+            colour, marker = COLOURS[i % len(COLOURS)], "osD^"[i // len(COLOURS) % 4]
             label = f"{point['name']}: {point['flops'] / 1e9:,.0f} GFLOP/s"
             axes.plot(point["intensity"], point["flops"], marker, color=colour, markersize=6, label=label)
         axes.set_xscale("log")
