@@ -89,7 +89,7 @@ def test_the_host_costs_what_the_devices_wait(tmp_path, monkeypatch):
     moments = []
     monkeypatch.setattr(train.time, "perf_counter", lambda: moments.pop(0))
     monkeypatch.setattr(train, "find_peak_flops", lambda kind, dtype: 50.0)
-    log = train._Log(tmp_path, config_from_dict({}), 4, 8, lambda row, total: None)
+    log = train.Log(tmp_path, config_from_dict({}), 4, 8, lambda row, total: None)
     log.costs = {"perf/flops_per_step": 40.0, "perf/compile_seconds": 9.0}
     sums = {name: np.ones(2, np.float32) for name in ("loss", "correct")} | {"count": np.full(2, 16.0, np.float32)}
     # (the loop is at training, the chunk is dispatched, the devices are done): in time, late by 3, in time, and after
