@@ -32,9 +32,9 @@ class Flatiron(nnx.Module):
         self.head = Head(64, num_outputs, 0.0, rngs)
 
     def __call__(self, images: jax.Array, train: bool, keys: jax.Array | None = None) -> jax.Array:
-        x = max_pool(nnx.tanh(self.conv1(images)), 2, whole=True)
-        x = max_pool(nnx.relu(self.conv2(x)), 2)
-        x = max_pool(nnx.leaky_relu(x, 0.3), 2)
+        x = nnx.tanh(max_pool(self.conv1(images), 2, whole=True))
+        x = nnx.relu(max_pool(self.conv2(x), 2))
+        x = nnx.leaky_relu(max_pool(x, 2), 0.3)
         if train and self.dropout:
             x = drop(x, self.dropout, keys)
         x = nnx.relu(self.dense1(x.reshape(len(x), -1)))

@@ -57,8 +57,8 @@ class VGG16(nnx.Module):
         x = add_ones(images) if self.ones_plane else images
         for stage, convolutions in enumerate(STAGE_CONVOLUTIONS):
             for i in range(convolutions):
-                x = nnx.relu(getattr(self, f"stage{stage + 1}_conv{i + 1}")(x))
-            x = max_pool(x, 2, whole=x.shape[1] > 1)
+                x = getattr(self, f"stage{stage + 1}_conv{i + 1}")(x if i == 0 else nnx.relu(x))
+            x = nnx.relu(max_pool(x, 2, whole=x.shape[1] > 1))
         if not self.depth:
             return self.head(x.mean((1, 2), dtype="float32"), train, keys)
         x = average_to(x, DENSE_PX).reshape(len(x), -1)
