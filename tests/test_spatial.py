@@ -1,3 +1,4 @@
+import functools
 import itertools
 
 import jax
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax import lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from pneumojax.models import spatial
 
@@ -41,23 +43,56 @@ def compute_with_gradients(function, *arrays):
 
 # 1 to 3 px: narrower than the kernel, by products of patches. 4 px upwards, by stride 2 from 7: XLA's convolution.
 @pytest.mark.parametrize(
-    ("size", "stride", "px"),
+    ("size", "stride", "px", "channels"),
     [
-        (1, 1, 2),
-        (1, 2, 1),
-        (1, 2, 9),
-        *itertools.product([3], [1, 2], [1, 2, 3, 8, 9]),
-        *itertools.product([7], [2], [1, 3, 8, 9]),
+        (1, 1, 2, 3),
+        (1, 2, 1, 3),
+        (1, 2, 9, 3),
+        *itertools.product([3], [1, 2], [1, 2, 3, 8, 9], [3]),
+        *itertools.product([7], [2], [1, 3, 8, 9], [1]),
+        *itertools.product([2, 5], [1, 2], [8, 9], [2]),
     ],
 )
-def test_convolve_is_xlas_convolution_with_its_gradients(size, stride, px):
+def test_convolve_is_xlas_convolution_with_its_gradients(size, stride, px, channels):
     rng = np.random.default_rng(px)
-    images = rng.normal(size=(2, px, px + 1, 3)).astype(np.float32)
-    kernel = rng.normal(size=(size, size, 3, 4)).astype(np.float32)
+    images = rng.normal(size=(2, px, px + 1, channels)).astype(np.float32)
+    kernel = rng.normal(size=(size, size, channels, 4)).astype(np.float32)
     ours = compute_with_gradients(lambda i, k: spatial.convolve(i, k, stride), images, kernel)
     plain = compute_with_gradients(lambda i, k: plain_convolve(i, k, stride), images, kernel)
     for mine, theirs in zip(ours, plain, strict=True):
         assert_near(mine, theirs)
+
+
+def test_the_kernels_gradient_in_turns_inside_a_loop_is_that_of_the_batch_and_stays_on_its_devices(monkeypatch):
+    monkeypatch.setattr(spatial, "MIN_TURN_PLACES", 1)
+    batch = 3 * jax.device_count()
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(2, batch, 9, 10, 2)).astype(np.float32)
+    kernel = rng.normal(size=(3, 3, 2, 4)).astype(np.float32)
+
+    def train(convolve, kernel, images):
+        def step(kernel, images):
+            return kernel - 1e-3 * jax.grad(lambda k: (convolve(images, k, 2) ** 2).sum())(kernel), None
+
+        return lax.scan(step, kernel, images)[0]
+
+    mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+    copies, cut = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(None, "data"))
+    ours = jax.jit(functools.partial(train, spatial.convolve), in_shardings=(copies, cut), out_shardings=copies)
+    text = ours.lower(kernel, images).compile().as_text()
+    assert '"known_trip_count":{"n":"3"}' in text  # turns
+    assert not [word for word in ("all-gather", "all-to-all", "collective-permute") if f" {word}(" in text]
+    assert_near(
+        np.asarray(ours(kernel, images)), np.asarray(jax.jit(train, static_argnums=0)(plain_convolve, kernel, images))
+    )
+
+
+@pytest.mark.parametrize(
+    ("batch", "places", "turns"), [(32, 224 * 224, 4), (32, 32 * 32, 4), (32, 8 * 8, 1), (24, 1024, 3), (20, 1024, 1)]
+)
+def test_turns_are_equal_and_give_each_of_eight_devices_enough_to_do(batch, places, turns):
+    assert jax.device_count() == 8
+    assert spatial._count_turns(batch, places) == turns
 
 
 def test_convolve_compiles_to_the_fast_layout_inside_a_loop():
@@ -107,3 +142,23 @@ def test_max_pool_of_whole_windows_is_the_unpadded_reduction_with_its_gradient(p
     plain = compute_with_gradients(lambda i: nnx.max_pool(i, (2, 2), strides=(2, 2)), images)
     for mine, theirs in zip(ours, plain, strict=True):
         assert_near(mine, theirs)
+
+
+@pytest.mark.parametrize("window", [2, 3])
+def test_the_gradient_of_equal_values_goes_to_one_of_them(window):
+    images = np.zeros((1, 9, 8, 2), np.float32)
+    largest, gradient = compute_with_gradients(lambda i: spatial.max_pool(i, window), images)
+    assert set(np.unique(largest)) == {0.0}
+    weights = np.sin(np.arange(largest.size, dtype=np.float32))
+    np.testing.assert_allclose(gradient.sum(), weights.sum(), rtol=1e-5)
+    if window == 2:
+        assert (gradient != 0).sum() <= largest.size
+
+
+@pytest.mark.parametrize("activate", [nnx.relu, nnx.tanh])
+def test_pooling_before_an_activation_is_pooling_behind_it(activate):
+    images = np.random.default_rng(0).normal(size=(2, 9, 8, 3)).astype(np.float32)
+    before = compute_with_gradients(lambda i: activate(spatial.max_pool(i, 3)), images)
+    behind = compute_with_gradients(lambda i: plain_max_pool(activate(i), 3), images)
+    for ours, plain in zip(before, behind, strict=True):
+        assert_near(ours, plain)

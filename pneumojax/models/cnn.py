@@ -38,8 +38,8 @@ class CNN(nnx.Module):
         for i in range(self.depth):
             x = getattr(self, f"conv{i + 1}")(x)
             name = f"norm{i + 1}"
-            x = nnx.relu(getattr(self, name)(x, use_running_average=not train or name in self.frozen))
-            x = max_pool(x, 2)
+            x = getattr(self, name)(x, use_running_average=not train or name in self.frozen)
+            x = nnx.relu(max_pool(x, 2))
         return x.mean((1, 2), dtype="float32")
 
     def classify(self, features: jax.Array, train: bool, keys: jax.Array | None = None) -> jax.Array:

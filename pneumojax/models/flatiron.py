@@ -37,9 +37,9 @@ class Flatiron(nnx.Module):
     def extract(self, images: jax.Array, train: bool) -> jax.Array:
         """What the convolutions make of the images: [B, P, P, 32] features."""
         del train
-        x = max_pool(nnx.tanh(self.conv1(images)), 2, whole=True)
-        x = max_pool(nnx.relu(self.conv2(x)), 2)
-        return max_pool(nnx.leaky_relu(x, 0.3), 2)
+        x = nnx.tanh(max_pool(self.conv1(images), 2, whole=True))
+        x = nnx.relu(max_pool(self.conv2(x), 2))
+        return nnx.leaky_relu(max_pool(x, 2), 0.3)
 
     def classify(self, features: jax.Array, train: bool, keys: jax.Array | None = None) -> jax.Array:
         """[B, P, P, 32] features -> [B, outputs] logits."""

@@ -94,8 +94,8 @@ class ResNet(nnx.Module):
     def extract(self, images: jax.Array, train: bool) -> jax.Array:
         """What the backbone makes of the images: [B, F] features."""
         x = add_ones(images) if self.ones_plane else images
-        x = nnx.relu(self.stem_norm(self.stem_conv(x), use_running_average=not train or "stem" in self.frozen))
-        x = max_pool(x, 3)
+        x = self.stem_norm(self.stem_conv(x), use_running_average=not train or "stem" in self.frozen)
+        x = nnx.relu(max_pool(x, 3))
         for name in self.block_names:
             x = getattr(self, name)(x, train and name.split("_")[0] not in self.frozen)
         return x.mean((1, 2), dtype="float32")

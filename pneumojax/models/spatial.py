@@ -1,22 +1,40 @@
-"""Convolution and max-pooling; on CPU in the forms that XLA runs fast there.
+"""Convolution and max-pooling; on CPU in the forms that XLA runs fast there, exact up to rounding.
 
-XLA's CPU backend has a fast convolution for one layout only. Outside a loop it rewrites the gradients into that
-layout. Inside `lax.scan` (jax 0.10) it folds the rewriting away again and falls back to a plain loop nest, 10 to 60
-times slower. Here the gradients are written in the fast layout from the start, with barriers that keep it. The
-gradient of max-pooling, a scatter there, is written as maxima of slices: 2 to 5 ms for 75 ms on [32, 64, 64, 32].
-Other backends run XLA's own forms.
+XLA's CPU backend (jax 0.10) has a fast convolution for one layout only (NHWC, HWIO). Left to itself it folds the
+gradients into other layouts inside `lax.scan` and runs them as plain loops, 10 to 60 times slower. Here they are
+written in the fast layout, with barriers that keep it there. GFLOP/s of two cores (Zen 4, peak about 230) by CPU time
+at batch 32, before and after; [px, channels in -> out, kernel / stride]:
+
+  what                 form                                              example                       before  after
+  forward              XLA's, but never without padding                  [111, 32 -> 32, 4 / 1]            39    138
+  kernel's gradient    images as channels, gradients as the kernel,      [56, 64 -> 64, 3 / 1]             59    141
+                       a few images at a time, so that they stay in      [28, 128 -> 128, 3 / 1]          102    161
+                       the cache                                         [224, 1 -> 64, 7 / 2]             29     57
+                                                                         [111, 32 -> 32, 4 / 1]            29    125
+  images' gradient     stride 1: the turned kernel's convolution         [56, 64 -> 64, 3 / 1]            198    198
+                       stride 2: one small convolution for each of four  [56, 64 -> 128, 3 / 2]            95    143
+                       phases (even or odd row, even or odd column)
+  few pixels           the product of patches                            [2, 128 -> 128, 3 / 1]            15    150
+
+Max-pooling remembers which place of each window was the largest (one byte), so that its gradient, a scatter in XLA, is
+one pass over the images. Other backends run XLA's own forms.
 """
 
 import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import lax
 
-# Below this height or width of the result, XLA's fast convolution falls behind a matrix product of patches (10 to 20
-# against 150 GFLOP/s at 2 px, 128 channels, batch 32, on 2 cores).
+# Below this height or width of the result a convolution falls behind the product of patches.
 MIN_CONVOLUTION_PX = 4
+# Places of the result that one turn of the kernel's gradient takes at least: one image of 32 px, eight of 14 px. Below
+# it, overhead costs more than the cache saves (14 px, 256 channels: 174 GFLOP/s with eight images, 160 with one).
+MIN_TURN_PLACES = 1024
+# A row or column that no place of a window has.
+NOWHERE = -9
 
 
 def convolve(images: jax.Array, kernel: jax.Array, stride: int, pad: int | None = None) -> jax.Array:
@@ -25,7 +43,7 @@ def convolve(images: jax.Array, kernel: jax.Array, stride: int, pad: int | None 
     Args:
       images: [B, H, W, I].
       kernel: [K, K, I, O], of the same dtype.
-      stride: step in pixels.
+      stride: step in pixels, at most K unless K is 1.
       pad: zeros on each side, less than K; None: K // 2.
 
     Returns:
@@ -44,7 +62,7 @@ def convolve(images: jax.Array, kernel: jax.Array, stride: int, pad: int | None 
 
 
 def max_pool(images: jax.Array, window: int, whole: bool = False) -> jax.Array:
-    """Max-pooling at stride 2.
+    """Max-pooling at stride 2. In front of ReLU or tanh it gives what it gives behind them, and leaves them less to do.
 
     Args:
       images: [B, H, W, C].
@@ -59,32 +77,22 @@ def max_pool(images: jax.Array, window: int, whole: bool = False) -> jax.Array:
     if jax.default_backend() != "cpu":
         padding = "SAME" if window == 2 else ((1, 1), (1, 1))
         return nnx.max_pool(images, (window, window), strides=(2, 2), padding=padding)
-    return _halve(_halve(images, 1, window), 2, window)
+    return _max_pool_on_cpu(images, window)
 
 
-def _halve(images: jax.Array, axis: int, window: int) -> jax.Array:
-    """Max-pooling along one axis: places 2i and 2i + 1, and with window 3 also 2i - 1."""
-    length = images.shape[axis]
-    even = lax.slice_in_dim(images, 0, length, 2, axis)
-    odd = lax.slice_in_dim(images, 1, length, 2, axis)
-    nothing = jnp.full_like(lax.slice_in_dim(images, 0, 1, 1, axis), -jnp.inf)
-    if length % 2:
-        odd = jnp.concatenate([odd, nothing], axis)
-    largest = jnp.maximum(even, odd)
-    if window == 2:
-        return largest
-    before = jnp.concatenate([nothing, lax.slice_in_dim(odd, 0, odd.shape[axis] - 1, 1, axis)], axis)
-    return jnp.maximum(largest, before)
-
-
-def _convolve(
-    images: jax.Array, kernel: jax.Array, stride: int, padding: list[tuple[int, int]], **dilation
-) -> jax.Array:
+def _convolve(images, kernel, stride, padding, **dilation):
     layout = ("NHWC", "HWIO", "NHWC")
     return lax.conv_general_dilated(images, kernel, (stride, stride), padding, dimension_numbers=layout, **dilation)
 
 
-def _convolve_patches(images: jax.Array, kernel: jax.Array, stride: int, pad: int) -> jax.Array:
+def _convolve_padded(images, kernel, stride, padding, **dilation):
+    """The same; where nothing is padded, with a row and a column too many, as no padding takes four times as long."""
+    if images.shape[-1] == 1 or np.any(padding):  # With one channel it does not.
+        return _convolve(images, kernel, stride, padding, **dilation)
+    return _convolve(images, kernel, stride, [(0, stride)] * 2, **dilation)[:, :-1, :-1]
+
+
+def _convolve_patches(images, kernel, stride, pad):
     """The product of all patches with the kernel as a matrix; its gradients are products too."""
     size = kernel.shape[0]
     padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
@@ -99,7 +107,7 @@ def _convolve_patches(images: jax.Array, kernel: jax.Array, stride: int, pad: in
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _convolve_on_cpu(images: jax.Array, kernel: jax.Array, stride: int, pad: int) -> jax.Array:
-    return _convolve(images, kernel, stride, [(pad, pad)] * 2)
+    return _convolve_padded(images, kernel, stride, [(pad, pad)] * 2)
 
 
 def _forward(images, kernel, stride, pad):
@@ -108,23 +116,110 @@ def _forward(images, kernel, stride, pad):
 
 def _backward(stride, pad, saved, grads):
     images, kernel = saved
-    size = kernel.shape[0]
-    # What the strides leave over of the padded image at its lower and right edge.
-    sides = zip(images.shape[1:3], grads.shape[1:3], strict=True)
-    rest = [side + 2 * pad - size - stride * (out - 1) for side, out in sides]
-
-    # The kernel's gradient: the images, with channels for batch, convolved with the gradients as one large kernel.
-    by_channel = lax.optimization_barrier(images.transpose(3, 1, 2, 0))
-    as_kernel = lax.optimization_barrier(grads.transpose(1, 2, 0, 3))
-    padding = [(pad, pad - r) for r in rest]
-    kernel_grads = _convolve(by_channel, as_kernel, 1, padding, rhs_dilation=(stride, stride)).transpose(1, 2, 0, 3)
-
-    # The images' gradient is the convolution of the spread-out gradients with the kernel turned by half a turn.
-    turned = lax.optimization_barrier(kernel[::-1, ::-1].swapaxes(2, 3))
-    lower = size - 1 - pad
-    padding = [(lower, lower + r) for r in rest]
-    image_grads = _convolve(grads, turned, 1, padding, lhs_dilation=(stride, stride))
-    return image_grads, kernel_grads
+    image_grads = _compute_image_grads(grads, kernel, stride, pad, images.shape[1:3])
+    return image_grads, _compute_kernel_grads(images, grads, stride, pad, kernel.shape[0])
 
 
 _convolve_on_cpu.defvjp(_forward, _backward)
+
+
+def _compute_image_grads(grads, kernel, stride, pad, sides):
+    """For every row and column between two strides, the gradients convolved with the turned taps that reach it."""
+
+    def plan(phase, side, out):
+        first = (phase + pad) % stride
+        last = (kernel.shape[0] - 1 - first) // stride  # of the taps first, first + stride, ...
+        reach = (phase + pad) // stride
+        return first, (last - reach, -(-side // stride) + reach - out)
+
+    def compute_phase(i, j):
+        (top, rows), (left, columns) = (
+            plan(phase, side, out) for phase, side, out in zip((i, j), sides, grads.shape[1:3], strict=True)
+        )
+        taps = kernel[top::stride, left::stride][::-1, ::-1].swapaxes(2, 3)
+        return _convolve_padded(grads, lax.optimization_barrier(taps), 1, [rows, columns])
+
+    phases = [jnp.stack([compute_phase(i, j) for j in range(stride)], 3) for i in range(stride)]
+    batch, height, width, _, channels = phases[0].shape
+    spread = jnp.stack(phases, 2).reshape(batch, stride * height, stride * width, channels)
+    return spread[:, : sides[0], : sides[1]]
+
+
+def _compute_kernel_grads(images, grads, stride, pad, size):
+    """The images, with channels for batch, convolved with the gradients as one large kernel: a few images at a time."""
+    batch, height, width, features = grads.shape
+    # What the strides leave over of the padded image at its lower and right edge.
+    sides = zip(images.shape[1:3], (height, width), strict=True)
+    rest = [side + 2 * pad - size - stride * (out - 1) for side, out in sides]
+    padding = [(pad, pad - r) for r in rest]
+    turns = _count_turns(batch, height * width)
+    # The images of one turn lie `turns` apart, so that each device has its part in every turn.
+    images, grads = (x.reshape(-1, turns, *x.shape[1:]) for x in (images, grads))
+
+    def add_turn(i, total):
+        some_images, some_grads = (lax.dynamic_index_in_dim(x, i, 1, keepdims=False) for x in (images, grads))
+        by_channel = lax.optimization_barrier(some_images.transpose(3, 1, 2, 0))
+        as_kernel = lax.optimization_barrier(some_grads.transpose(1, 2, 0, 3))
+        return total + _convolve_padded(by_channel, as_kernel, 1, padding, rhs_dilation=(stride, stride))
+
+    total = jnp.zeros((images.shape[-1], size, size, features), grads.dtype)
+    return lax.fori_loop(0, turns, add_turn, total).transpose(1, 2, 0, 3)
+
+
+def _count_turns(batch, places):
+    """The most turns of equal size in which each device has an image, or several that together are worth a turn."""
+    devices = jax.device_count()
+
+    def fits(turns):
+        images, rest = divmod(batch, turns)
+        return not rest and not images % devices and images * places >= MIN_TURN_PLACES * devices
+
+    return next(filter(fits, range(batch, 1, -1)), 1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _max_pool_on_cpu(images: jax.Array, window: int) -> jax.Array:
+    return _choose(images, window)[0]
+
+
+def _choose(images, window):
+    """The largest value of each window, and its place there (int8): the first of equals."""
+    sides = images.shape[1:3]
+    rows, columns = ((side + 1) // 2 for side in sides)
+    padding = [(window - 2, side % 2) for side in sides]
+    padded = jnp.pad(images, [(0, 0), *padding, (0, 0)], constant_values=-jnp.inf)
+    values = [
+        padded[:, i : i + 2 * rows - 1 : 2, j : j + 2 * columns - 1 : 2] for i in range(window) for j in range(window)
+    ]
+    largest, choice = values[0], jnp.zeros(values[0].shape, jnp.int8)
+    for place, value in enumerate(values[1:], 1):
+        choice = jnp.where(value > largest, jnp.int8(place), choice)
+        largest = jnp.maximum(largest, value)
+    return largest, choice
+
+
+def _max_pool_forward(images, window):
+    largest, choice = _choose(images, window)
+    return largest, (choice, images)
+
+
+def _max_pool_backward(window, saved, grads):
+    choice, images = saved  # Of the images only the shape is used, so they are not kept.
+    # Which row (or column) of window i rows 2i and 2i + 1 are, then, as windows of 3 overlap, of window i + 1.
+    overlaps = np.array([[0, 1]] if window == 2 else [[1, 2], [NOWHERE, 0]])
+
+    def compute_share(down, right):
+        chosen, shifted = (
+            jnp.pad(x[:, down:, right:], ((0, 0), (0, down), (0, right), (0, 0)))[:, :, None, :, None]
+            for x in (choice, grads)
+        )
+        place = window * overlaps[down][:, None, None, None] + overlaps[right][:, None]
+        return jnp.where(chosen == place, shifted, 0)
+
+    spread = sum(compute_share(down, right) for down in range(len(overlaps)) for right in range(len(overlaps)))
+    batch, rows, _, columns, _, channels = spread.shape
+    spread = spread.reshape(batch, 2 * rows, 2 * columns, channels)
+    return (spread[:, : images.shape[1], : images.shape[2]],)
+
+
+_max_pool_on_cpu.defvjp(_max_pool_forward, _max_pool_backward)

@@ -62,8 +62,8 @@ class VGG16(nnx.Module):
         x = add_ones(images) if self.ones_plane else images
         for stage, convolutions in enumerate(STAGE_CONVOLUTIONS):
             for i in range(convolutions):
-                x = nnx.relu(getattr(self, f"stage{stage + 1}_conv{i + 1}")(x))
-            x = max_pool(x, 2, whole=x.shape[1] > 1)
+                x = getattr(self, f"stage{stage + 1}_conv{i + 1}")(x if i == 0 else nnx.relu(x))
+            x = nnx.relu(max_pool(x, 2, whole=x.shape[1] > 1))
         return x if self.depth else x.mean((1, 2), dtype="float32")
 
     def classify(self, features: jax.Array, train: bool, keys: jax.Array | None = None) -> jax.Array:
