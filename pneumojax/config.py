@@ -61,6 +61,11 @@ class DataConfig(_Checked):
         1.0, "share of the training patients that is used, of each class the same", above=0.0, at_most=1.0
     )
     image_px: int = _field(64, "height and width of the images that the network sees, in pixels", at_least=16)
+    progressive_px: tuple[int, ...] = _field(
+        (),
+        "sizes that the images are shrunk to in training, rising to image_px; each for an equal share of the epochs",
+        at_least=16,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,6 +145,12 @@ class TrainConfig(_Checked):
         16, "about how many steps one compiled call takes; more than an epoch has: the whole epoch", at_least=1
     )
     eval_batch_size: int = _field(128, "images of a prediction step, over all devices", at_least=1)
+    loader: str = _field(
+        "resident",
+        "where the images lie: all on each device, or on the disk, from which each process reads what it needs next",
+        choices=("resident", "stream"),
+        identity=False,
+    )
     seed: int = _field(0, "seed of initialisation, order and augmentation", at_least=0, at_most=2**31 - 1)
     parallel: str = _field("jit", "how the batch is spread over the devices", choices=("jit", "shard_map", "pmap"))
     batch_norm: str = _field(
@@ -192,6 +203,16 @@ class Config(_Checked):
             raise UserError("batch_norm=local needs parallel=shard_map or pmap: jit sees the global batch only.")
         if train.multihost and train.parallel == "pmap":
             raise UserError("multihost needs parallel=jit or shard_map: pmap here spreads over one process only.")
+        sizes = self.data.progressive_px
+        if sizes and (sorted(set(sizes)) != list(sizes) or sizes[-1] != self.data.image_px):
+            raise UserError(
+                f"progressive_px must rise and end with image_px {self.data.image_px}, not be "
+                f"{', '.join(map(str, sizes))}."
+            )
+        if len(sizes) > train.epochs:
+            raise UserError(f"progressive_px has {len(sizes)} sizes: epochs must be at least {len(sizes)}.")
+        if len(sizes) > 1 and self.model.model in ("mlp", "flatiron"):
+            raise UserError(f"progressive_px cannot be used with {self.model.model}: its weights fit one size only.")
         if self.model.pretrained and not self.model.model.startswith(("vgg", "resnet")):
             raise UserError(f"pretrained needs model=vgg16, resnet18, resnet34 or resnet50, not {self.model.model}.")
 

@@ -11,7 +11,7 @@ from flax import nnx
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from pneumojax.augment import keep_pneumonia, make_augment, mixup
+from pneumojax.augment import keep_pneumonia, make_augment, mixup, shrink
 from pneumojax.config import CLASS_NAMES, Config
 from pneumojax.losses import as_class_logits, compute_cross_entropy, make_targets
 from pneumojax.models import make_model, split_frozen
@@ -85,7 +85,12 @@ def start_pretrained(config: Config, state: TrainState, mesh: Mesh) -> TrainStat
 
 
 def make_train_step(
-    config: Config, graph: nnx.GraphDef, tx: optax.GradientTransformation, class_weights: np.ndarray, mapped: bool
+    config: Config,
+    graph: nnx.GraphDef,
+    tx: optax.GradientTransformation,
+    class_weights: np.ndarray,
+    mapped: bool,
+    image_px: int | None = None,
 ) -> Callable:
     """Builds one step of training.
 
@@ -95,11 +100,12 @@ def make_train_step(
       tx: the optimizer.
       class_weights: [C] float32, weight of each class in the loss.
       mapped: whether the step runs under a mapped axis on its device's share of the batch, or on the whole batch.
+      image_px: size that the images are shrunk to; None: the config's.
 
     Returns:
       `train_step(state, images, labels, index, key) -> (state, metrics)`: images [N, H, W] uint8, labels [N] int32,
-      index [B] int32 (or the device's share of it), key the run's PRNG key. Metrics are sums over the batch: `loss`,
-      `correct`, `count`, float32.
+      index [B] int32 (or the device's share of it), key the run's PRNG key. With loader=stream images and labels are
+      those of the batch, and index counts them. Metrics are sums over the batch: `loss`, `correct`, `count`, float32.
     """
     augment = make_augment(config.augment)
     frozen = config.model.frozen
@@ -111,8 +117,10 @@ def make_train_step(
         config.optimizer.ema_decay,
     )
 
-    def gather(images, labels, index):
-        return scale_pixels(images[index]), make_targets(labels[index], classes, smoothing)
+    streamed = config.train.loader == "stream"
+    take = (lambda column, index: column) if streamed else (lambda column, index: column[index])
+    shrinks = image_px is not None and image_px < config.data.image_px
+    resize = (lambda images: shrink(images, image_px)) if shrinks else (lambda images: images)
 
     def compute_loss(params, kept_params, batch_stats, images, targets, keys):
         model = nnx.merge(graph, params | kept_params, batch_stats)
@@ -126,11 +134,12 @@ def make_train_step(
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, state.step), place)
         mixup_keys, augment_keys, dropout_keys = jax.vmap(jax.random.split, (0, None), 1)(keys, 3)
 
-        batch, targets = gather(images, labels, index)
+        batch, labels = resize(scale_pixels(take(images, index))), take(labels, index)
+        targets = make_targets(labels, classes, smoothing)
         if alpha:
-            batch, targets = mixup(mixup_keys, alpha, (batch, targets), gather(images, labels, partner(index)))
+            batch, targets = mixup(mixup_keys, alpha, (batch, targets), (next_place(batch), next_place(targets)))
         augmented = augment(augment_keys, batch)
-        batch = keep_pneumonia(batch, augmented, labels[index]) if normal_only else augmented
+        batch = keep_pneumonia(batch, augmented, labels) if normal_only else augmented
         # What is frozen takes no part in gradients, updates and means, each of which could change its last bit.
         params, kept_params = split_frozen(state.params, frozen)
         gradient = jax.value_and_grad(compute_loss, has_aux=True)
@@ -143,20 +152,20 @@ def make_train_step(
         updates, opt_state = tx.update(grads, state.opt_state, params)
         params, batch_stats = optax.apply_updates(params, updates) | kept_params, batch_stats | kept_stats
 
-        correct = logits.argmax(-1) == labels[index]
+        correct = logits.argmax(-1) == labels
         metrics = {"loss": losses.sum(), "correct": correct.sum(dtype=jnp.float32), "count": jnp.float32(len(index))}
         if mapped:
             metrics = lax.psum(metrics, AXIS)
         ema = average(state.ema, {"params": params, "batch_stats": batch_stats}, state.step) if ema_decay else {}
         return TrainState(state.step + 1, params, batch_stats, opt_state, ema), metrics
 
-    def partner(index):
-        """The image one place on in the global batch."""
+    def next_place(rows):
+        """For each row of the global batch the one after it."""
         if not mapped:
-            return jnp.roll(index, -1)
+            return jnp.roll(rows, -1, axis=0)
         devices = lax.axis_size(AXIS)
-        first_of_next = lax.ppermute(index[:1], AXIS, [((d + 1) % devices, d) for d in range(devices)])
-        return jnp.concatenate([index[1:], first_of_next])
+        first_of_next = lax.ppermute(rows[:1], AXIS, [((d + 1) % devices, d) for d in range(devices)])
+        return jnp.concatenate([rows[1:], first_of_next])
 
     def average(ema, variables, step):
         # Young averages forget faster, else the random start would stay in them for 1 / (1 - decay) steps.
@@ -168,60 +177,76 @@ def make_train_step(
 
 
 def make_train_chunk(
-    config: Config, graph: nnx.GraphDef, tx: optax.GradientTransformation, class_weights: np.ndarray, mesh: Mesh
+    config: Config,
+    graph: nnx.GraphDef,
+    tx: optax.GradientTransformation,
+    class_weights: np.ndarray,
+    mesh: Mesh,
+    image_px: int | None = None,
 ) -> Callable:
     """Compiles many steps as one call, spread over the devices in the config's way.
 
     Returns:
       `train_chunk(state, images, labels, batches, key) -> (state, metrics)`: batches from `put_batches`, metrics [S]
-      float32 each, all else as in `make_train_step`. The state's memory is taken over by the new state.
+      float32 each, all else as in `make_train_step`. The state's memory is taken over by the new state. With
+      loader=stream `train_chunk(state, images, labels, key)`: the chunk's own images [S, B, H, W] and labels [S, B],
+      cut along B as `shape_batches` says.
     """
-    train_step = make_train_step(config, graph, tx, class_weights, mapped=config.train.parallel != "jit")
+    train_step = make_train_step(config, graph, tx, class_weights, config.train.parallel != "jit", image_px)
 
-    def train_chunk(state, images, labels, batches, key):
+    def train_resident(state, images, labels, batches, key):
         return lax.scan(lambda state, index: train_step(state, images, labels, index, key), state, batches)
 
+    def train_streamed(state, images, labels, key):
+        index = jnp.arange(labels.shape[1])
+        return lax.scan(lambda state, batch: train_step(state, *batch, index, key), state, (images, labels))
+
+    streamed = config.train.loader == "stream"
+    train_chunk = train_streamed if streamed else train_resident
+    is_cut = (False, True, True, False) if streamed else (False, False, False, True, False)
     if config.train.parallel == "pmap":
-        return jax.pmap(
-            train_chunk, AXIS, in_axes=(None, None, None, 1, None), out_axes=(None, None), donate_argnums=(0,)
-        )
+        in_axes = tuple(1 if cut else None for cut in is_cut)
+        return jax.pmap(train_chunk, AXIS, in_axes=in_axes, out_axes=(None, None), donate_argnums=(0,))
+    specs = tuple(PartitionSpec(None, AXIS) if cut else PartitionSpec() for cut in is_cut)
     if config.train.parallel == "shard_map":
-        train_chunk = jax.shard_map(
-            train_chunk,
-            mesh=mesh,
-            in_specs=(PartitionSpec(), PartitionSpec(), PartitionSpec(), PartitionSpec(None, AXIS), PartitionSpec()),
-            out_specs=PartitionSpec(),
-            # With the check on, the mean of gradients comes out as their sum (jax 0.10 to 0.12).
-            check_vma=False,
-        )
-    copies = replicated(mesh)
-    in_shardings = (copies, copies, copies, NamedSharding(mesh, PartitionSpec(None, AXIS)), copies)
-    return jax.jit(train_chunk, in_shardings=in_shardings, out_shardings=copies, donate_argnums=(0,))
+        # With the check on, the mean of gradients comes out as their sum (jax 0.10 to 0.12).
+        train_chunk = jax.shard_map(train_chunk, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False)
+    in_shardings = tuple(NamedSharding(mesh, spec) for spec in specs)
+    return jax.jit(train_chunk, in_shardings=in_shardings, out_shardings=replicated(mesh), donate_argnums=(0,))
+
+
+def shape_batches(batches: np.ndarray, config: Config, mesh: Mesh) -> np.ndarray:
+    """Index batches [S, B] as `train_chunk` takes them; pmap wants the devices as an axis: [S, D, B / D]."""
+    return batches.reshape(len(batches), mesh.size, -1) if config.train.parallel == "pmap" else batches
 
 
 def put_batches(batches: np.ndarray, config: Config, mesh: Mesh) -> jax.Array:
     """Puts index batches [S, B] int32 on the devices, cut along B, as `train_chunk` takes them."""
-    if config.train.parallel == "pmap":  # pmap wants the devices as an axis.
-        batches = batches.reshape(len(batches), mesh.size, -1)
-    return put(batches, mesh, axis=1)
+    return put(shape_batches(batches, config, mesh), mesh, axis=1)
 
 
-def make_predict(graph: nnx.GraphDef, mesh: Mesh) -> Callable:
+def make_predict(graph: nnx.GraphDef, mesh: Mesh, streamed: bool = False) -> Callable:
     """Compiles prediction over many batches as one call.
+
+    Args:
+      graph: from `make_graph`.
+      mesh: the devices.
+      streamed: whether the images come batch by batch.
 
     Returns:
       `predict(variables, images, batches) -> logits`: variables {"params", "batch_stats"}, images [N, H, W] uint8,
-      batches [S, B] int32 indices cut along B; returns [S, B, C] float32 class logits, on every device.
+      batches [S, B] int32 indices cut along B; returns [S, B, C] float32 class logits, on every device. Streamed:
+      `predict(variables, images)`, images [S, B, H, W] uint8 cut along B.
     """
 
-    def predict(variables, images, batches):
+    def predict(variables, images, *batches):
         model = nnx.merge(graph, variables["params"], variables["batch_stats"])
 
-        def predict_batch(index):
-            return as_class_logits(model(normalise(scale_pixels(images[index])), train=False))
+        def predict_batch(images):
+            return as_class_logits(model(normalise(scale_pixels(images)), train=False))
 
-        return lax.map(predict_batch, batches)
+        return lax.map(predict_batch, images) if streamed else lax.map(lambda i: predict_batch(images[i]), *batches)
 
-    copies = replicated(mesh)
-    in_shardings = (copies, copies, NamedSharding(mesh, PartitionSpec(None, AXIS)))
+    copies, cut = replicated(mesh), NamedSharding(mesh, PartitionSpec(None, AXIS))
+    in_shardings = (copies, cut) if streamed else (copies, copies, cut)
     return jax.jit(predict, in_shardings=in_shardings, out_shardings=copies)

@@ -28,12 +28,13 @@ from pneumojax.checkpoint import (
     wait_for_checkpoints,
 )
 from pneumojax.config import CLASS_NAMES, Config, config_to_dict
-from pneumojax.data import Split, load_split, make_epoch_batches, make_eval_batches, read_record, split_epoch
+from pneumojax.data import Split, load_split, make_epoch_batches, read_record, split_epoch
 from pneumojax.errors import UserError
-from pneumojax.evaluate import compute_probabilities, load_threshold, open_run
+from pneumojax.evaluate import compute_probabilities, load_threshold, make_predict_images, open_run
 from pneumojax.losses import compute_class_weights
 from pneumojax.optimizer import make_optimizer, make_schedule
 from pneumojax.sharding import initialize, make_mesh, put
+from pneumojax.stream import stream_rows
 from pneumojax.writer import append_row, read_rows, truncate_rows, write_json
 
 logger = logging.getLogger(__name__)
@@ -104,8 +105,9 @@ def fit(
     tx = make_optimizer(config.optimizer, total_steps)
     graph = steps.make_graph(config)
     class_weights = compute_class_weights(labels, config.model.task, config.optimizer.class_weights)
-    train_chunk = steps.make_train_chunk(config, graph, tx, class_weights, mesh)
-    validate = _make_validate(config, steps.make_predict(graph, mesh), validation, mesh)
+    sizes = config.data.progressive_px or (config.data.image_px,)
+    train_chunks = [steps.make_train_chunk(config, graph, tx, class_weights, mesh, image_px) for image_px in sizes]
+    validate = _make_validate(config, validation, mesh)
 
     with _hold_workdir(workdir, run, restart), open_checkpoints(workdir) as checkpoints:
         fresh = steps.init_state(config, tx, mesh)
@@ -113,16 +115,21 @@ def fit(
             fresh = steps.start_pretrained(config, fresh, mesh)
         state = _resume(workdir, checkpoints, fresh, mesh)
         log = _Log(workdir, config, chunks * chunk_steps, total_steps, report)
-        images, labels = put(data.images, mesh), put(labels, mesh)
         key = steps.make_key(config, mesh)
         step = first_step = int(state.step)
         stopped_by = 0
-        with _catch_signals() as caught, jax.transfer_guard("disallow"):
+
+        def choose(number):
+            epoch, chunk = divmod(number, chunks)
+            return make_epoch_batches(len(data), train.batch_size, chunks, chunk_steps, train.seed, epoch)[chunk]
+
+        feed = _feed(config, (data.images, labels), choose, range(step // chunk_steps, train.epochs * chunks), mesh)
+        with contextlib.closing(feed), _catch_signals() as caught, jax.transfer_guard("disallow"):
             while step < total_steps and not (stopped_by := _highest_of_processes(caught[0] if caught else 0)):
                 epoch, chunk = divmod(step // chunk_steps, chunks)
-                batches = make_epoch_batches(len(data), train.batch_size, chunks, chunk_steps, train.seed, epoch)[chunk]
-                log.start_chunk()
-                state, sums = train_chunk(state, images, labels, steps.put_batches(batches, config, mesh), key)
+                size = epoch * len(sizes) // train.epochs
+                log.start_chunk(size)
+                state, sums = train_chunks[size](state, *next(feed), key)
                 step += chunk_steps
                 log.end_chunk(step, sums)
                 if chunk == chunks - 1:
@@ -169,17 +176,25 @@ def describe_run(config: Config) -> dict:
     }
 
 
-def _make_validate(config: Config, predict_batches: Callable, split: Split, mesh) -> Callable:
+def _feed(config: Config, columns: tuple, choose: Callable, chunks: range, mesh) -> Iterator[tuple]:
+    """Yields what `train_chunk` takes between state and key; `choose(number)` gives the indices [S, B] of a chunk."""
+    if config.train.loader == "stream":
+        yield from stream_rows(columns, lambda number: steps.shape_batches(choose(number), config, mesh), chunks, mesh)
+    else:
+        columns = tuple(put(column, mesh) for column in columns)
+        for number in chunks:
+            yield *columns, steps.put_batches(choose(number), config, mesh)
+
+
+def _make_validate(config: Config, split: Split, mesh) -> Callable:
     """Returns `validate(state) -> {"val/loss", "val/accuracy", "val/auroc"}`, exact over the split."""
     labels = split.labels(config.model.task)
     if len(np.unique(labels > 0)) < 2:
         raise UserError("the validation split has one class only: no model can be chosen on it. Prepare more images.")
-    images = put(split.images, mesh)
-    batches = put(make_eval_batches(len(split), config.train.eval_batch_size, mesh.size), mesh, axis=1)
+    predict_images = make_predict_images(config, split.images, mesh)
 
     def validate(state):
-        logits = jax.device_get(predict_batches(state.eval_variables(), images, batches))
-        probabilities = compute_probabilities(logits.reshape(-1, logits.shape[-1])[: len(labels)])
+        probabilities = compute_probabilities(predict_images(state.eval_variables()))
         if not np.isfinite(probabilities).all():
             return {"val/loss": float("nan")}
         true_class = probabilities[np.arange(len(labels)), labels]
@@ -204,9 +219,13 @@ class _Log:
         self.pending = None
         self.started = None
         self.fetched = None
+        self.size = None
 
-    def start_chunk(self) -> None:
+    def start_chunk(self, size: int) -> None:
+        """Begins to time a chunk of the images' n-th size; the first chunk of each compiles and has no speed."""
         self.started = time.perf_counter()
+        if size != self.size:
+            self.size, self.fetched = size, None
 
     def end_chunk(self, step: int, sums: dict) -> None:
         """Takes the sums of a chunk that was just dispatched; writes the row of the one before it."""
@@ -236,7 +255,7 @@ class _Log:
             "train/accuracy": float(sums["correct"].sum() / count),
             "train/learning_rate": learning_rate,
         }
-        if self.fetched is not None:  # The first chunk of a start compiles.
+        if self.fetched is not None:
             row["perf/images_per_second"] = float(count / (now - max(started, self.fetched)))
         self.fetched = now
         self._write(step, row)

@@ -120,6 +120,20 @@ def test_a_run_stopped_by_sigterm_goes_on_bitwise(finished, make_config, tmp_pat
     assert_same_run(tmp_path, finished[0])
 
 
+def test_a_streamed_run_is_bitwise_the_resident_one_stopped_or_not(finished, make_config, tmp_path):
+    config = make_config(loader="stream")
+    assert fit(config, tmp_path, report=stop_at(8)).step < 18
+    fit(config, tmp_path)
+    assert_same_run(tmp_path, finished[0])
+
+
+@pytest.mark.parametrize("parallel", ["shard_map", "pmap"])
+def test_mapped_streams_are_bitwise_the_resident_runs(make_config, tmp_path, parallel):
+    for loader in ("resident", "stream"):
+        fit(make_config(parallel=parallel, loader=loader, epochs=1), tmp_path / loader)
+    assert_same_run(tmp_path / "stream", tmp_path / "resident")
+
+
 @pytest.mark.parametrize("parallel", ["shard_map", "pmap"])
 def test_mapped_runs_go_on_bitwise_too(make_config, tmp_path, parallel):
     config = make_config(parallel=parallel, batch_norm="local", epochs=2)
