@@ -11,6 +11,7 @@ import time
 
 STARTED = time.perf_counter()  # before the imports, which are part of what a user waits for
 
+import faulthandler  # noqa: E402
 import pathlib  # noqa: E402
 import resource  # noqa: E402
 import shlex  # noqa: E402
@@ -27,6 +28,8 @@ RESTART = flags.DEFINE_bool("restart", False, "delete the run in the workdir and
 
 def main() -> int:
     config = config_from_flags()
+    if config.train.multihost:
+        faulthandler.disable()  # JAX aborts where its coordinator is gone; its own line says so.
     workdir = pathlib.Path(WORKDIR.value)
     from pneumojax.train import fit  # Imports JAX: after the flags are known to be good.
 

@@ -118,7 +118,7 @@ class AugmentConfig(_Checked):
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig(_Checked):
-    optimizer: str = _field("adamw", "optimizer", choices=("adamw", "sgd"))
+    optimizer: str = _field("adamw", "optimizer", choices=("adamw", "sgd", "muon"))
     learning_rate: float = _field(1e-3, "largest learning rate, reached after the warm-up", above=0.0)
     backbone_learning_rate_scale: float = _field(
         1.0, "learning rate of all but the classifier (dense layers and head), as a share of learning_rate", above=0.0

@@ -6,3 +6,7 @@ class UserError(Exception):
 
     The scripts print that sentence without a traceback and exit with code 1.
     """
+
+
+class LostProcessError(UserError):
+    """Another process of the run is gone. The program is to end at once: JAX's own exit would wait for it."""

@@ -33,7 +33,7 @@ from pneumojax.errors import UserError
 from pneumojax.evaluate import compute_probabilities, load_threshold, make_predict_images, open_run
 from pneumojax.losses import compute_class_weights
 from pneumojax.optimizer import make_optimizer, make_schedule
-from pneumojax.sharding import initialize, make_mesh, put
+from pneumojax.sharding import initialize, make_mesh, name_lost_process, put
 from pneumojax.stream import stream_rows
 from pneumojax.writer import append_row, read_rows, truncate_rows, write_json
 
@@ -109,7 +109,7 @@ def fit(
     train_chunks = [steps.make_train_chunk(config, graph, tx, class_weights, mesh, image_px) for image_px in sizes]
     validate = _make_validate(config, validation, mesh)
 
-    with _hold_workdir(workdir, run, restart), open_checkpoints(workdir) as checkpoints:
+    with name_lost_process(), _hold_workdir(workdir, run, restart), open_checkpoints(workdir) as checkpoints:
         fresh = steps.init_state(config, tx, mesh)
         if config.model.pretrained and checkpoints.latest_step() is None:
             fresh = steps.start_pretrained(config, fresh, mesh)
