@@ -18,7 +18,7 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
-    """AdamW, or SGD with Nesterov momentum and weight decay in the gradient, or Muon with AdamW's rule for what is not its.
+    """AdamW, or SGD with Nesterov momentum and weight decay in the gradient, or Muon with AdamW beside it.
 
     Only kernels decay: biases and normalisation have one axis. Muon is for the kernels of hidden layers. It makes their
     updates orthogonal, as matrices from all that a kernel sums over to its outputs, and as large as AdamW's: one

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from pneumojax.augment import change_intensity, draw_transform, erase, make_augment, mixup, resample
+from pneumojax.augment import change_intensity, draw_transform, erase, make_augment, mixup, resample, shrink
 from pneumojax.config import AugmentConfig
 
 DRAWS = 512
@@ -276,3 +276,11 @@ def test_mixup_of_an_image_depends_on_its_own_key_only():
     some = blend(KEYS[order], 0.4, (images[order], targets[order]), (images[5 - order], targets[5 - order]))
     for one, whole in zip(some, together, strict=True):
         np.testing.assert_allclose(one, whole[order], atol=1e-6)
+
+
+@pytest.mark.parametrize(("side", "px"), [(64, 32), (64, 16), (48, 32), (31, 16), (16, 16)])
+def test_shrinking_averages_over_areas(side, px):
+    images = np.random.default_rng(side).random((2, side, side), np.float32)
+    fine = images.repeat(px, 1).repeat(px, 2)  # On this grid every area begins and ends with a pixel.
+    expected = fine.reshape(2, px, side, px, side).mean((2, 4))
+    np.testing.assert_allclose(shrink(images, px), expected, atol=1e-6)
