@@ -87,7 +87,10 @@ def fit_replicas(
     graph = steps.make_graph(config)
     check_memory(config, graph, tx, mesh, data.images.nbytes + selection.images.nbytes)
     class_weights = compute_class_weights(labels, config.model.task, config.optimizer.class_weights)
-    train_chunk = steps.make_replicas_chunk(config, graph, total_steps, class_weights, mesh)
+    sizes = config.data.progressive_px or (config.data.image_px,)
+    train_chunks = [
+        steps.make_replicas_chunk(config, graph, total_steps, class_weights, mesh, image_px) for image_px in sizes
+    ]
     validate = _make_validate(config, steps.make_replicas_predict(config, graph, mesh), selection, mesh)
     folders = [workdir / f"replica_{number}" for number in range(len(plans))]
     init = steps.make_init(config, tx, mesh)
@@ -116,8 +119,9 @@ def fit_replicas(
                 order = (len(data), train.batch_size, chunks, chunk_steps)
                 batches = np.stack([make_epoch_batches(*order, plan.train.seed, epoch)[chunk] for plan in plans])
                 batches = steps.put_replica_batches(batches, config, mesh)
-                logs.start_chunk()
-                state, sums = train_chunk(state, images, labels, batches, key, swept)
+                size = epoch * len(sizes) // train.epochs
+                logs.start_chunk(size)
+                state, sums = train_chunks[size](state, images, labels, batches, key, swept)
                 step += chunk_steps
                 logs.end_chunk(step, sums)
                 if chunk == chunks - 1:
@@ -258,6 +262,7 @@ def _make_validate(config: Config, predict_batches: Callable, split: Split, mesh
 
     def validate(state):
         logits = jax.device_get(predict_batches(state.eval_variables(), images, batches))
+        logits = logits.reshape(len(logits), -1, logits.shape[-1])[:, : len(labels)]
         return [score_validation(labels, of_replica) for of_replica in logits]
 
     return validate
@@ -292,9 +297,9 @@ class _Logs:
             for replica in replicas
         ]
 
-    def start_chunk(self) -> None:
+    def start_chunk(self, size: int) -> None:
         for log in self.logs:
-            log.start_chunk()
+            log.start_chunk(size)
 
     def end_chunk(self, step: int, sums: dict) -> None:
         self._write(lambda log, _: log.end_chunk(step, sums))
