@@ -13,7 +13,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from pneumojax.config import Config, config_fields, config_from_dict, config_to_dict
-from pneumojax.errors import UserError
+from pneumojax.errors import LostProcessError, UserError
 
 flags.disclaim_key_flags()  # The flags belong to the script that calls: its --help lists them.
 
@@ -119,6 +119,8 @@ def run(main: Callable[..., int | None], arguments: tuple[str, ...] = ()) -> Non
         _show_log()
         try:
             return main(*argv[1:])
+        except LostProcessError as error:
+            os._exit(fail(str(error)))  # JAX's own exit would wait for the process that is gone, and abort.
         except UserError as error:
             return fail(str(error))
         except KeyboardInterrupt:

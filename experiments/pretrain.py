@@ -12,6 +12,7 @@ import time
 
 STARTED = time.perf_counter()  # before the imports, which are part of what a user waits for
 
+import faulthandler  # noqa: E402
 import pathlib  # noqa: E402
 import shlex  # noqa: E402
 
@@ -29,7 +30,7 @@ RESTART = flags.DEFINE_bool("restart", False, "delete the run in the workdir and
 FIELDS = {
     **dict.fromkeys(("dataset", "data_dir", "image_px", "model", "cnn_widths", "vgg_width", "resnet_width")),
     **dict.fromkeys(("resnet_stride", "dtype", "shift", "zoom", "optimizer", "momentum", "chunk_steps")),
-    **dict.fromkeys(("rotate_degrees", "ema_decay", "seed", "multihost", "weight_decay", "warmup")),
+    **dict.fromkeys(("rotate_degrees", "ema_decay", "seed", "multihost", "loader", "weight_decay", "warmup")),
     "crop_min_area": 0.2,
     "brightness": 0.3,
     "contrast": 0.5,
@@ -44,6 +45,8 @@ FIELDS = {
 
 def main() -> int:
     config = config_from_flags(vgg_dense_widths=[])
+    if config.train.multihost:
+        faulthandler.disable()  # JAX aborts where its coordinator is gone; its own line says so.
     workdir = pathlib.Path(WORKDIR.value)
     from pneumojax.pretrain import pretrain  # Imports JAX: after the flags are known to be good.
 

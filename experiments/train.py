@@ -14,6 +14,7 @@ import time
 
 STARTED = time.perf_counter()  # before the imports, which are part of what a user waits for
 
+import faulthandler  # noqa: E402
 import pathlib  # noqa: E402
 import shlex  # noqa: E402
 
@@ -29,6 +30,8 @@ RESTART = flags.DEFINE_bool("restart", False, "delete the run in the workdir and
 
 def main() -> int:
     config = config_from_flags()
+    if config.train.multihost:
+        faulthandler.disable()  # JAX aborts where its coordinator is gone; its own line says so.
     workdir = pathlib.Path(WORKDIR.value)
     plans = plan_replicas(config)
     # They import JAX: after the flags are known to be good.

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pneumojax.config import AugmentConfig
 
@@ -45,6 +46,25 @@ def make_augment(config: AugmentConfig) -> Callable[[jax.Array, jax.Array], jax.
         return image
 
     return jax.vmap(augment_one)
+
+
+def shrink(images: jax.Array, image_px: int) -> jax.Array:
+    """Averages over areas; a whole ratio gives the mean of blocks of pixels.
+
+    Args:
+      images: [B, H, H] float32.
+      image_px: height and width of the result, at most H.
+
+    Returns:
+      [B, image_px, image_px] float32.
+    """
+    side = images.shape[1]
+    edges = np.arange(image_px + 1) * side / image_px
+    starts, pixel = edges[:-1, None], np.arange(side)
+    covered = np.minimum(edges[1:, None], pixel + 1) - np.maximum(starts, pixel)
+    weights = jnp.asarray(covered.clip(0) * image_px / side, jnp.float32)
+    # Grey values are worth more than the default precision of a product on an accelerator.
+    return jnp.einsum("ph,bhw,qw->bpq", weights, images, weights, precision="highest")
 
 
 def keep_pneumonia(images: jax.Array, augmented: jax.Array, labels: jax.Array) -> jax.Array:

@@ -76,6 +76,11 @@ class DataConfig(_Checked):
     )
     fold: int = _field(0, "which of the folds is the test split, from 0", at_least=0)
     image_px: int = _field(64, "height and width of the images that the network sees, in pixels", at_least=16)
+    progressive_px: tuple[int, ...] = _field(
+        (),
+        "sizes that the images are shrunk to in training, rising to image_px; each for an equal share of the epochs",
+        at_least=16,
+    )
     selection_split: str = _field(
         "validation",
         "split that chooses the epoch, the threshold and the temperature; test is the leaky protocol of many "
@@ -159,7 +164,7 @@ class AugmentConfig(_Checked):
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig(_Checked):
-    optimizer: str = _field("adamw", "optimizer", choices=("adamw", "sgd"))
+    optimizer: str = _field("adamw", "optimizer", choices=("adamw", "sgd", "muon"))
     learning_rate: float = _field(1e-3, "largest learning rate, reached after the warm-up", above=0.0)
     backbone_learning_rate_scale: float = _field(
         1.0, "learning rate of all but the classifier (dense layers and head), as a share of learning_rate", above=0.0
@@ -186,6 +191,12 @@ class TrainConfig(_Checked):
         16, "about how many steps one compiled call takes; more than an epoch has: the whole epoch", at_least=1
     )
     eval_batch_size: int = _field(128, "images of a prediction step, over all devices", at_least=1)
+    loader: str = _field(
+        "resident",
+        "where the images lie: all on each device, or on the disk, from which each process reads what it needs next",
+        choices=("resident", "stream"),
+        identity=False,
+    )
     seed: int = _field(0, "seed of initialisation, order and augmentation", at_least=0, at_most=2**31 - 1)
     parallel: str = _field("jit", "how the batch is spread over the devices", choices=("jit", "shard_map", "pmap"))
     batch_norm: str = _field(
@@ -257,6 +268,8 @@ class Config(_Checked):
             )
         if train.replicas > 1 and self.model.cached_views:
             raise UserError("cached_views keeps the features of one network: drop it, or train without replicas.")
+        if train.replicas > 1 and train.loader == "stream":
+            raise UserError("loader=stream reads the batches of one run: give --loader=resident, or no replicas.")
         if train.sweep and train.replicas == 1:
             raise UserError("sweep needs replicas: as many as its lists have values.")
         geometry = augment.rotate_degrees or augment.shift or augment.zoom or augment.crop_min_area < 1 or augment.flip
@@ -268,8 +281,22 @@ class Config(_Checked):
             )
         if self.model.cached_views and augment.mixup_alpha:
             raise UserError("cached_views keeps features of single images, mixup blends images: give --mixup_alpha=0.")
+        if self.model.cached_views and train.loader == "stream":
+            raise UserError("cached_views keeps all features on the devices: give --loader=resident.")
         if self.model.pretrained and self.model.model not in PRETRAINABLE:
             raise UserError(f"pretrained needs model={', '.join(PRETRAINABLE)}, not {self.model.model}.")
+        sizes = self.data.progressive_px
+        if sizes and (sorted(set(sizes)) != list(sizes) or sizes[-1] != self.data.image_px):
+            raise UserError(
+                f"progressive_px must rise and end with image_px {self.data.image_px}, not be "
+                f"{', '.join(map(str, sizes))}."
+            )
+        if len(sizes) > train.epochs:
+            raise UserError(f"progressive_px has {len(sizes)} sizes: epochs must be at least {len(sizes)}.")
+        if len(sizes) > 1 and self.model.model in ("mlp", "flatiron"):
+            raise UserError(f"progressive_px cannot be used with {self.model.model}: its weights fit one size only.")
+        if len(sizes) > 1 and self.model.cached_views:
+            raise UserError("cached_views keeps features of one size of the images: drop it, or progressive_px.")
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:

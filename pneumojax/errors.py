@@ -10,3 +10,7 @@ class UserError(Exception):
 
 class Diverged(UserError):
     """A training left the finite numbers: a fault of its config, not of the place it runs in."""
+
+
+class LostProcessError(UserError):
+    """Another process of the run is gone. The program is to end at once: JAX's own exit would wait for it."""

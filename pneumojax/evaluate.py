@@ -7,23 +7,25 @@ import io
 import json
 import logging
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from pneumojax import figures, metrics
 from pneumojax.calibration import apply_temperature, fit_temperature, shift_prevalence
 from pneumojax.checkpoint import check_shapes, find_replicas, load_run
-from pneumojax.config import Config, ThresholdConfig, config_from_dict
+from pneumojax.config import AugmentConfig, Config, ThresholdConfig, config_from_dict
 from pneumojax.data import Split, load_split, make_eval_batches, read_record
 from pneumojax.errors import UserError
 from pneumojax.report import make_report
 from pneumojax.sharding import make_mesh, put
 from pneumojax.statistics import BOOTSTRAP_RESAMPLES, BOOTSTRAP_SEED, compute_curves, compute_statistics
 from pneumojax.steps import make_abstract_variables, make_graph, make_predict
+from pneumojax.stream import stream_rows
 from pneumojax.writer import read_rows, write_json, write_text
 
 logger = logging.getLogger(__name__)
@@ -216,11 +218,45 @@ def predict(run: Run, images: np.ndarray) -> np.ndarray:
     if len(images) == 0:
         raise UserError("there are no images to predict.")
     mesh = make_mesh()
-    predict_batches = make_predict(make_graph(run.config), mesh, run.config.augment)
     variables = jax.tree.map(lambda leaf: put(leaf, mesh), run.variables)
-    batches = put(make_eval_batches(len(images), run.config.train.eval_batch_size, mesh.size), mesh, axis=1)
-    logits = jax.device_get(predict_batches(variables, put(images, mesh), batches))
-    return logits.reshape(-1, logits.shape[-1])[: len(images)]
+    return make_predict_images(run.config, images, mesh, run.config.augment)(variables)
+
+
+def make_predict_images(
+    config: Config, images: np.ndarray, mesh: Mesh, views: AugmentConfig | None = None, cached: bool = False
+) -> Callable[[dict], np.ndarray]:
+    """Prepares to predict the same images again and again; they lie where the config's loader says.
+
+    Args:
+      config: the run.
+      images: [N, H, W] uint8, 0..255, or features (see `cached`).
+      mesh: the devices.
+      views: as in `steps.make_predict`.
+      cached: as in `steps.make_predict`.
+
+    Returns:
+      `predict_images(variables) -> logits`: variables {"params", "batch_stats"} on every device, logits [N, C] float32.
+    """
+    streamed = config.train.loader == "stream"
+    predict_batches = make_predict(make_graph(config), mesh, views, cached, streamed)
+    batches = make_eval_batches(len(images), config.train.eval_batch_size, mesh.size)
+    on_devices = () if streamed else (put(images, mesh), put(batches, mesh, axis=1))
+
+    def predict_resident(variables):
+        return jax.device_get(predict_batches(variables, *on_devices))
+
+    def predict_streamed(variables):
+        logits = []
+        for rows in stream_rows((images,), lambda i: batches[i : i + 1], range(len(batches)), mesh):
+            logits.append(predict_batches(variables, *rows))
+            logits[-2:-1] = jax.device_get(logits[-2:-1])  # So no more than two batches wait on the devices.
+        return jax.device_get(logits)
+
+    def predict_images(variables):
+        logits = np.concatenate((predict_streamed if streamed else predict_resident)(variables))
+        return logits.reshape(-1, logits.shape[-1])[: len(images)]
+
+    return predict_images
 
 
 def compute_probabilities(logits: np.ndarray) -> np.ndarray:

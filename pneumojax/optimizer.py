@@ -1,7 +1,11 @@
 """The optimizer and its schedule."""
 
+import functools
+import math
+
 import jax
 import optax
+from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from pneumojax.config import CLASSIFIER, OptimizerConfig
 
@@ -16,12 +20,16 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
-    """AdamW, or SGD with Nesterov momentum and weight decay in the gradient.
+    """AdamW, or SGD with Nesterov momentum and weight decay in the gradient, or Muon with AdamW beside it.
 
-    Only kernels decay: biases and normalisation have one axis.
+    Only kernels decay: biases and normalisation have one axis. Muon is for the kernels of hidden layers. It makes their
+    updates orthogonal, as matrices from all that a kernel sums over to its outputs, and as large as AdamW's: one
+    learning rate serves both.
 
     References:
       Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019.
+      Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024.
+      Liu et al., "Muon is Scalable for LLM Training", 2025: the size of its updates.
     """
 
     def is_kernel(params):
@@ -30,6 +38,12 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
     schedule = make_schedule(config, total_steps)
     if config.optimizer == "adamw":
         tx = optax.adamw(schedule, weight_decay=config.weight_decay, mask=is_kernel)
+    elif config.optimizer == "muon":
+        tx = optax.chain(
+            optax.partition({"muon": _scale_by_muon(), "adam": optax.scale_by_adam()}, _choose_rules),
+            optax.add_decayed_weights(config.weight_decay, mask=is_kernel),
+            optax.scale_by_learning_rate(schedule),
+        )
     else:
         tx = optax.chain(
             optax.add_decayed_weights(config.weight_decay, mask=is_kernel),
@@ -48,3 +62,25 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
         }
 
     return optax.chain(tx, optax.stateless(scale_backbone))
+
+
+def _choose_rules(params):
+    """muon or adam for each leaf: Muon is for the kernels of hidden layers, not for the head's."""
+
+    def choose(hidden, leaf):
+        return "muon" if hidden and leaf.ndim > 1 else "adam"
+
+    hidden = {name: not name.startswith("head") for name in params}
+    return {name: jax.tree.map(functools.partial(choose, hidden[name]), layer) for name, layer in params.items()}
+
+
+def _scale_by_muon() -> optax.GradientTransformation:
+    def find_axes(kernels):
+        return jax.tree.map(lambda kernel: MuonDimensionNumbers(tuple(range(kernel.ndim - 1)), -1), kernels)
+
+    def scale(update, params):
+        del params
+        # 0.2: about the root mean square of AdamW's updates (Liu et al.).
+        return 0.2 * math.sqrt(max(update.size // update.shape[-1], update.shape[-1])) * update
+
+    return optax.chain(scale_by_muon(weight_dimension_numbers=find_axes), optax.stateless_with_tree_map(scale))

@@ -5,6 +5,7 @@ batch. It takes one network and one pass over the views, and its loss looks at d
 first, as in VICReg, so that it learns from the first epoch on, which is what counts on a few CPU cores.
 """
 
+import contextlib
 import dataclasses
 import logging
 import pathlib
@@ -15,13 +16,13 @@ import jax
 from pneumojax import figures, steps
 from pneumojax.checkpoint import open_checkpoints, save_checkpoint, wait_for_checkpoints
 from pneumojax.config import PRETRAINABLE, Config
-from pneumojax.data import load_split, make_epoch_batches, split_epoch
+from pneumojax.data import load_split, split_epoch
 from pneumojax.errors import UserError
 from pneumojax.models import make_pretraining_model
 from pneumojax.optimizer import make_optimizer
 from pneumojax.pretrained import save_backbone
-from pneumojax.sharding import initialize, make_mesh, put
-from pneumojax.train import Log, catch_signals, describe_run, highest_of_processes, hold_workdir, resume
+from pneumojax.sharding import initialize, make_mesh, name_lost_process
+from pneumojax.train import Log, catch_signals, describe_run, feed, highest_of_processes, hold_workdir, resume
 from pneumojax.writer import read_rows
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ def pretrain(
     """Trains until the config's last epoch, and stops and goes on as `train.fit` does.
 
     Args:
-      config: the run; what it says of labels, validation and classifier plays no part.
+      config: the run; what it says of labels, validation, classifier and progressive_px plays no part.
       workdir: folder of the run; `checkpoint.py` says what lies in it.
       restart: delete what an earlier run left in the workdir.
       report: called, in the process that writes metrics.jsonl, with each row and the number of steps of the whole run.
@@ -85,21 +86,20 @@ def pretrain(
     graph = steps.make_graph(config, make_pretraining_model)
     pretrain_chunk = steps.make_pretrain_chunk(config, graph, tx, mesh)
 
-    with hold_workdir(workdir, run, restart), open_checkpoints(workdir) as checkpoints:
+    with name_lost_process(), hold_workdir(workdir, run, restart), open_checkpoints(workdir) as checkpoints:
         state = resume(workdir, checkpoints, steps.init_state(config, tx, mesh, make_pretraining_model), mesh)
         log = Log(workdir, config, chunks * chunk_steps, total_steps, report)
-        images, key = put(data.images, mesh), steps.make_key(config, mesh)
+        key = steps.make_key(config, mesh)
         step = first_step = int(state.step)
+        chunk_inputs = feed(config, (data.images,), step, mesh)
         stopped_by = 0
-        with catch_signals() as caught, jax.transfer_guard("disallow"):
+        with contextlib.closing(chunk_inputs), catch_signals() as caught, jax.transfer_guard("disallow"):
             while step < total_steps and not (stopped_by := highest_of_processes(caught[0] if caught else 0)):
-                epoch, chunk = divmod(step // chunk_steps, chunks)
-                batches = make_epoch_batches(len(data), train.batch_size, chunks, chunk_steps, train.seed, epoch)[chunk]
                 log.start_chunk()
-                state, sums = pretrain_chunk(state, images, steps.put_batches(batches, config, mesh), key)
+                state, sums = pretrain_chunk(state, *next(chunk_inputs), key)
                 step += chunk_steps
                 log.end_chunk(step, sums)
-                if chunk == chunks - 1:
+                if step % (chunks * chunk_steps) == 0:
                     log.flush()
                     save_checkpoint(checkpoints, step, state, run, auroc=None)
             log.flush()

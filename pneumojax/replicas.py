@@ -87,7 +87,10 @@ def fit_replicas(
     graph = steps.make_graph(config)
     check_memory(config, graph, tx, mesh, data.images.nbytes + selection.images.nbytes)
     class_weights = compute_class_weights(labels, config.model.task, config.optimizer.class_weights)
-    train_chunk = steps.make_replicas_chunk(config, graph, total_steps, class_weights, mesh)
+    sizes = config.data.progressive_px or (config.data.image_px,)
+    train_chunks = [
+        steps.make_replicas_chunk(config, graph, total_steps, class_weights, mesh, image_px) for image_px in sizes
+    ]
     validate = _make_validate(config, steps.make_replicas_predict(config, graph, mesh), selection, mesh)
     folders = [workdir / f"replica_{number}" for number in range(len(plans))]
     init = steps.make_init(config, tx, mesh)
@@ -110,6 +113,7 @@ def fit_replicas(
         images, labels = put(data.images, mesh), put(labels, mesh)
         key = steps.make_replica_keys(np.array([plan.train.seed for plan in plans], np.int32), mesh)
         swept = steps.put_replicas(_collect_swept(config, plans), config, mesh)
+        size = None
         with catch_signals() as caught, jax.transfer_guard("disallow"):
             while step < total_steps and not caught and not logs.asked:
                 epoch, chunk = divmod(step // chunk_steps, chunks)
@@ -117,7 +121,9 @@ def fit_replicas(
                 batches = np.stack([make_epoch_batches(*order, plan.train.seed, epoch)[chunk] for plan in plans])
                 batches = steps.put_replica_batches(batches, config, mesh)
                 logs.start_chunk()
-                state, sums = train_chunk(state, images, labels, batches, key, swept)
+                if size != (size := epoch * len(sizes) // train.epochs):
+                    logs.start_size()
+                state, sums = train_chunks[size](state, images, labels, batches, key, swept)
                 step += chunk_steps
                 logs.end_chunk(step, sums)
                 if chunk == chunks - 1:
@@ -258,6 +264,7 @@ def _make_validate(config: Config, predict_batches: Callable, split: Split, mesh
 
     def validate(state):
         logits = jax.device_get(predict_batches(state.eval_variables(), images, batches))
+        logits = logits.reshape(len(logits), -1, logits.shape[-1])[:, : len(labels)]
         return [score_validation(labels, of_replica) for of_replica in logits]
 
     return validate
@@ -292,6 +299,10 @@ class _Logs:
             for replica in replicas
         ]
 
+    def start_size(self) -> None:
+        for log in self.logs:
+            log.start_size({})
+
     def start_chunk(self) -> None:
         for log in self.logs:
             log.start_chunk()
@@ -317,7 +328,7 @@ class _Logs:
             if "perf/images_per_second" in mean:
                 mean["perf/images_per_second"] *= len(self.rows)  # of all together
             append_row(self.path, mean)
-            self.asked = bool(self.report(mean, self.total_steps)) or self.asked
+            self.asked = self.report(mean, self.total_steps) is True or self.asked
         self.rows.clear()
 
 

@@ -1,15 +1,20 @@
 """Devices: one mesh with one axis, and how arrays lie on it."""
 
+import contextlib
 import os
 import pathlib
+from collections.abc import Iterator
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from pneumojax.errors import UserError
+from pneumojax.errors import LostProcessError, UserError
 
 AXIS = "data"
+
+# What JAX's errors hold when another process is gone: codes of its coordinator, names of the libraries that reduce.
+_LOST = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "Gloo", "NCCL")
 
 
 def initialize(multihost: bool) -> None:
@@ -38,6 +43,25 @@ def initialize(multihost: bool) -> None:
                 f"multihost: the processes do not find each other ({error}). Start it under Slurm, Open MPI, GKE or "
                 "Cloud TPU, or set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID in each process."
             ) from error
+
+
+@contextlib.contextmanager
+def name_lost_process() -> Iterator[None]:
+    """Turns what JAX raises where another process is gone into a sentence.
+
+    Raises:
+      LostProcessError: another process of the run is gone.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = str(error.__cause__ or error)  # An error of checkpoints stands for its cause.
+        if jax.process_count() == 1 or not any(word in reason for word in _LOST):
+            raise
+        raise LostProcessError(
+            f"another process of this run has ended or cannot be reached ({reason.splitlines()[0]}). Start all "
+            "processes again with the same command: the run goes on from its last checkpoint."
+        ) from error
 
 
 def make_mesh() -> Mesh:

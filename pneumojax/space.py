@@ -33,7 +33,8 @@ from pneumojax.errors import UserError
 
 # What a search may vary: how a network is built and trained. Not what is measured, nor by which luck.
 GROUPS = (DataConfig, ModelConfig, AugmentConfig, OptimizerConfig, TrainConfig)
-FIXED = {field.name for field in dataclasses.fields(DataConfig)} - {"image_px"} | {"task", "seed", "multihost"}
+FIXED = {field.name for field in dataclasses.fields(DataConfig)} - {"image_px"}
+FIXED |= {"task", "seed", "loader", "multihost"}
 
 
 @dataclasses.dataclass(frozen=True)

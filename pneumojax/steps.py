@@ -12,7 +12,7 @@ from flax import nnx
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from pneumojax.augment import keep_pneumonia, make_augment, mixup
+from pneumojax.augment import keep_pneumonia, make_augment, mixup, shrink
 from pneumojax.config import CLASS_NAMES, AugmentConfig, Config, replace_fields
 from pneumojax.losses import as_class_logits, compute_contrastive, compute_cross_entropy, make_targets
 from pneumojax.models import make_model, split_frozen
@@ -104,7 +104,12 @@ def start_pretrained(config: Config, state: TrainState, mesh: Mesh) -> TrainStat
 
 
 def make_train_step(
-    config: Config, graph: nnx.GraphDef, tx: optax.GradientTransformation, class_weights: np.ndarray, mapped: bool
+    config: Config,
+    graph: nnx.GraphDef,
+    tx: optax.GradientTransformation,
+    class_weights: np.ndarray,
+    mapped: bool,
+    image_px: int | None = None,
 ) -> Callable:
     """Builds one step of training.
 
@@ -114,29 +119,33 @@ def make_train_step(
       tx: the optimizer.
       class_weights: [C] float32, weight of each class in the loss.
       mapped: whether the step runs under a mapped axis on its device's share of the batch, or on the whole batch.
+      image_px: size that the images are shrunk to; None: the config's.
 
     Returns:
       `train_step(state, images, labels, index, key) -> (state, metrics)`: images [N, H, W] uint8, labels [N] int32,
       index [B] int32 (or the device's share of it), key the run's PRNG key. With `cached_views` images are features
-      [N, K, ...] from `make_extract`. Metrics are sums over the batch: `loss`, `correct`, `count`, float32.
+      [N, K, ...] from `make_extract`; with loader=stream images and labels are those of the batch, and index counts
+      them. Metrics are sums over the batch: `loss`, `correct`, `count`, float32.
     """
     augment = _make_augment(config)
     views, alpha = config.model.cached_views, config.augment.mixup_alpha
     classes, smoothing = len(CLASS_NAMES[config.model.task]), config.optimizer.label_smoothing
 
-    def gather(images, labels, index):
-        return scale_pixels(images[index]), make_targets(labels[index], classes, smoothing)
+    take = _make_take(config)
+    shrinks = image_px is not None and image_px < config.data.image_px
+    resize = (lambda images: shrink(images, image_px)) if shrinks else (lambda images: images)
 
     def prepare(images, labels, index, mixup_keys, augment_keys):
-        batch, targets = gather(images, labels, index)
+        batch, labels = resize(scale_pixels(take(images, index))), take(labels, index)
+        targets = make_targets(labels, classes, smoothing)
         if alpha:
-            batch, targets = mixup(mixup_keys, alpha, (batch, targets), gather(images, labels, partner(index)))
-        return normalise(augment(augment_keys, batch, labels[index])), targets
+            batch, targets = mixup(mixup_keys, alpha, (batch, targets), (next_place(batch), next_place(targets)))
+        return normalise(augment(augment_keys, batch, labels)), targets, labels
 
     def prepare_features(features, labels, index, mixup_keys, augment_keys):
         del mixup_keys
         view = jax.vmap(lambda key: jax.random.randint(key, (), 0, views))(augment_keys)
-        return features[index, view], make_targets(labels[index], classes, smoothing)
+        return features[index, view], make_targets(labels[index], classes, smoothing), labels[index]
 
     def compute_loss(params, batch_stats, batch, targets, labels, keys):
         model = nnx.merge(graph, params, batch_stats)
@@ -151,17 +160,16 @@ def make_train_step(
     def train_step(state, images, labels, index, key):
         keys = _draw_keys(key, state.step, len(index), mapped)
         mixup_keys, augment_keys, dropout_keys = jax.vmap(jax.random.split, (0, None), 1)(keys, 3)
-        take = prepare_features if views else prepare
-        batch, targets = take(images, labels, index, mixup_keys, augment_keys)
-        return descend(state, batch, targets, labels[index], dropout_keys)
+        prepared = (prepare_features if views else prepare)(images, labels, index, mixup_keys, augment_keys)
+        return descend(state, *prepared, dropout_keys)
 
-    def partner(index):
-        """The image one place on in the global batch."""
+    def next_place(rows):
+        """For each row of the global batch the one after it."""
         if not mapped:
-            return jnp.roll(index, -1)
+            return jnp.roll(rows, -1, axis=0)
         devices = lax.axis_size(AXIS)
-        first_of_next = lax.ppermute(index[:1], AXIS, [((d + 1) % devices, d) for d in range(devices)])
-        return jnp.concatenate([index[1:], first_of_next])
+        first_of_next = lax.ppermute(rows[:1], AXIS, [((d + 1) % devices, d) for d in range(devices)])
+        return jnp.concatenate([rows[1:], first_of_next])
 
     return train_step
 
@@ -178,7 +186,7 @@ def make_pretrain_step(config: Config, graph: nnx.GraphDef, tx: optax.GradientTr
       `pretrain_step(state, images, index, key) -> (state, metrics)`: as in `make_train_step`; `correct` counts the
       images whose views are nearest to each other.
     """
-    augment = make_augment(config.augment)
+    augment, take = make_augment(config.augment), _make_take(config)
 
     def compute_loss(params, batch_stats, views):
         model = nnx.merge(graph, params, batch_stats)
@@ -191,9 +199,9 @@ def make_pretrain_step(config: Config, graph: nnx.GraphDef, tx: optax.GradientTr
     descend = _make_descend(config, compute_loss, tx, mapped=False)
 
     def pretrain_step(state, images, index, key):
-        index = jnp.repeat(index, 2)  # Both views side by side: they stay on one device.
-        keys = _draw_keys(key, state.step, len(index), mapped=False)
-        return descend(state, augment(keys, scale_pixels(images[index])))
+        batch = jnp.repeat(take(images, index), 2, axis=0)  # Both views side by side: they stay on one device.
+        keys = _draw_keys(key, state.step, len(batch), mapped=False)
+        return descend(state, augment(keys, scale_pixels(batch)))
 
     return pretrain_step
 
@@ -204,6 +212,13 @@ def _make_augment(config: Config) -> Callable:
     if config.augment.augment_classes == "normal":
         return lambda keys, images, labels: keep_pneumonia(images, augment(keys, images), labels)
     return lambda keys, images, labels: augment(keys, images)
+
+
+def _make_take(config: Config) -> Callable:
+    """Returns `take(column, index)`, the rows of a batch: of all rows those of the index, or the batch as it came."""
+    if config.train.loader == "stream":
+        return lambda column, index: column
+    return lambda column, index: column[index]
 
 
 def _draw_keys(key: jax.Array, step: jax.Array, size: int, mapped: bool) -> jax.Array:
@@ -250,15 +265,22 @@ def _make_descend(config: Config, compute_loss: Callable, tx: optax.GradientTran
 
 
 def make_train_chunk(
-    config: Config, graph: nnx.GraphDef, tx: optax.GradientTransformation, class_weights: np.ndarray, mesh: Mesh
+    config: Config,
+    graph: nnx.GraphDef,
+    tx: optax.GradientTransformation,
+    class_weights: np.ndarray,
+    mesh: Mesh,
+    image_px: int | None = None,
 ) -> Callable:
     """Compiles many steps as one call, spread over the devices in the config's way.
 
     Returns:
       `train_chunk(state, images, labels, batches, key) -> (state, metrics)`: batches from `put_batches`, metrics [S]
-      float32 each, all else as in `make_train_step`. The state's memory is taken over by the new state.
+      float32 each, all else as in `make_train_step`. The state's memory is taken over by the new state. With
+      loader=stream `train_chunk(state, images, labels, key)`: the chunk's own images [S, B, H, W] and labels [S, B],
+      cut along B as `shape_batches` says.
     """
-    train_step = make_train_step(config, graph, tx, class_weights, mapped=config.train.parallel != "jit")
+    train_step = make_train_step(config, graph, tx, class_weights, config.train.parallel != "jit", image_px)
     return _compile_chunk(train_step, 2, config, mesh)
 
 
@@ -266,32 +288,48 @@ def make_pretrain_chunk(config: Config, graph: nnx.GraphDef, tx: optax.GradientT
     """Compiles many steps of pretraining as one call.
 
     Returns:
-      `pretrain_chunk(state, images, batches, key) -> (state, metrics)`, as in `make_train_chunk`.
+      `pretrain_chunk(state, images, batches, key) -> (state, metrics)`, as in `make_train_chunk`; with loader=stream
+      `pretrain_chunk(state, images, key)`.
     """
     return _compile_chunk(make_pretrain_step(config, graph, tx), 1, config, mesh)
 
 
 def _compile_chunk(step: Callable, arrays: int, config: Config, mesh: Mesh) -> Callable:
-    """Compiles `step(state, *arrays, index, key)` as `chunk(state, *arrays, batches, key)`."""
+    """Compiles `step(state, *arrays, index, key)` as `chunk(state, *arrays, batches, key)`.
 
-    def chunk(state, *rest):
+    With loader=stream the arrays are the chunk's own rows, cut over the devices, and there are no batches of indices.
+    """
+
+    def chunk_resident(state, *rest):
         *resident, batches, key = rest
         return lax.scan(lambda state, index: step(state, *resident, index, key), state, batches)
 
+    def chunk_streamed(state, *rest):
+        *rows, key = rest
+        index = jnp.arange(rows[0].shape[1])
+        return lax.scan(lambda state, batch: step(state, *batch, index, key), state, tuple(rows))
+
+    streamed = config.train.loader == "stream"
+    chunk = chunk_streamed if streamed else chunk_resident
+    is_cut = (False, *[True] * arrays, False) if streamed else (False, *[False] * arrays, True, False)
     if config.train.parallel == "pmap":
-        in_axes = (*[None] * (1 + arrays), 1, None)
+        in_axes = tuple(1 if cut else None for cut in is_cut)
         return jax.pmap(chunk, AXIS, in_axes=in_axes, out_axes=(None, None), donate_argnums=(0,))
-    whole, cut = PartitionSpec(), PartitionSpec(None, AXIS)
-    specs = (*[whole] * (1 + arrays), cut, whole)
+    specs = tuple(PartitionSpec(None, AXIS) if cut else PartitionSpec() for cut in is_cut)
     if config.train.parallel == "shard_map":
         # With the check on, the mean of gradients comes out as their sum (jax 0.10 to 0.12).
-        chunk = jax.shard_map(chunk, mesh=mesh, in_specs=specs, out_specs=whole, check_vma=False)
+        chunk = jax.shard_map(chunk, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False)
     in_shardings = tuple(NamedSharding(mesh, spec) for spec in specs)
     return jax.jit(chunk, in_shardings=in_shardings, out_shardings=replicated(mesh), donate_argnums=(0,))
 
 
 def make_replicas_chunk(
-    config: Config, graph: nnx.GraphDef, total_steps: int, class_weights: np.ndarray, mesh: Mesh
+    config: Config,
+    graph: nnx.GraphDef,
+    total_steps: int,
+    class_weights: np.ndarray,
+    mesh: Mesh,
+    image_px: int | None = None,
 ) -> Callable:
     """Compiles many steps of several replicas as one call.
 
@@ -302,6 +340,7 @@ def make_replicas_chunk(
       class_weights: [C] float32, weight of each class in the loss.
       mesh: the devices. Each takes as many replicas as the others, or, where they do not come out even, all replicas
         and its share of each batch.
+      image_px: as in `make_train_step`.
 
     Returns:
       `train_chunk(state, images, labels, batches, key, swept) -> (state, metrics)`: as in `make_train_chunk`, but each
@@ -314,7 +353,7 @@ def make_replicas_chunk(
             state, batches, key, values = own
             replica = replace_fields(config, values)
             tx = make_optimizer(replica.optimizer, total_steps)
-            train_step = make_train_step(replica, graph, tx, class_weights, mapped=False)
+            train_step = make_train_step(replica, graph, tx, class_weights, False, image_px)
             return lax.scan(lambda state, index: train_step(state, images, labels, index, key), state, batches)
 
         return _for_each_replica(train_replica, (state, batches, key, swept))
@@ -406,11 +445,14 @@ def put_replica_batches(batches: np.ndarray, config: Config, mesh: Mesh) -> jax.
     return put(batches, mesh, axis=0 if shared_out(config.train.replicas, mesh) else 2)
 
 
+def shape_batches(batches: np.ndarray, config: Config, mesh: Mesh) -> np.ndarray:
+    """Index batches [S, B] as `train_chunk` takes them; pmap wants the devices as an axis: [S, D, B / D]."""
+    return batches.reshape(len(batches), mesh.size, -1) if config.train.parallel == "pmap" else batches
+
+
 def put_batches(batches: np.ndarray, config: Config, mesh: Mesh) -> jax.Array:
     """Puts index batches [S, B] int32 on the devices, cut along B, as `train_chunk` takes them."""
-    if config.train.parallel == "pmap":  # pmap wants the devices as an axis.
-        batches = batches.reshape(len(batches), mesh.size, -1)
-    return put(batches, mesh, axis=1)
+    return put(shape_batches(batches, config, mesh), mesh, axis=1)
 
 
 def make_extract(config: Config, graph: nnx.GraphDef, mesh: Mesh) -> Callable:
@@ -435,7 +477,13 @@ def make_extract(config: Config, graph: nnx.GraphDef, mesh: Mesh) -> Callable:
     return jax.jit(extract, in_shardings=in_shardings, out_shardings=copies)
 
 
-def make_predict(graph: nnx.GraphDef, mesh: Mesh, views: AugmentConfig | None = None, cached: bool = False) -> Callable:
+def make_predict(
+    graph: nnx.GraphDef,
+    mesh: Mesh,
+    views: AugmentConfig | None = None,
+    cached: bool = False,
+    streamed: bool = False,
+) -> Callable:
     """Compiles prediction over many batches as one call.
 
     Args:
@@ -444,34 +492,38 @@ def make_predict(graph: nnx.GraphDef, mesh: Mesh, views: AugmentConfig | None = 
       views: how many views of an image are averaged, and the ranges of their changes; None: the image itself. The
         views are the same for every image, so its logits do not depend on the images beside it.
       cached: images are features [N, K, ...] from `make_extract`, of which the first view is classified.
+      streamed: whether the images come batch by batch.
 
     Returns:
       `predict(variables, images, batches) -> logits`: variables {"params", "batch_stats"}, images [N, H, W] uint8,
       batches [S, B] int32 indices cut along B; returns [S, B, C] float32 class logits, on every device. Of several
-      views they are the logarithms of the mean probabilities.
+      views they are the logarithms of the mean probabilities. Streamed: `predict(variables, images)`, images
+      [S, B, H, W] uint8 cut along B.
     """
-    copies = replicated(mesh)
-    in_shardings = (copies, copies, NamedSharding(mesh, PartitionSpec(None, AXIS)))
-    return jax.jit(_make_predict(graph, views, cached), in_shardings=in_shardings, out_shardings=copies)
+    copies, cut = replicated(mesh), NamedSharding(mesh, PartitionSpec(None, AXIS))
+    in_shardings = (copies, cut) if streamed else (copies, copies, cut)
+    return jax.jit(_make_predict(graph, views, cached, streamed), in_shardings=in_shardings, out_shardings=copies)
 
 
-def _make_predict(graph: nnx.GraphDef, views: AugmentConfig | None = None, cached: bool = False) -> Callable:
+def _make_predict(
+    graph: nnx.GraphDef, views: AugmentConfig | None = None, cached: bool = False, streamed: bool = False
+) -> Callable:
     """`predict` of `make_predict`, not compiled."""
     others = views.test_time_views - 1 if views else 0
 
-    def predict(variables, images, batches):
+    def predict(variables, images, *batches):
         model = nnx.merge(graph, variables["params"], variables["batch_stats"])
 
         def classify(batch):
             return as_class_logits(model(normalise(batch), train=False))
 
-        def predict_batch(index):
+        def predict_batch(batch):
             if cached:
-                return as_class_logits(model.classify(images[index, 0], train=False))
-            batch = scale_pixels(images[index])
+                return as_class_logits(model.classify(batch[:, 0], train=False))
+            batch = scale_pixels(batch)
             return average_views(classify, batch) if others else classify(batch)
 
-        return lax.map(predict_batch, batches)
+        return lax.map(predict_batch, images) if streamed else lax.map(lambda i: predict_batch(images[i]), *batches)
 
     def average_views(classify, batch):
         augment = make_augment(dataclasses.replace(views, erase_probability=0.0))

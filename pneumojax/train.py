@@ -33,12 +33,13 @@ from pneumojax.checkpoint import (
 from pneumojax.config import CLASS_NAMES, Config, config_to_dict
 from pneumojax.data import Split, load_split, make_epoch_batches, make_eval_batches, read_record, split_epoch
 from pneumojax.errors import Diverged, UserError
-from pneumojax.evaluate import compute_probabilities, load_threshold, open_run
+from pneumojax.evaluate import compute_probabilities, load_threshold, make_predict_images, open_run
 from pneumojax.losses import compute_class_weights
 from pneumojax.optimizer import make_optimizer, make_schedule
 from pneumojax.pretrained import check_pretraining_images, compute_sha256
-from pneumojax.sharding import initialize, make_mesh, put
+from pneumojax.sharding import initialize, make_mesh, name_lost_process, put
 from pneumojax.state import TrainState
+from pneumojax.stream import stream_rows
 from pneumojax.timing import compile_chunk, find_peak_flops, watch
 from pneumojax.writer import append_row, read_rows, truncate_rows, write_json
 
@@ -115,41 +116,44 @@ def fit(
     tx = make_optimizer(config.optimizer, total_steps)
     graph = steps.make_graph(config)
     class_weights = compute_class_weights(labels, config.model.task, config.optimizer.class_weights)
-    train_chunk = steps.make_train_chunk(config, graph, tx, class_weights, mesh)
-    cached_views = config.model.cached_views
-    validate = _make_validate(config, steps.make_predict(graph, mesh, cached=bool(cached_views)), selection, mesh)
+    sizes = config.data.progressive_px or (config.data.image_px,)
+    train_chunks = [steps.make_train_chunk(config, graph, tx, class_weights, mesh, image_px) for image_px in sizes]
     fresh = steps.init_state(config, tx, mesh)
     if config.model.pretrained and (restart or not has_checkpoints(workdir)):
         # Before anything is written or deleted: the file may not fit.
         fresh = steps.start_pretrained(config, fresh, mesh)
         check_pretraining_images(config.model.pretrained, data.fingerprint)
 
-    with hold_workdir(workdir, run, restart), open_checkpoints(workdir) as checkpoints:
+    with name_lost_process(), hold_workdir(workdir, run, restart), open_checkpoints(workdir) as checkpoints:
         state = resume(workdir, checkpoints, fresh, mesh)
         log = Log(workdir, config, chunks * chunk_steps, total_steps, report)
         key = steps.make_key(config, mesh)
         step = first_step = int(state.step)
-        images, selection_images = data.images, selection.images
+        images, selection_images, cached_views = data.images, selection.images, config.model.cached_views
         if cached_views and step < total_steps:
             extract = _make_extract_split(config, graph, state, key, mesh)
             images, selection_images = extract(data, cached_views), extract(selection, 1)
-        images, selection_images, labels = put(images, mesh), put(selection_images, mesh), put(labels, mesh)
+        validate = _make_validate(config, selection.labels(config.model.task), selection_images, mesh)
+        chunk_inputs = feed(config, (images, labels), step, mesh)
         stopped_by = 0
-        with catch_signals() as caught, jax.transfer_guard("disallow"):
-            if step < total_steps:
-                example = steps.put_batches(np.zeros((chunk_steps, train.batch_size), np.int32), config, mesh)
-                arguments = (state, images, labels, example, key)
-                train_chunk, log.costs = compile_chunk(train_chunk, arguments, mesh.size, train.parallel != "jit")
+        compiled = {}
+        with contextlib.closing(chunk_inputs), catch_signals() as caught, jax.transfer_guard("disallow"):
             while step < total_steps and not (stopped_by := highest_of_processes(caught[0] if caught else log.asked)):
                 epoch, chunk = divmod(step // chunk_steps, chunks)
+                size = epoch * len(sizes) // train.epochs
                 log.start_chunk()
-                batches = make_epoch_batches(len(data), train.batch_size, chunks, chunk_steps, train.seed, epoch)[chunk]
-                state, sums = train_chunk(state, images, labels, steps.put_batches(batches, config, mesh), key)
+                inputs = (state, *next(chunk_inputs), key)
+                if size not in compiled:
+                    compiled[size], costs = compile_chunk(
+                        train_chunks[size], inputs, mesh.size, train.parallel != "jit"
+                    )
+                    log.start_size(costs)
+                state, sums = compiled[size](*inputs)
                 step += chunk_steps
                 log.end_chunk(step, sums)
                 if chunk == chunks - 1:
                     log.flush()
-                    auroc = log.validation(step, validate(state, selection_images))
+                    auroc = log.validation(step, validate(state))
                     save_checkpoint(checkpoints, step, state, run, auroc)
             log.flush()
             if step != checkpoints.latest_step():
@@ -217,13 +221,40 @@ def describe_run(config: Config) -> dict:
     }
 
 
-def _make_validate(config: Config, predict_batches: Callable, split: Split, mesh) -> Callable:
-    """Returns `validate(state, images) -> {"val/loss", "val/accuracy", "val/auroc"}`, exact over the split."""
-    labels = split.labels(config.model.task)
-    batches = put(make_eval_batches(len(split), config.train.eval_batch_size, mesh.size), mesh, axis=1)
+def feed(config: Config, columns: tuple[np.ndarray, ...], first_step: int, mesh: Mesh) -> Iterator[tuple]:
+    """Yields what a chunk takes between state and key, in the run's order, from the config's loader.
 
-    def validate(state, images):
-        return score_validation(labels, jax.device_get(predict_batches(state.eval_variables(), images, batches)))
+    Args:
+      config: the run.
+      columns: arrays [N, ...] of equal length: the images, or features of them, and their labels where they are used.
+      first_step: where the run goes on.
+      mesh: the devices.
+
+    Yields:
+      The arguments of one chunk.
+    """
+    train, num_images = config.train, len(columns[0])
+    chunks, chunk_steps = split_epoch(num_images, train.batch_size, train.chunk_steps)
+    numbers = range(first_step // chunk_steps, train.epochs * chunks)
+
+    def choose(number):
+        epoch, chunk = divmod(number, chunks)
+        return make_epoch_batches(num_images, train.batch_size, chunks, chunk_steps, train.seed, epoch)[chunk]
+
+    if train.loader == "stream":
+        yield from stream_rows(columns, lambda number: steps.shape_batches(choose(number), config, mesh), numbers, mesh)
+    else:
+        columns = tuple(put(column, mesh) for column in columns)
+        for number in numbers:
+            yield *columns, steps.put_batches(choose(number), config, mesh)
+
+
+def _make_validate(config: Config, labels: np.ndarray, images: np.ndarray, mesh: Mesh) -> Callable:
+    """Returns `validate(state) -> {"val/loss", "val/accuracy", "val/auroc"}`, exact over the images, or features."""
+    predict_images = make_predict_images(config, images, mesh, cached=bool(config.model.cached_views))
+
+    def validate(state):
+        return score_validation(labels, predict_images(state.eval_variables()))
 
     return validate
 
@@ -258,13 +289,13 @@ def score_validation(labels: np.ndarray, logits: np.ndarray) -> dict[str, float]
 
     Args:
       labels: [N] int32, class indices.
-      logits: [S, B, C] float32, of the images in order and then of what filled the last batch.
+      logits: [N, C] float32.
 
     Returns:
       {"val/loss", "val/accuracy", "val/auroc"}; the loss alone where it is not finite.
     """
     with np.errstate(invalid="ignore"):  # The row will say it.
-        probabilities = compute_probabilities(logits.reshape(-1, logits.shape[-1])[: len(labels)])
+        probabilities = compute_probabilities(logits)
     if not np.isfinite(probabilities).all():
         return {"val/loss": float("nan")}
     true_class = probabilities[np.arange(len(labels)), labels]
@@ -309,6 +340,10 @@ class Log:
         self.started = None
         self.ended = None
 
+    def start_size(self, costs: dict) -> None:
+        """Takes what a chunk of images of a new size costs; its first one warms up, and has that instead of a speed."""
+        self.costs, self.ended = costs, None
+
     def start_chunk(self) -> None:
         """Marks that the loop is back at training: from here on, a device without work waits for the host."""
         self.started = time.perf_counter()
@@ -343,7 +378,7 @@ class Log:
             "train/learning_rate": learning_rate,
         }
         before, self.ended = self.ended, wait_end()
-        if before is None:  # The first chunk of a start warms up.
+        if before is None:  # The first chunk of a start, or of a size, warms up.
             row |= self.costs
         else:
             free = max(started, before)  # From here on the devices had nothing else to do.

@@ -46,7 +46,7 @@ def import_alone(module):
 def test_training_loads_no_tensorflow_and_nothing_it_does_not_need(module):
     loaded = import_alone(module)
     assert "jax" in loaded
-    assert not loaded & {"tensorflow", "tensorflow_datasets", "matplotlib", "sklearn", "skimage", "torch"}
+    assert not loaded & {"tensorflow", "tensorflow_datasets", "matplotlib", "sklearn", "skimage", "torch", "grain"}
 
 
 @pytest.mark.parametrize("module", ["pneumojax.config", "experiments.flags"])

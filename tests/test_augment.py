@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from pneumojax.augment import change_intensity, draw_transform, erase, make_augment, mixup, resample
+from pneumojax.augment import change_intensity, draw_transform, erase, make_augment, mixup, resample, shrink
 from pneumojax.config import AugmentConfig
 
 DRAWS = 512
@@ -289,3 +289,11 @@ def test_strength_multiplies_the_ranges():
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
     none = dataclasses.replace(strong, augment_strength=0.0)
     np.testing.assert_allclose(jax.jit(make_augment(none))(KEYS[:32], images), images, atol=1e-5)
+
+
+@pytest.mark.parametrize(("side", "px"), [(64, 32), (64, 16), (48, 32), (31, 16), (16, 16)])
+def test_shrinking_averages_over_areas(side, px):
+    images = np.random.default_rng(side).random((2, side, side), np.float32)
+    fine = images.repeat(px, 1).repeat(px, 2)  # On this grid every area begins and ends with a pixel.
+    expected = fine.reshape(2, px, side, px, side).mean((2, 4))
+    np.testing.assert_allclose(shrink(images, px), expected, atol=1e-6)

@@ -1,7 +1,9 @@
 import dataclasses
 import json
 import math
+import re
 
+import jax
 import pytest
 
 from pneumojax.config import (
@@ -19,6 +21,7 @@ from pneumojax.config import (
 )
 from pneumojax.errors import UserError
 from pneumojax.models import MODELS
+from pneumojax.steps import make_abstract_variables
 
 EVERY_FIELD = pytest.mark.parametrize("field", config_fields(), ids=lambda field: field.name)
 
@@ -60,8 +63,8 @@ def test_a_value_on_an_inclusive_limit_is_taken(field):
     values = [field.metadata[name] for name in ("at_least", "at_most") if field.metadata[name] is not None]
     for value in [*values, *(field.metadata["choices"] or ())]:
         given = [value] if isinstance(field.default, tuple) else value
-        # batch_norm=local does not go with the default of parallel.
-        config = config_to_dict(config_from_dict({"parallel": "shard_map", field.name: given}))
+        # batch_norm=local does not go with the default of parallel, nor progressive_px=16 with that of image_px.
+        config = config_to_dict(config_from_dict({"parallel": "shard_map", "image_px": 16, field.name: given}))
         assert config[field.name] == given
 
 
@@ -93,6 +96,33 @@ def test_fields_that_do_not_go_together_are_refused():
         assert config_from_dict({"batch_norm": "local", "parallel": parallel}).train.batch_norm == "local"
     for parallel in ("jit", "shard_map"):
         assert config_from_dict({"multihost": True, "parallel": parallel}).train.multihost
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"progressive_px": (32, 48)}, "progressive_px must rise and end with image_px 64, not be 32, 48."),
+        ({"progressive_px": (48, 32, 64)}, "progressive_px must rise and end with image_px 64, not be 48, 32, 64."),
+        ({"progressive_px": (32, 32, 64)}, "progressive_px must rise and end with image_px 64, not be 32, 32, 64."),
+        ({"progressive_px": (32, 48, 64), "epochs": 2}, "progressive_px has 3 sizes: epochs must be at least 3."),
+        ({"progressive_px": (32, 64), "model": "mlp"}, "progressive_px cannot be used with mlp: its weights fit one"),
+        ({"progressive_px": (32, 64), "model": "flatiron"}, "progressive_px cannot be used with flatiron: its weights"),
+    ],
+)
+def test_sizes_that_cannot_be_trained_at_are_refused(fields, sentence):
+    with pytest.raises(UserError, match=f"^{re.escape(sentence)}"):
+        config_from_dict(fields)
+
+
+@pytest.mark.parametrize("model", [model for model in MODELS if model not in ("mlp", "flatiron")])
+def test_the_weights_of_the_other_networks_fit_every_size(model):
+    assert config_from_dict({"model": model, "progressive_px": (32, 64)}).data.progressive_px == (32, 64)
+    small = {"resnet_width": 4, "vgg_width": 4, "vgg_dense_widths": (8,), "cnn_widths": (4, 8), "model": model}
+    shapes = [
+        jax.tree.map(lambda leaf: leaf.shape, make_abstract_variables(config_from_dict(small | {"image_px": px})))
+        for px in (32, 64)
+    ]
+    assert shapes[0] == shapes[1]
 
 
 def test_a_config_survives_the_way_through_json():

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from pneumojax import checkpoint, evaluate, steps, train
-from pneumojax.errors import UserError
+from pneumojax.errors import LostProcessError, UserError
 from pneumojax.train import fit
 
 
@@ -141,6 +141,48 @@ def test_a_run_that_the_report_stops_can_be_opened_and_goes_on_bitwise(finished,
     assert evaluate.open_run(tmp_path).step == 6
     assert fit(make_config(), tmp_path).trained_steps == 12
     assert_same_run(tmp_path, finished[0])
+
+
+def test_a_streamed_run_is_bitwise_the_resident_one_stopped_or_not(finished, make_config, tmp_path):
+    config = make_config(loader="stream")
+    assert fit(config, tmp_path, report=stop_at(8)).step < 18
+    fit(config, tmp_path)
+    assert_same_run(tmp_path, finished[0])
+
+
+@pytest.mark.parametrize("parallel", ["shard_map", "pmap"])
+def test_mapped_streams_are_bitwise_the_resident_runs(make_config, tmp_path, parallel):
+    for loader in ("resident", "stream"):
+        fit(make_config(parallel=parallel, loader=loader, epochs=1), tmp_path / loader)
+    assert_same_run(tmp_path / "stream", tmp_path / "resident")
+
+
+def test_images_grow_with_the_epochs_each_size_compiles_once_and_a_stopped_run_goes_on_bitwise(
+    make_config, tmp_path, monkeypatch
+):
+    sizes, calls = [], []
+    chunk_of = steps.make_train_chunk
+
+    def make_train_chunk(*arguments):
+        chunk = chunk_of(*arguments)
+        sizes.append((arguments[-1], chunk))
+        return lambda *inputs: calls.append(arguments[-1]) or chunk(*inputs)
+
+    monkeypatch.setattr(steps, "make_train_chunk", make_train_chunk)
+    config = make_config(progressive_px=(16, 32), epochs=4, loader="stream")
+    whole = fit(config, tmp_path / "whole")
+    assert whole.step == 24
+    assert calls == [16] * 6 + [32] * 6  # 3 chunks in an epoch.
+    assert [(size, chunk._cache_size()) for size, chunk in sizes] == [(16, 1), (32, 1)]
+    timed = [row["step"] for row in map(json.loads, (tmp_path / "whole/metrics.jsonl").open()) if has_speed(row)]
+    assert timed == [4, 6, 8, 10, 12, 16, 18, 20, 22, 24]  # Not the two chunks that compiled.
+    assert fit(config, tmp_path / "stopped", report=stop_at(10)).step < 24
+    fit(config, tmp_path / "stopped")
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+
+
+def has_speed(row):
+    return "perf/images_per_second" in row
 
 
 @pytest.mark.parametrize("parallel", ["shard_map", "pmap"])
@@ -369,69 +411,156 @@ def test_a_hidden_copy_in_the_loop_is_an_error(make_config, tmp_path, monkeypatc
         fit(make_config(), tmp_path)
 
 
-def fit_in_process(number, port, config, workdir, devices):
-    """One process of several; those above 0 must write nothing but their part of a checkpoint."""
+def join_processes(number, count, port, devices):
+    """Makes this process one of several, with its own devices."""
     jax.config.update("jax_num_cpu_devices", devices)
-    reports = []
     if number is not None:
         environment = {
             "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
-            "JAX_NUM_PROCESSES": "2",
+            "JAX_NUM_PROCESSES": str(count),
             "JAX_PROCESS_ID": str(number),
         }
         os.environ.update(environment)
-        if number > 0:
-            for module in (train, evaluate):
-                for name in ("append_row", "write_json", "write_text", "truncate_rows", "figures"):
-                    if hasattr(module, name):
-                        setattr(module, name, None)
-    result = fit(config, workdir, report=lambda row, total_steps: reports.append(row))
-    assert jax.device_count() == 2
-    assert result.threshold is not None
-    assert bool(reports) == (not number)
 
 
-@pytest.mark.parametrize("parallel", ["jit", "shard_map"])
-def test_two_processes_train_as_one_with_two_devices(make_config, tmp_path, processes, parallel):
+def start_together(processes, count, function, *arguments, devices=1):
+    """Starts several processes that find each other."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    fields = {"parallel": parallel, "epochs": 2, "optimizer": "sgd", "learning_rate": 0.05}
-    two = [
-        start(processes, fit_in_process, number, port, make_config(**fields, multihost=True), tmp_path / "two", 1)
-        for number in (0, 1)
-    ]
-    one = start(processes, fit_in_process, None, None, make_config(**fields), tmp_path / "one", 2)
-    for process in (*two, one):
-        process.join(100)
+    return [start(processes, function, number, count, port, devices, *arguments) for number in range(count)]
+
+
+def join_all(started, seconds=200):
+    """Their exit codes."""
+    for process in started:
+        process.join(seconds)
         if process.is_alive():
             process.kill()
             pytest.fail("a process hangs")
-    assert [process.exitcode for process in (*two, one)] == [0, 0, 0]
-    rows, expected = read_rows(tmp_path / "two"), read_rows(tmp_path / "one")
-    assert len(rows) == len(expected)
-    for row, other in zip(rows, expected, strict=True):
-        assert row == pytest.approx(other, rel=1e-5)
+    return [process.exitcode for process in started]
+
+
+def count_rows(chosen):
+    """stream_rows that adds the number of rows that this process reads to a list."""
+    original = train.stream_rows
+
+    class Counted:
+        def __init__(self, column):
+            self.column, self.shape = column, column.shape
+
+        def __getitem__(self, index):
+            chosen.append(index.size)
+            return self.column[index]
+
+    return lambda columns, *rest: original((Counted(columns[0]), *columns[1:]), *rest)
+
+
+def fit_in_process(number, count, port, devices, config, workdir):
+    """One process of several; those above 0 must write nothing but their part of a checkpoint."""
+    join_processes(number, count, port, devices)
+    reports, read = [], []
+    train.stream_rows = count_rows(read)
+    if number:
+        for module in (train, evaluate):
+            for name in ("append_row", "write_json", "write_text", "truncate_rows", "figures"):
+                if hasattr(module, name):
+                    setattr(module, name, None)
+    result = fit(config, workdir, report=lambda row, total_steps: reports.append(row))
+    assert jax.device_count() == devices * count
+    assert result.threshold is not None
+    assert bool(reports) == (not number)
+    if config.train.loader == "stream":
+        assert sum(read) == result.trained_steps * config.train.batch_size // count
+
+
+@pytest.mark.parametrize(("parallel", "loader"), [("jit", "resident"), ("shard_map", "resident"), ("jit", "stream")])
+def test_two_processes_train_as_one_with_two_devices(make_config, tmp_path, processes, parallel, loader):
+    fields = {"parallel": parallel, "epochs": 2, "optimizer": "sgd", "learning_rate": 0.05}
+    config = make_config(**fields, loader=loader, multihost=True)
+    two = start_together(processes, 2, fit_in_process, config, tmp_path / "two")
+    one = start(processes, fit_in_process, None, 1, None, 2, make_config(**fields), tmp_path / "one")
+    assert join_all([*two, one]) == [0, 0, 0]
+    assert_near_rows(tmp_path / "two", tmp_path / "one", 1e-5)
     assert evaluate.open_run(tmp_path / "two", "latest").step == 12  # here, in a process of its own
 
 
-def fit_and_tell(number, port, config, workdir):
+def assert_near_rows(ours, theirs, tolerance):
+    rows, expected = read_rows(ours), read_rows(theirs)
+    assert len(rows) == len(expected)
+    for row, other in zip(rows, expected, strict=True):
+        assert row == pytest.approx(other, rel=tolerance)
+
+
+def fit_and_stop(number, count, port, devices, config, workdir):
+    """One of several, of which the last is told to stop after the first epoch; which only it is told."""
+    join_processes(number, count, port, devices)
+    in_epochs = train.Log.validation
+
+    def validation(log, step, row):
+        if number == count - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return in_epochs(log, step, row)
+
+    train.Log.validation = validation
+    result = fit(config, workdir)
+    assert (result.step, result.total_steps) == (6, 18)
+
+
+@pytest.mark.slow
+def test_what_four_processes_began_two_go_on_with_and_one_opens(make_config, tmp_path, processes):
+    fields = {"optimizer": "sgd", "learning_rate": 0.05}
+    config = make_config(**fields, loader="stream", multihost=True)
+    assert join_all(start_together(processes, 4, fit_and_stop, config, tmp_path / "run")) == [0] * 4
+    assert evaluate.open_run(tmp_path / "run", "latest").step == 6
+    two = start_together(processes, 2, fit_in_process, config, tmp_path / "run", devices=2)
+    one = start(processes, fit_in_process, None, 1, None, 4, make_config(**fields), tmp_path / "one")
+    assert join_all([*two, one]) == [0, 0, 0]
+    # Sums over devices in another order differ in the last bits of float32, and each step passes that on.
+    assert_near_rows(tmp_path / "run", tmp_path / "one", 1e-4)
+
+
+def fit_until_lost(number, count, port, devices, config, workdir):
+    """Ends with code 4, and the sentence in a file, if another process is lost."""
+    join_processes(number, count, port, devices)
+    try:
+        fit(config, workdir)
+    except LostProcessError as error:
+        (workdir / f"sentence{number}").write_text(str(error))
+        os._exit(4)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_when_a_process_is_killed_the_other_ends_too_and_the_last_checkpoint_is_good(
+    make_config, tmp_path, processes, victim
+):
+    config = make_config(epochs=2000, loader="stream", multihost=True)
+    both = start_together(processes, 2, fit_until_lost, config, tmp_path)
+    log = tmp_path / "metrics.jsonl"
+    assert wait_for(lambda: log.exists() and log.read_text().count("val/auroc") >= 3, both[victim], 100)
+    both[victim].kill()
+    code = join_all(both)[1 - victim]
+    if victim == 1:
+        assert code == 4
+        assert "another process of this run has ended" in (tmp_path / "sentence0").read_text()
+    else:  # JAX may abort by itself where its coordinator is gone.
+        assert code in (4, -signal.SIGABRT)
+    run = evaluate.open_run(tmp_path, "latest")
+    assert run.step >= 6
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(run.variables))
+
+
+def fit_and_tell(*arguments):
     """Ends with code 3 if the workdir is refused."""
     try:
-        fit_in_process(number, port, config, workdir, 1)
+        fit_in_process(*arguments)
     except UserError:
         os._exit(3)
 
 
 def test_a_workdir_that_process_0_refuses_ends_all_processes(make_config, tmp_path, processes):
     (tmp_path / "config.json").write_text("{}")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    both = [start(processes, fit_and_tell, number, port, make_config(multihost=True), tmp_path) for number in (0, 1)]
-    for process in both:
-        process.join(60)
-    assert [process.exitcode for process in both] == [3, 3]
+    assert join_all(start_together(processes, 2, fit_and_tell, make_config(multihost=True), tmp_path)) == [3, 3]
 
 
 @pytest.fixture

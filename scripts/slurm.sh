@@ -1,0 +1,40 @@
+#!/bin/sh
+#SBATCH --job-name=pneumojax
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=4
+#SBATCH --gpus-per-node=4
+#SBATCH --cpus-per-task=8
+#SBATCH --time=04:00:00
+#SBATCH --requeue
+#SBATCH --signal=TERM@120
+#SBATCH --output=slurm-%j.log
+#
+# Trains on several hosts under Slurm, one process for each GPU: as many tasks as GPUs on a node, all GPUs visible to each.
+#
+#   sbatch scripts/slurm.sh --flagfile=experiments/presets/resnet.flags --dataset=kermany --batch_size=256 \
+#     --workdir=/shared/runs/resnet
+#   sbatch --nodes=1 --ntasks-per-node=2 --gpus-per-node=2 scripts/slurm.sh ...     # options before the script replace those above
+#
+# Submit it from the project's folder, which all hosts share, as they share data and workdir; make the environment before:
+# scripts/run pip install 'jax[cuda13]'. The batch is spread over all GPUs. Two minutes before its time is over the run
+# saves and ends; submitted again, or put in the queue again by Slurm, it goes on, on as many GPUs as it then has.
+set -eu
+
+if [ -z "${SLURM_JOB_ID:-}" ]; then
+  echo "slurm.sh: this is a job. Submit it: sbatch scripts/slurm.sh --workdir=DIR ..." >&2
+  exit 1
+fi
+case " $*" in
+  *" --workdir="*) ;;
+  *)
+    echo "slurm.sh: name a folder that all hosts share: --workdir=DIR" >&2
+    exit 1
+    ;;
+esac
+cd "$SLURM_SUBMIT_DIR"
+[ -x scripts/run ] || {
+  echo "slurm.sh: $SLURM_SUBMIT_DIR is not the project's folder. Submit from there: sbatch scripts/slurm.sh ..." >&2
+  exit 1
+}
+# JAX finds the processes through Slurm's variables. One that dies takes the others along.
+exec srun --kill-on-bad-exit=1 scripts/run experiments/train.py --multihost --loader=stream "$@"
