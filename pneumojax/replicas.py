@@ -121,7 +121,8 @@ def fit_replicas(
                 batches = np.stack([make_epoch_batches(*order, plan.train.seed, epoch)[chunk] for plan in plans])
                 batches = steps.put_replica_batches(batches, config, mesh)
                 logs.start_chunk()
-                if size != (size := epoch * len(sizes) // train.epochs):
+                if epoch * len(sizes) // train.epochs != size:
+                    size = epoch * len(sizes) // train.epochs
                     logs.start_size()
                 state, sums = train_chunks[size](state, images, labels, batches, key, swept)
                 step += chunk_steps
