@@ -237,9 +237,9 @@ def make_predict_images(
     Returns:
       `predict_images(variables) -> logits`: variables {"params", "batch_stats"} on every device, logits [N, C] float32.
     """
-    streamed = config.train.loader == "stream"
-    predict_batches = make_predict(make_graph(config), mesh, views, cached, streamed)
     batches = make_eval_batches(len(images), config.train.eval_batch_size, mesh.size)
+    streamed = config.train.loader == "stream" and len(batches) > 1  # One batch is not worth the readers.
+    predict_batches = make_predict(make_graph(config), mesh, views, cached, streamed)
     on_devices = () if streamed else (put(images, mesh), put(batches, mesh, axis=1))
 
     def predict_resident(variables):

@@ -9,15 +9,16 @@
 #SBATCH --signal=TERM@120
 #SBATCH --output=slurm-%j.log
 #
-# Trains on several hosts under Slurm, one process for each GPU: as many tasks as GPUs on a node, all GPUs visible to each.
+# Trains on several hosts under Slurm: one process for each GPU, and every GPU of a host visible to all its processes.
 #
 #   sbatch scripts/slurm.sh --flagfile=experiments/presets/resnet.flags --dataset=kermany --batch_size=256 \
 #     --workdir=/shared/runs/resnet
-#   sbatch --nodes=1 --ntasks-per-node=2 --gpus-per-node=2 scripts/slurm.sh ...     # options before the script replace those above
 #
-# Submit it from the project's folder, which all hosts share, as they share data and workdir; make the environment before:
-# scripts/run pip install 'jax[cuda13]'. The batch is spread over all GPUs. Two minutes before its time is over the run
-# saves and ends; submitted again, or put in the queue again by Slurm, it goes on, on as many GPUs as it then has.
+# Options before the script's name replace those above: sbatch --nodes=1 --ntasks-per-node=2 --gpus-per-node=2 ...
+#
+# Submit it from the project's folder, which all hosts share, as they share data and workdir; make the environment
+# before: scripts/run pip install 'jax[cuda13]'. The batch is spread over all GPUs. Two minutes before its time is over
+# the run saves and ends; submitted again, or queued again by Slurm, it goes on, on as many GPUs as it then has.
 set -eu
 
 if [ -z "${SLURM_JOB_ID:-}" ]; then

@@ -2,7 +2,7 @@
 # Trains on a Cloud TPU, on all hosts of its slice, and fetches what was trained.
 #
 #   scripts/tpu_vm.sh [options] create                   ask for a TPU
-#   scripts/tpu_vm.sh [options] install                  copy the last commit to every host and make the environment there
+#   scripts/tpu_vm.sh [options] install                  copy the last commit to every host; make its environment
 #   scripts/tpu_vm.sh [options] run COMMAND ...          run a command on every host at once
 #   scripts/tpu_vm.sh [options] fetch RUN [FOLDER]       copy a run from host 0 here (into runs/)
 #   scripts/tpu_vm.sh [options] delete                   give the TPU back; what was not fetched is lost

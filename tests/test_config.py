@@ -107,9 +107,12 @@ def test_fields_that_do_not_go_together_are_refused():
         ({"progressive_px": (32, 48, 64), "epochs": 2}, "progressive_px has 3 sizes: epochs must be at least 3."),
         ({"progressive_px": (32, 64), "model": "mlp"}, "progressive_px cannot be used with mlp: its weights fit one"),
         ({"progressive_px": (32, 64), "model": "flatiron"}, "progressive_px cannot be used with flatiron: its weights"),
+        ({"progressive_px": (32, 64), "cached_views": 2}, "cached_views keeps features of one size of the images"),
+        ({"loader": "stream", "cached_views": 2}, "cached_views keeps all features on the devices: give --loader=res"),
+        ({"loader": "stream", "replicas": 2}, "loader=stream reads the batches of one run: give --loader=resident, or"),
     ],
 )
-def test_sizes_that_cannot_be_trained_at_are_refused(fields, sentence):
+def test_sizes_and_loaders_that_do_not_fit_the_rest_are_refused(fields, sentence):
     with pytest.raises(UserError, match=f"^{re.escape(sentence)}"):
         config_from_dict(fields)
 

@@ -72,6 +72,13 @@ def test_eight_devices_pretrain_as_one_does(config):
     assert (one_metrics["loss"] / 16 < 1.2 * np.log(31)).all()  # One of 31 views by chance.
 
 
+def test_a_streamed_run_is_bitwise_the_resident_one(finished, config, tmp_path):
+    streamed = config_from_dict(FIELDS | {"data_dir": config.data.data_dir, "loader": "stream"})
+    result = pretrain.pretrain(streamed, tmp_path)
+    assert read_losses(tmp_path) == read_losses(finished[0])
+    assert result.backbone.read_bytes() == finished[1].backbone.read_bytes()
+
+
 def test_a_stopped_run_goes_on_bitwise_and_leaves_the_same_file(finished, config, tmp_path):
     whole, result = finished
     assert (result.step, result.trained_steps, result.backbone) == (6, 6, whole / "backbone.safetensors")

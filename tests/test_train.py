@@ -1,5 +1,6 @@
 """fit(): the loop, how it stops and goes on, and whose workdir it touches."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -148,6 +149,17 @@ def test_a_streamed_run_is_bitwise_the_resident_one_stopped_or_not(finished, mak
     assert fit(config, tmp_path, report=stop_at(8)).step < 18
     fit(config, tmp_path)
     assert_same_run(tmp_path, finished[0])
+
+
+def test_streamed_predictions_are_bitwise_the_resident_ones(finished, make_config):
+    run = evaluate.open_run(finished[0])
+    images = np.random.default_rng(0).integers(0, 256, (37, 32, 32), np.uint8)
+    logits = [
+        evaluate.predict(dataclasses.replace(run, config=make_config(loader=loader, eval_batch_size=8)), images)
+        for loader in ("resident", "stream")
+    ]
+    assert logits[0].shape == (37, 2)
+    np.testing.assert_array_equal(*logits)
 
 
 @pytest.mark.parametrize("parallel", ["shard_map", "pmap"])
