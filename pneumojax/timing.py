@@ -123,5 +123,6 @@ def watch(arrays: Any) -> Callable[[], float]:
             jax.block_until_ready(arrays)
         ended.set_result(time.perf_counter())
 
-    threading.Thread(target=wait, daemon=True).start()
+    # No daemon: one that still waits inside JAX when Python ends aborts the process.
+    threading.Thread(target=wait).start()
     return ended.result

@@ -147,6 +147,7 @@ def test_a_replica_is_left_as_the_run_it_stands_for(finished, tmp_path):
     assert list_files(folder) == before
 
 
+@pytest.mark.slow
 def test_replicas_of_growing_images_are_left_as_the_runs_they_stand_for(make_config, tmp_path):
     sizes = {"model": "cnn", "cnn_widths": (2, 2), "progressive_px": (16, 32), "flip": False}
     config = make_config(**LIGHT | sizes, replicas=2)

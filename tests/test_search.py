@@ -226,6 +226,7 @@ def test_flags_are_read_back_as_they_were(make_config, tmp_path):
     assert format_flags(config_from_dict({})) == ""
 
 
+@pytest.mark.slow
 def test_the_script_searches_writes_its_files_and_names_the_next_command(data_dir, tmp_path):
     (tmp_path / "space.toml").write_text("[learning_rate]\nlow = 1e-3\nhigh = 1e-2\nlog = true\n")
     workdir = tmp_path / "tune"

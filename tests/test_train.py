@@ -162,6 +162,7 @@ def test_streamed_predictions_are_bitwise_the_resident_ones(finished, make_confi
     np.testing.assert_array_equal(*logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["shard_map", "pmap"])
 def test_mapped_streams_are_bitwise_the_resident_runs(make_config, tmp_path, parallel):
     for loader in ("resident", "stream"):
@@ -172,20 +173,26 @@ def test_mapped_streams_are_bitwise_the_resident_runs(make_config, tmp_path, par
 def test_images_grow_with_the_epochs_each_size_compiles_once_and_a_stopped_run_goes_on_bitwise(
     make_config, tmp_path, monkeypatch
 ):
-    sizes, calls = [], []
-    chunk_of = steps.make_train_chunk
+    sizes, compiled, calls = {}, [], []
+    chunk_of, compile_it = steps.make_train_chunk, train.compile_chunk
 
     def make_train_chunk(*arguments):
         chunk = chunk_of(*arguments)
-        sizes.append((arguments[-1], chunk))
-        return lambda *inputs: calls.append(arguments[-1]) or chunk(*inputs)
+        sizes[id(chunk)] = arguments[-1]
+        return chunk
+
+    def compile_chunk(chunk, *arguments):
+        call, costs = compile_it(chunk, *arguments)
+        compiled.append(sizes[id(chunk)])
+        return lambda *inputs: calls.append(sizes[id(chunk)]) or call(*inputs), costs
 
     monkeypatch.setattr(steps, "make_train_chunk", make_train_chunk)
+    monkeypatch.setattr(train, "compile_chunk", compile_chunk)
     config = make_config(progressive_px=(16, 32), epochs=4, loader="stream")
     whole = fit(config, tmp_path / "whole")
     assert whole.step == 24
     assert calls == [16] * 6 + [32] * 6  # 3 chunks in an epoch.
-    assert [(size, chunk._cache_size()) for size, chunk in sizes] == [(16, 1), (32, 1)]
+    assert compiled == [16, 32]
     timed = [row["step"] for row in map(json.loads, (tmp_path / "whole/metrics.jsonl").open()) if has_speed(row)]
     assert timed == [4, 6, 8, 10, 12, 16, 18, 20, 22, 24]  # Not the two chunks that compiled.
     assert fit(config, tmp_path / "stopped", report=stop_at(10)).step < 24
@@ -197,7 +204,7 @@ def has_speed(row):
     return "perf/images_per_second" in row
 
 
-@pytest.mark.parametrize("parallel", ["shard_map", "pmap"])
+@pytest.mark.parametrize("parallel", ["shard_map", pytest.param("pmap", marks=pytest.mark.slow)])
 def test_mapped_runs_go_on_bitwise_too(make_config, tmp_path, parallel):
     config = make_config(parallel=parallel, batch_norm="local", epochs=2)
     fit(config, tmp_path / "whole")
@@ -242,6 +249,7 @@ def wait_for(condition, process, seconds=60):
     return True
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_any_moment_goes_on_bitwise(make_config, tmp_path, processes):
     config = make_config(epochs=8, chunk_steps=1)
     whole = start(processes, fit_here, config, tmp_path / "whole")
@@ -486,7 +494,14 @@ def fit_in_process(number, count, port, devices, config, workdir):
         assert sum(read) == result.trained_steps * config.train.batch_size // count
 
 
-@pytest.mark.parametrize(("parallel", "loader"), [("jit", "resident"), ("shard_map", "resident"), ("jit", "stream")])
+@pytest.mark.parametrize(
+    ("parallel", "loader"),
+    [
+        ("jit", "resident"),
+        pytest.param("shard_map", "resident", marks=pytest.mark.slow),
+        ("jit", "stream"),
+    ],
+)
 def test_two_processes_train_as_one_with_two_devices(make_config, tmp_path, processes, parallel, loader):
     fields = {"parallel": parallel, "epochs": 2, "optimizer": "sgd", "learning_rate": 0.05}
     config = make_config(**fields, loader=loader, multihost=True)
@@ -542,7 +557,7 @@ def fit_until_lost(number, count, port, devices, config, workdir):
         os._exit(4)
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_when_a_process_is_killed_the_other_ends_too_and_the_last_checkpoint_is_good(
     make_config, tmp_path, processes, victim
 ):
