@@ -112,6 +112,7 @@ def test_evaluation_at_another_size_is_refused_with_both(first_run):
     assert "--image_px=64: this run was trained at 32 px" in done.stderr
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_the_printed_command_goes_on(data_dir, tmp_path):
     workdir = tmp_path / "run"
     command = [sys.executable, "experiments/train.py", f"--data_dir={data_dir}", f"--workdir={workdir}", *TINY]

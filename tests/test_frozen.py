@@ -34,9 +34,10 @@ def train(config, steps=3):
     [
         ({"model": "cnn", "parallel": "shard_map"}, ("conv1", "norm1")),
         ({"model": "resnet18", "resnet_width": 2}, ("stem", "stage1", "stage3")),
-        (
+        pytest.param(
             {"model": "vgg16", "vgg_width": 2, "vgg_dense_widths": []},
             ("stage1", "stage2", "stage3", "stage4", "stage5"),
+            marks=pytest.mark.slow,
         ),
     ],
 )

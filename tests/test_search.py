@@ -126,6 +126,7 @@ def test_a_trial_that_is_stopped_goes_on_in_its_folder_with_its_values(open_sear
 
 
 @pytest.mark.filterwarnings("ignore:Heartbeat of storage")
+@pytest.mark.slow
 def test_a_trial_whose_process_was_killed_is_taken_up_three_times_at_most(open_search, trained, monkeypatch, caplog):
     monkeypatch.setattr(search, "HEARTBEAT_SECONDS", 1)
     monkeypatch.setattr(search, "GRACE_SECONDS", 1)

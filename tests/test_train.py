@@ -204,7 +204,8 @@ def has_speed(row):
     return "perf/images_per_second" in row
 
 
-@pytest.mark.parametrize("parallel", ["shard_map", pytest.param("pmap", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["shard_map", "pmap"])
 def test_mapped_runs_go_on_bitwise_too(make_config, tmp_path, parallel):
     config = make_config(parallel=parallel, batch_norm="local", epochs=2)
     fit(config, tmp_path / "whole")
