@@ -90,7 +90,7 @@ def main() -> int:
 
 def plan_runs(chosen: list[str], seeds: int, workdir: pathlib.Path) -> dict[pathlib.Path, Config]:
     """{folder: config} of all trainings, seed after seed, the leaky protocol's last."""
-    fields = QUICK if QUICKLY.value else {}
+    fields = dict(QUICK) if QUICKLY.value else {}
     fields |= {"dataset": DATASET.value or ("phantom" if QUICKLY.value else "kermany"), "data_dir": DATA_DIR.value}
     if IMAGE_PX.value:
         fields["image_px"] = IMAGE_PX.value
@@ -121,7 +121,7 @@ def train_and_evaluate(path: pathlib.Path, config: Config, split: str) -> int | 
         result = fit(config, path, report=progress.report)
     finally:
         progress.close()
-    if result.trained_steps:
+    if result.trained_steps or not cost.exists():  # A kill can come between the last step and this.
         rates = [
             row["perf/images_per_second"]
             for row in read_rows(path / "metrics.jsonl")
@@ -200,10 +200,11 @@ def describe(results: dict, split: str, record: dict, info: dict) -> list[str]:
     """What was scored, on what, how."""
     seeds = max(result["seeds"] for result in results.values())
     device, versions = info["device"], info["versions"]
+    systems = len({name.removesuffix(f"_{LEAKY}") for name in results})
     how = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
     first = (
-        f"{len(results)} systems, {how}, with the 95 % interval of the mean (bootstrap by patient). Reported figures "
-        f"are of the official test split; ours of {split}"
+        f"{systems} system{'s' * (systems > 1)}, {how}, with the 95 % interval of the mean (bootstrap by patient). "
+        f"Reported figures are of the official test split; ours of {split}"
     )
     first += "." if split == "test" else ", since this data set has no test split: the two are not the same images."
     second = (

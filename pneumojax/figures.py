@@ -27,7 +27,7 @@ CLASS_MARKERS = ("o", "s", "^")
 CLASS_LINES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
 
 # The same palette, in the order in which curves take them.
-COLOURS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#E69F00")
 
 BAND = {"color": BLUE, "alpha": 0.18, "linewidth": 0}
 REFERENCE = {"color": GREY, "linewidth": 1, "linestyle": (0, (4, 3))}

@@ -5,8 +5,6 @@ import dataclasses
 import pathlib
 from collections.abc import Sequence
 
-import jinja2
-
 TEMPLATE = pathlib.Path(__file__).with_name("page.html")
 
 
@@ -105,6 +103,8 @@ def render_page(title: str, lead: Sequence[str], sections: Sequence[Section], wa
     Returns:
       One file without links to others: style and pictures are inside.
     """
+    import jinja2  # Training does not wait for it.
+
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(TEMPLATE.read_text())
     return template.render(title=title, lead=lead, sections=sections, warning=warning)

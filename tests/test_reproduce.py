@@ -81,6 +81,18 @@ def test_a_second_start_trains_nothing_again(reproduced):
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
+def test_a_run_that_was_killed_before_its_cost_was_written_is_no_obstacle(reproduced):
+    workdir, command, _ = reproduced
+    cost = workdir / "e1" / "seed_0" / "cost.json"
+    earlier = cost.read_text()
+    cost.unlink()
+    done = reproduce(*command)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("1 system, mean") == 1
+    assert json.loads(cost.read_text())["images_per_second"] == json.loads(earlier)["images_per_second"]
+    cost.write_text(earlier)
+
+
 def test_the_leaky_protocol_chooses_on_test_and_says_so(reproduced):
     workdir, _, _ = reproduced
     for name, split in (("e1", "validation"), (f"e1_{LEAKY}", "test")):
