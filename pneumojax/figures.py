@@ -787,14 +787,18 @@ def save_roofline(path: str | Path, points: Sequence[Mapping], roofs: Mapping[st
         ridges = [flops / bandwidth for flops, bandwidth in roofs.values()]
         x = np.geomspace(min([*intensities, *ridges]) / 4, max([*intensities, *ridges]) * 4, 200)
         for name, (flops, bandwidth) in roofs.items():
-            axes.plot(x, np.minimum(flops, bandwidth * x), label=f"{name}, at most", **REFERENCE)
+            axes.plot(x, np.minimum(flops, bandwidth * x) / 1e9, label=f"{name}, at most", **REFERENCE)
         for i, point in enumerate(points):
             colour, marker = COLOURS[i % len(COLOURS)], "osD^"[i // len(COLOURS) % 4]
             label = f"{point['name']}: {point['flops'] / 1e9:,.0f} GFLOP/s"
-            axes.plot(point["intensity"], point["flops"], marker, color=colour, markersize=6, label=label)
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        axes.set(xlabel="FLOP for each byte of memory read or written", ylabel="FLOP/s", xlim=(x[0], x[-1]))
+            axes.plot(point["intensity"], point["flops"] / 1e9, marker, color=colour, markersize=6, label=label)
+        heights = [point["flops"] / 1e9 for point in points] + [flops / 1e9 for flops, _ in roofs.values()]
+        for axis, scale in ((axes.xaxis, axes.set_xscale), (axes.yaxis, axes.set_yscale)):
+            scale("log", base=2)
+            axis.set_major_formatter("{x:g}")
+        axes.minorticks_off()
+        axes.set(xlim=(x[0], x[-1]), ylim=(min(heights) / 2, max(heights) * 2))
+        axes.set(xlabel="FLOP for each byte of memory read or written", ylabel="GFLOP/s")
         axes.set_title("Roofline")
         axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.18), borderaxespad=0)
         _save(figure, path)
