@@ -43,20 +43,20 @@ def test_a_large_jpeg_is_near_the_one_decoded_in_full(height, width):
     with Image.open(io.BytesIO(data)) as image:
         full = squeeze(np.asarray(image), 64)
     difference = decode_image(data, 64).astype(float) - full
-    assert np.abs(difference).mean() < 0.6
+    assert np.abs(difference).mean() < 0.8
     assert np.abs(difference).max() < 5
 
 
-def test_a_jpeg_is_never_decoded_below_twice_the_target(monkeypatch):
+def test_a_jpeg_is_never_decoded_below_the_target(monkeypatch):
     data = encode(smooth_pixels(1100, 1300), "JPEG")
     heights = []
     resize = Image.Image.resize
     monkeypatch.setattr(
         Image.Image, "resize", lambda self, *args: (heights.append(self.height), resize(self, *args))[1]
     )
-    for px in (16, 68, 70, 137, 139, 300, 600):
+    for px in (16, 137, 138, 139, 275, 276, 600):
         decode_image(data, px)
-    assert heights == [138, 138, 275, 275, 550, 1100, 1100]
+    assert heights == [138, 138, 138, 275, 275, 550, 1100]
 
 
 @pytest.mark.parametrize(
