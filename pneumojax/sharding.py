@@ -13,6 +13,8 @@ from pneumojax.errors import LostProcessError, UserError
 
 AXIS = "data"
 
+CPU_FLAGS = "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
+
 # What JAX's errors hold when another process is gone: codes of its coordinator, names of the libraries that reduce.
 _LOST = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "Gloo", "NCCL")
 
@@ -25,6 +27,7 @@ def initialize(multihost: bool) -> None:
     Raises:
       UserError: the processes do not find each other.
     """
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {CPU_FLAGS}"
     if not jax.config.jax_compilation_cache_dir:
         cache_home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(cache_home) / "pneumojax" / "compiled"))

@@ -37,8 +37,8 @@ class Flatiron(nnx.Module):
     def extract(self, images: jax.Array, train: bool) -> jax.Array:
         """What the convolutions make of the images: [B, P, P, 32] features."""
         del train
-        x = nnx.tanh(max_pool(self.conv1(images), 2, whole=True))
-        x = nnx.relu(max_pool(self.conv2(x), 2))
+        x = nnx.tanh(self.conv1.add_bias(max_pool(self.conv1.convolve(images), 2, whole=True)))
+        x = nnx.relu(self.conv2.add_bias(max_pool(self.conv2.convolve(x), 2)))
         return nnx.leaky_relu(max_pool(x, 2), 0.3)
 
     def classify(self, features: jax.Array, train: bool, keys: jax.Array | None = None) -> jax.Array:

@@ -34,8 +34,15 @@ class Conv(nnx.Module):
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """[B, H, W, I] -> [B, H', W', O] in the compute type; see `convolve` for H' and W'."""
-        x = convolve(images.astype(self.dtype), self.kernel[...].astype(self.dtype), self.stride, self.pad)
-        return x if self.bias is None else x + self.bias[...].astype(self.dtype)
+        return self.add_bias(self.convolve(images))
+
+    def convolve(self, images: jax.Array) -> jax.Array:
+        """The same without the bias."""
+        return convolve(images.astype(self.dtype), self.kernel[...].astype(self.dtype), self.stride, self.pad)
+
+    def add_bias(self, images: jax.Array) -> jax.Array:
+        """To [B, H, W, O] images. It may follow a max-pooling, with the same result and less to do."""
+        return images if self.bias is None else images + self.bias[...].astype(self.dtype)
 
 
 def add_ones(images: jax.Array) -> jax.Array:

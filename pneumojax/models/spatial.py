@@ -30,9 +30,9 @@ from jax import lax
 
 # Below this height or width of the result a convolution falls behind the product of patches.
 MIN_CONVOLUTION_PX = 4
-# Places of the result that one turn of the kernel's gradient takes at least: one image of 32 px, eight of 14 px. Below
-# it, overhead costs more than the cache saves (14 px, 256 channels: 174 GFLOP/s with eight images, 160 with one).
-MIN_TURN_PLACES = 1024
+MAX_TAPS_SIZE = 3
+MIN_TURN_PLACES = 12_500
+MIN_TURN_IMAGES = 8
 # A row or column that no place of a window has.
 NOWHERE = -9
 
@@ -56,6 +56,8 @@ def convolve(images: jax.Array, kernel: jax.Array, stride: int, pad: int | None 
         return _convolve(images, kernel, stride, [(pad, pad)] * 2)
     if size == 1:
         return images[:, ::stride, ::stride] @ kernel[0, 0]
+    if images.shape[-1] == 1 and size <= MAX_TAPS_SIZE:
+        return _convolve_grey(images, kernel, stride, pad)
     if (images.shape[1] + 2 * pad - size) // stride + 1 < MIN_CONVOLUTION_PX:
         return _convolve_patches(images, kernel, stride, pad)
     return _convolve_on_cpu(images, kernel, stride, pad)
@@ -85,13 +87,6 @@ def _convolve(images, kernel, stride, padding, **dilation):
     return lax.conv_general_dilated(images, kernel, (stride, stride), padding, dimension_numbers=layout, **dilation)
 
 
-def _convolve_padded(images, kernel, stride, padding, **dilation):
-    """The same; where nothing is padded, with a row and a column too many, as no padding takes four times as long."""
-    if images.shape[-1] == 1 or np.any(padding):  # With one channel it does not.
-        return _convolve(images, kernel, stride, padding, **dilation)
-    return _convolve(images, kernel, stride, [(0, stride)] * 2, **dilation)[:, :-1, :-1]
-
-
 def _convolve_patches(images, kernel, stride, pad):
     """The product of all patches with the kernel as a matrix; its gradients are products too."""
     size = kernel.shape[0]
@@ -106,12 +101,22 @@ def _convolve_patches(images, kernel, stride, pad):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _convolve_grey(images: jax.Array, kernel: jax.Array, stride: int, pad: int) -> jax.Array:
+    """The sum of its taps, which XLA fuses into what comes next."""
+    padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    size = kernel.shape[0]
+    rows, columns = (stride * ((side - size) // stride) + 1 for side in padded.shape[1:3])
+    return sum(
+        padded[:, i : i + rows : stride, j : j + columns : stride] * kernel[i, j, 0]
+        for i in range(size)
+        for j in range(size)
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _convolve_on_cpu(images: jax.Array, kernel: jax.Array, stride: int, pad: int) -> jax.Array:
-    return _convolve_padded(images, kernel, stride, [(pad, pad)] * 2)
+    return _convolve(images, kernel, stride, [(pad, pad)] * 2)
 
-
-def _forward(images, kernel, stride, pad):
-    return _convolve_on_cpu(images, kernel, stride, pad), (images, kernel)
 
 
 def _backward(stride, pad, saved, grads):
@@ -120,7 +125,8 @@ def _backward(stride, pad, saved, grads):
     return image_grads, _compute_kernel_grads(images, grads, stride, pad, kernel.shape[0])
 
 
-_convolve_on_cpu.defvjp(_forward, _backward)
+for form in (_convolve_grey, _convolve_on_cpu):
+    form.defvjp(lambda *args, form=form: (form(*args), args[:2]), _backward)
 
 
 def _compute_image_grads(grads, kernel, stride, pad, sides):
@@ -137,7 +143,7 @@ def _compute_image_grads(grads, kernel, stride, pad, sides):
             plan(phase, side, out) for phase, side, out in zip((i, j), sides, grads.shape[1:3], strict=True)
         )
         taps = kernel[top::stride, left::stride][::-1, ::-1].swapaxes(2, 3)
-        return _convolve_padded(grads, lax.optimization_barrier(taps), 1, [rows, columns])
+        return _convolve(grads, lax.optimization_barrier(taps), 1, [rows, columns])
 
     phases = [jnp.stack([compute_phase(i, j) for j in range(stride)], 3) for i in range(stride)]
     batch, height, width, _, channels = phases[0].shape
@@ -152,29 +158,31 @@ def _compute_kernel_grads(images, grads, stride, pad, size):
     sides = zip(images.shape[1:3], (height, width), strict=True)
     rest = [side + 2 * pad - size - stride * (out - 1) for side, out in sides]
     padding = [(pad, pad - r) for r in rest]
-    turns = _count_turns(batch, height * width)
-    # The images of one turn lie `turns` apart, so that each device has its part in every turn.
-    images, grads = (x.reshape(-1, turns, *x.shape[1:]) for x in (images, grads))
+    turns = _count_turns(batch, height * width, 1 if images.shape[-1] == stride == 1 else MIN_TURN_IMAGES)
+
+    def pick(x, i):
+        """The images of one turn lie `turns` apart, so that each device has its part in every turn."""
+        return lax.dynamic_index_in_dim(x.reshape(-1, turns, *x.shape[1:]), i, 1, keepdims=False)
 
     def add_turn(i, total):
-        some_images, some_grads = (lax.dynamic_index_in_dim(x, i, 1, keepdims=False) for x in (images, grads))
+        some_images, some_grads = pick(images, i), pick(grads, i)
         by_channel = lax.optimization_barrier(some_images.transpose(3, 1, 2, 0))
         as_kernel = lax.optimization_barrier(some_grads.transpose(1, 2, 0, 3))
-        return total + _convolve_padded(by_channel, as_kernel, 1, padding, rhs_dilation=(stride, stride))
+        return total + _convolve(by_channel, as_kernel, 1, padding, rhs_dilation=(stride, stride))
 
     total = jnp.zeros((images.shape[-1], size, size, features), grads.dtype)
     return lax.fori_loop(0, turns, add_turn, total).transpose(1, 2, 0, 3)
 
 
-def _count_turns(batch, places):
-    """The most turns of equal size in which each device has an image, or several that together are worth a turn."""
+def _count_turns(batch, places, few):
+    """The most turns of equal size in which each device has `few` images, and they are worth a turn."""
     devices = jax.device_count()
 
     def fits(turns):
-        images, rest = divmod(batch, turns)
-        return not rest and not images % devices and images * places >= MIN_TURN_PLACES * devices
+        images, rest = divmod(batch, turns * devices)
+        return not rest and images >= few and images * places >= MIN_TURN_PLACES
 
-    return next(filter(fits, range(batch, 1, -1)), 1)
+    return next(filter(fits, range(batch, 1, -1)), 1 if batch % (2 * devices) else 2)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
