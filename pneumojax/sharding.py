@@ -1,6 +1,7 @@
 """Devices: one mesh with one axis, and how arrays lie on it."""
 
 import contextlib
+import importlib.util
 import os
 import pathlib
 from collections.abc import Iterator
@@ -13,21 +14,27 @@ from pneumojax.errors import LostProcessError, UserError
 
 AXIS = "data"
 
-CPU_FLAGS = "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
+
+# On CPU, convolutions by Eigen: in jax 0.10 YNNPACK's run on one core where they have 64 channels or fewer, and on none
+# of the shapes that we tried were they faster. What is left to YNNPACK are the other two of its three kinds.
+_XLA_FLAGS = "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
+# XLA aborts at a flag that it does not know: those versions are known to know it. libtpu is an XLA of its own.
+_KNOWS_FLAGS = (0, 10) <= jax.__version_info__ < (0, 13) and importlib.util.find_spec("libtpu") is None
 
 # What JAX's errors hold when another process is gone: codes of its coordinator, names of the libraries that reduce.
 _LOST = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "Gloo", "NCCL")
 
 
 def initialize(multihost: bool) -> None:
-    """Prepares JAX: the compile cache, and with `multihost` the other processes. Call before the first computation.
+    """Prepares JAX: flags, compile cache, and with `multihost` the other processes. Call before the first computation.
 
     The cache lies in $JAX_COMPILATION_CACHE_DIR or ~/.cache/pneumojax; a second start of a run then skips compilation.
 
     Raises:
       UserError: the processes do not find each other.
     """
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {CPU_FLAGS}"
+    if _KNOWS_FLAGS and _XLA_FLAGS not in (given := os.environ.get("XLA_FLAGS", "")):
+        os.environ["XLA_FLAGS"] = f"{_XLA_FLAGS} {given}"  # What is given wins.
     if not jax.config.jax_compilation_cache_dir:
         cache_home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(cache_home) / "pneumojax" / "compiled"))

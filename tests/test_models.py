@@ -82,7 +82,7 @@ def test_the_compute_type_reaches_the_large_products(name):
                 yield from find_products(inner)
 
     *body, head = find_products(jaxpr.jaxpr)
-    assert len(body) >= 2
+    assert body
     assert {product.dtype for product in body} == {jnp.dtype("bfloat16")}
     assert head.dtype == jnp.float32
 

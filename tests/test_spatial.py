@@ -41,7 +41,7 @@ def compute_with_gradients(function, *arrays):
     return [np.asarray(array) for array in compute(*arrays)]
 
 
-# 1 to 3 px: narrower than the kernel, by products of patches. 4 px upwards, by stride 2 from 7: XLA's convolution.
+# Up to 4 px, by stride 2 up to 8: by taps; above XLA's convolution. One channel and a small kernel: grey images.
 @pytest.mark.parametrize(
     ("size", "stride", "px", "channels"),
     [
@@ -51,6 +51,7 @@ def compute_with_gradients(function, *arrays):
         *itertools.product([3], [1, 2], [1, 2, 3, 8, 9], [3]),
         *itertools.product([7], [2], [1, 3, 8, 9], [1]),
         *itertools.product([2, 5], [1, 2], [8, 9], [2]),
+        *itertools.product([2, 3], [1, 2], [1, 8, 9], [1]),
     ],
 )
 def test_convolve_is_xlas_convolution_with_its_gradients(size, stride, px, channels):
@@ -65,6 +66,7 @@ def test_convolve_is_xlas_convolution_with_its_gradients(size, stride, px, chann
 
 def test_the_kernels_gradient_in_turns_inside_a_loop_is_that_of_the_batch_and_stays_on_its_devices(monkeypatch):
     monkeypatch.setattr(spatial, "MIN_TURN_PLACES", 1)
+    monkeypatch.setattr(spatial, "MIN_TURN_IMAGES", 1)
     batch = 3 * jax.device_count()
     rng = np.random.default_rng(0)
     images = rng.normal(size=(2, batch, 9, 10, 2)).astype(np.float32)
@@ -88,11 +90,19 @@ def test_the_kernels_gradient_in_turns_inside_a_loop_is_that_of_the_batch_and_st
 
 
 @pytest.mark.parametrize(
-    ("batch", "places", "turns"), [(32, 224 * 224, 4), (32, 32 * 32, 4), (32, 8 * 8, 1), (24, 1024, 3), (20, 1024, 1)]
+    ("batch", "places", "few", "turns"),
+    [
+        (256, 224 * 224, 8, 4),
+        (32, 224 * 224, 1, 4),
+        (1024, 28 * 28, 8, 8),  # 16 images
+        (32, 8 * 8, 8, 2),
+        (24, 8 * 8, 8, 1),
+        (20, 224 * 224, 1, 1),
+    ],
 )
-def test_turns_are_equal_and_give_each_of_eight_devices_enough_to_do(batch, places, turns):
+def test_turns_are_equal_and_give_each_of_eight_devices_enough_to_do(batch, places, few, turns):
     assert jax.device_count() == 8
-    assert spatial._count_turns(batch, places) == turns
+    assert spatial._count_turns(batch, places, few) == turns
 
 
 def test_convolve_compiles_to_the_fast_layout_inside_a_loop():

@@ -1,20 +1,21 @@
 """Convolution and max-pooling; on CPU in the forms that XLA runs fast there, exact up to rounding.
 
-XLA's CPU backend (jax 0.10) has a fast convolution for one layout only (NHWC, HWIO). Left to itself it folds the
-gradients into other layouts inside `lax.scan` and runs them as plain loops, 10 to 60 times slower. Here they are
-written in the fast layout, with barriers that keep it there. GFLOP/s of two cores (Zen 4, peak about 230) by CPU time
-at batch 32, before and after; [px, channels in -> out, kernel / stride]:
+XLA's CPU backend has a fast convolution for one layout only (NHWC, HWIO). Left to itself jax 0.10 folds the gradients
+into other layouts inside `lax.scan` and runs them as plain loops, 10 to 60 times slower. Here they are written in the
+fast layout, with barriers that keep it there. GFLOP/s of two cores (Zen 4, peak about 230) at batch 32, of XLA's own
+form and of this one, both with the flags of `sharding.initialize`; [px, channels in -> out, kernel / stride]:
 
-  what                 form                                              example                       before  after
-  forward              XLA's, but never without padding                  [111, 32 -> 32, 4 / 1]            39    138
-  kernel's gradient    images as channels, gradients as the kernel,      [56, 64 -> 64, 3 / 1]             59    141
-                       a few images at a time, so that they stay in      [28, 128 -> 128, 3 / 1]          102    161
-                       the cache                                         [224, 1 -> 64, 7 / 2]             29     57
-                                                                         [111, 32 -> 32, 4 / 1]            29    125
-  images' gradient     stride 1: the turned kernel's convolution         [56, 64 -> 64, 3 / 1]            198    198
-                       stride 2: one small convolution for each of four  [56, 64 -> 128, 3 / 2]            95    143
-                       phases (even or odd row, even or odd column)
-  few pixels           the product of patches                            [2, 128 -> 128, 3 / 1]            15    150
+  what                 form                                              example                          own   this
+  kernel's gradient    images as channels, gradients as the kernel,      [56, 64 -> 64, 3 / 1]            113    137
+                       a few images at a time, so that they stay in      [111, 32 -> 32, 4 / 1]           116    142
+                       the cache                                         [224, 1 -> 32, 3 / 1]             12     63
+  images' gradient     stride 1: the turned kernel's convolution         [56, 64 -> 64, 3 / 1]            172    173
+                       stride 2: one small convolution for each of four  [56, 64 -> 128, 3 / 2]            65    150
+                       phases (even or odd row, even or odd column)      [28, 128 -> 256, 3 / 2]          112    180
+  few pixels           one product for each tap of the kernel, without   [4, 512 -> 512, 3 / 1]           204    259
+                       the places where it meets padding alone           [2, 512 -> 512, 3 / 1]             2    252
+  grey images          the sum of the taps, fused into what follows:     [224, 1 -> 32, 3 / 1]         120 ms  29 ms
+                       here max-pooling and tanh
 
 Max-pooling remembers which place of each window was the largest (one byte), so that its gradient, a scatter in XLA, is
 one pass over the images. Other backends run XLA's own forms.
@@ -28,9 +29,12 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-# Below this height or width of the result a convolution falls behind the product of patches.
-MIN_CONVOLUTION_PX = 4
-MAX_TAPS_SIZE = 3
+# Below this height of the result a convolution falls behind the products by tap.
+MIN_CONVOLUTION_PX = 5
+# Kernels of grey images up to this size are written out by tap. At 7 it is no faster, and what follows repeats it.
+MAX_GREY_SIZE = 3
+# What one turn of the kernel's gradient takes at least: below it, overhead costs more than the cache saves. Its images
+# are what it vectorises over; but over places, where there is one channel and no stride.
 MIN_TURN_PLACES = 12_500
 MIN_TURN_IMAGES = 8
 # A row or column that no place of a window has.
@@ -56,10 +60,10 @@ def convolve(images: jax.Array, kernel: jax.Array, stride: int, pad: int | None 
         return _convolve(images, kernel, stride, [(pad, pad)] * 2)
     if size == 1:
         return images[:, ::stride, ::stride] @ kernel[0, 0]
-    if images.shape[-1] == 1 and size <= MAX_TAPS_SIZE:
+    if images.shape[-1] == 1 and size <= MAX_GREY_SIZE:
         return _convolve_grey(images, kernel, stride, pad)
     if (images.shape[1] + 2 * pad - size) // stride + 1 < MIN_CONVOLUTION_PX:
-        return _convolve_patches(images, kernel, stride, pad)
+        return _convolve_by_taps(images, kernel, stride, pad)
     return _convolve_on_cpu(images, kernel, stride, pad)
 
 
@@ -87,17 +91,24 @@ def _convolve(images, kernel, stride, padding, **dilation):
     return lax.conv_general_dilated(images, kernel, (stride, stride), padding, dimension_numbers=layout, **dilation)
 
 
-def _convolve_patches(images, kernel, stride, pad):
-    """The product of all patches with the kernel as a matrix; its gradients are products too."""
-    size = kernel.shape[0]
-    padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-    height, width = ((side - size) // stride + 1 for side in padded.shape[1:3])
-    patches = [
-        padded[:, i : i + stride * (height - 1) + 1 : stride, j : j + stride * (width - 1) + 1 : stride]
-        for i in range(size)
-        for j in range(size)
-    ]
-    return jnp.concatenate(patches, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
+def _convolve_by_taps(images, kernel, stride, pad):
+    """The sum of one product for each tap of the kernel, at the places where it meets more than padding."""
+    size, sides = kernel.shape[0], images.shape[1:3]
+    shape = [(side + 2 * pad - size) // stride + 1 for side in sides]
+
+    def meet(tap, side, out):
+        """Where in the image a tap meets it, and how many places of the result lie before and after those."""
+        first, end = max(0, -((tap - pad) // stride)), min(out, (side - 1 + pad - tap) // stride + 1)
+        start = first * stride + tap - pad
+        return slice(start, start + stride * (end - first - 1) + 1, stride), (first, out - end), end > first
+
+    total = 0
+    taps = jnp.split(kernel.reshape(size * size, *kernel.shape[2:]), size * size)  # Its gradient is one array.
+    for place, tap in zip(np.ndindex(size, size), taps, strict=True):
+        there, around, any_there = zip(*map(meet, place, sides, shape), strict=True)
+        if all(any_there):
+            total += jnp.pad(images[:, *there] @ tap[0], ((0, 0), *around, (0, 0)))
+    return total
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -116,7 +127,6 @@ def _convolve_grey(images: jax.Array, kernel: jax.Array, stride: int, pad: int) 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _convolve_on_cpu(images: jax.Array, kernel: jax.Array, stride: int, pad: int) -> jax.Array:
     return _convolve(images, kernel, stride, [(pad, pad)] * 2)
-
 
 
 def _backward(stride, pad, saved, grads):
@@ -175,7 +185,10 @@ def _compute_kernel_grads(images, grads, stride, pad, size):
 
 
 def _count_turns(batch, places, few):
-    """The most turns of equal size in which each device has `few` images, and they are worth a turn."""
+    """The most turns of equal size in which each device has `few` images, and they are worth a turn; or else two.
+
+    In a single turn XLA fuses what made the images into their transposition, where it is many times as slow.
+    """
     devices = jax.device_count()
 
     def fits(turns):
