@@ -31,12 +31,10 @@ from absl import flags
 
 from experiments.benchmark_report import COLUMNS, format_table, write_page
 from experiments.flags import config_from_flags, define_config_flags, fail, run
+from experiments.record import RESULTS, ROOT, count_cores, find_commit, own_words
 from pneumojax.config import Config, config_fields, config_to_dict
 from pneumojax.errors import UserError
 from pneumojax.writer import append_row, read_rows
-
-ROOT = pathlib.Path(__file__).parents[1]
-RESULTS = pathlib.Path(__file__).parent / "results" / "benchmarks.jsonl"
 
 WHAT = {
     "step": "training steps in one call, images on the device",
@@ -110,7 +108,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_enum("suite", None, tuple(SUITES), "a set of cases; flags beside it win", **own)
     flags.DEFINE_bool("resume", False, "leave out what this command has already measured at this commit", **own)
     flags.DEFINE_bool("plot", False, "measure nothing: write a page of --results beside it", **own)
-    flags.DEFINE_string("results", str(RESULTS), "file of JSON rows to append to", **own)
+    flags.DEFINE_string("results", str(RESULTS / "benchmarks.jsonl"), "file of JSON rows to append to", **own)
     for field in config_fields():
         # A field that is itself a list of numbers takes one value.
         define = flags.DEFINE_string if typing.get_origin(field.type) is tuple else flags.DEFINE_list
@@ -153,11 +151,6 @@ def main() -> int:
     return fail(f"{failures} of {len(cases)} cases failed; why is said above.") if failures else 0
 
 
-def own_words() -> list[str]:
-    """The words of the command but --resume: what the rows of a continued command share."""
-    return [word for word in sys.argv[1:] if word.lstrip("-") != "resume"]
-
-
 def parse(words: list[str]) -> flags.FlagValues:
     """Flags from a list of words.
 
@@ -197,7 +190,7 @@ def plan_cases(values: flags.FlagValues) -> list[dict]:
             "images": values.images if what in _FROM_FILES else None,
             "limit": limit if what in _FROM_FILES else None,
             "devices": devices,
-            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "cores": count_cores(),
         }
         case["peers"] = [peer for peer in values.peer if what in PEERS[peer]]
         for peer in set(case["peers"]) - {"pillow"}:
@@ -460,17 +453,6 @@ def set_ratio(rows: list[dict]) -> None:
         if "first_seconds" in ours:
             rates = [row["images"] / row["first_seconds"] for row in rows]
             ours["first_ratio"] = rates[0] / max(rates[1:])
-
-
-def find_commit() -> str | None:
-    """The commit that is measured, with a plus where files differ from it; None outside of git."""
-    git = ["git", "-C", str(ROOT)]
-    try:
-        commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
-        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
 def plot(results: pathlib.Path) -> int:

@@ -9,7 +9,6 @@ seconds for each line that it reads. {"error": sentence} is for what the user ca
 
 import atexit
 import dataclasses
-import importlib.metadata
 import json
 import pathlib
 import re
@@ -23,6 +22,7 @@ import jax
 import numpy as np
 from PIL import Image
 
+from experiments.record import describe_machine
 from pneumojax import checkpoint, evaluate, steps
 from pneumojax.config import Config, config_from_dict, config_to_dict
 from pneumojax.data import load_split, make_epoch_batches, make_eval_batches, split_epoch
@@ -310,13 +310,11 @@ def main() -> None:
 
     try:
         initialize(multihost=False)
-        devices = jax.devices()
         config = config_from_dict(case["config"])
         ready, repeat = MEASURES[case["what"]](config, case)
-        device = {"kind": devices[0].device_kind, "platform": devices[0].platform, "count": len(devices)}
-        ready["peak_flops"] = find_peak_flops(devices[0].device_kind, config.model.dtype)
-        versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax")}
-        tell(ready | {"device": device, "versions": versions})
+        machine = describe_machine()
+        ready["peak_flops"] = find_peak_flops(machine["device"]["kind"], config.model.dtype)
+        tell(ready | machine)
         for _ in sys.stdin:
             started = time.perf_counter()
             sample = repeat()

@@ -80,12 +80,17 @@ def make_init(config: Config, tx: optax.GradientTransformation, mesh: Mesh, make
 
 def make_key(config: Config, mesh: Mesh) -> jax.Array:
     """The one key of a run; each step folds its number into it, so there is no random state to save."""
-    return jax.jit(lambda: jax.random.fold_in(jax.random.key(config.train.seed), 1), out_shardings=replicated(mesh))()
+    # Of a function that stays, so that another seed compiles nothing.
+    return jax.jit(_derive_key, out_shardings=replicated(mesh))(config.train.seed)
+
+
+def _derive_key(seed: jax.Array) -> jax.Array:
+    return jax.random.fold_in(jax.random.key(seed), 1)
 
 
 def make_replica_keys(seeds: np.ndarray, mesh: Mesh) -> jax.Array:
     """[R] keys: those of `make_key` for [R] int32 seeds, each where its replica is."""
-    make = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), 1))
+    make = jax.vmap(_derive_key)
     sharding = NamedSharding(mesh, PartitionSpec(AXIS) if shared_out(len(seeds), mesh) else PartitionSpec())
     return jax.jit(make, out_shardings=sharding)(seeds)
 
