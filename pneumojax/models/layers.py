@@ -35,7 +35,8 @@ class Conv(nnx.Module):
     def __call__(self, images: jax.Array) -> jax.Array:
         """[B, H, W, I] -> [B, H', W', O] in the compute type; see `convolve` for H' and W'."""
         x = convolve(images.astype(self.dtype), self.kernel[...].astype(self.dtype), self.stride, self.pad)
-        return x if self.bias is None else x + self.bias[...].astype(self.dtype)
+        # In float32, as the bias's gradient is a sum over all places of all images.
+        return x if self.bias is None else (x + self.bias[...]).astype(self.dtype)
 
 
 def add_ones(images: jax.Array) -> jax.Array:
