@@ -16,7 +16,8 @@ class Chip:
     """What one JAX device can do at most.
 
     Attributes:
-      flops: {compute type: FLOP/s of dense matrix products}. A type that the chip does not compute in is missing.
+      flops: {compute type of the config: FLOP/s of dense matrix products}. One that the chip does not compute in is
+        missing; "float32" counts products in whatever XLA computes float32 in by default.
       bytes_per_second: of its memory.
     """
 
@@ -34,27 +35,28 @@ def _tpu(tflops: float, gigabytes_per_second: float) -> Chip:
     return Chip({"float32": tflops * 1e12, "bfloat16": tflops * 1e12}, gigabytes_per_second * 1e9)
 
 
-# By jax.Device.device_kind. GPUs: NVIDIA's data sheets; dense, so half of what is printed "with sparsity"; float32 is
-# TensorFloat-32 where there is one (Ampere and later), which is what XLA uses. V100 and T4 do not compute in bfloat16.
-# TPUs: cloud.google.com/tpu/docs, a page for each version. A device of v2 and v3 is a core, half a chip.
+# By jax.Device.device_kind. Dense products, so half of what NVIDIA prints "with sparsity".
+# GPUs, from the data sheets named: bfloat16 is that of the tensor cores; float32 is TensorFloat-32 from Ampere on, in
+# which XLA computes float32 there, and plain float32 on V100 and T4, which do not compute in bfloat16.
+# TPUs, from the pages "TPU v3", "TPU v4", ... of Google's Cloud TPU documentation: bfloat16, whatever the compute type.
+# A device of v3 is a core, half a chip. v2 is missing, as its page has no figures.
 CHIPS = {
     "NVIDIA H200": _gpu(494.7, 989.4, 4800),  # "NVIDIA H200 Tensor Core GPU", 2024
     "NVIDIA H100 80GB HBM3": _gpu(494.7, 989.4, 3350),  # "NVIDIA H100 Tensor Core GPU", 2023, SXM
     "NVIDIA H100 PCIe": _gpu(378, 756, 2000),  # the same, PCIe
     "NVIDIA H100 NVL": _gpu(417.5, 835, 3900),  # the same, NVL
-    "NVIDIA A100-SXM4-40GB": _gpu(156, 312, 1555),  # "NVIDIA A100 Tensor Core GPU", 2021
-    "NVIDIA A100-SXM4-80GB": _gpu(156, 312, 2039),
+    "NVIDIA A100-SXM4-40GB": _gpu(156, 312, 1555),  # "NVIDIA A100 Tensor Core GPU", 2020
+    "NVIDIA A100-SXM4-80GB": _gpu(156, 312, 2039),  # the same of 2021, which also has the PCIe card of 80 GB
     "NVIDIA A100-PCIE-40GB": _gpu(156, 312, 1555),
     "NVIDIA A100 80GB PCIe": _gpu(156, 312, 1935),
-    "NVIDIA L4": _gpu(60, 121, 300),  # "NVIDIA L4 Tensor Core GPU", 2023
-    "Tesla T4": _gpu(8.1, None, 320),  # "NVIDIA T4", 2019
+    "NVIDIA L4": _gpu(60, 121, 300),  # "NVIDIA L4 Tensor Core GPU", 2023: 120 and 242 with sparsity
+    "Tesla T4": _gpu(8.1, None, 320),  # "NVIDIA T4 Tensor Core GPU", 2019
     "Tesla V100-SXM2-16GB": _gpu(15.7, None, 900),  # "NVIDIA V100 Tensor Core GPU", 2020
     "Tesla V100-SXM2-32GB": _gpu(15.7, None, 900),
     "Tesla V100-PCIE-16GB": _gpu(14.0, None, 900),
     "Tesla V100-PCIE-32GB": _gpu(14.0, None, 900),
-    "TPU v2": _tpu(45 / 2, 700 / 2),  # Jouppi et al., "A Domain-Specific Supercomputer for Training", 2020
     "TPU v3": _tpu(123 / 2, 900 / 2),
-    "TPU v4": _tpu(275, 1228),
+    "TPU v4": _tpu(275, 1200),
     "TPU v5 lite": _tpu(197, 819),  # v5e
     "TPU v5": _tpu(459, 2765),  # v5p
     "TPU v5p": _tpu(459, 2765),

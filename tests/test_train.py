@@ -495,29 +495,29 @@ def fit_in_process(number, count, port, devices, config, workdir):
         assert sum(read) == result.trained_steps * config.train.batch_size // count
 
 
-@pytest.mark.parametrize(
-    ("parallel", "loader"),
-    [
-        ("jit", "resident"),
-        pytest.param("shard_map", "resident", marks=pytest.mark.slow),
-        ("jit", "stream"),
-    ],
-)
-def test_two_processes_train_as_one_with_two_devices(make_config, tmp_path, processes, parallel, loader):
-    fields = {"parallel": parallel, "epochs": 2, "optimizer": "sgd", "learning_rate": 0.05}
-    config = make_config(**fields, loader=loader, multihost=True)
-    two = start_together(processes, 2, fit_in_process, config, tmp_path / "two")
-    one = start(processes, fit_in_process, None, 1, None, 2, make_config(**fields), tmp_path / "one")
-    assert join_all([*two, one]) == [0, 0, 0]
-    assert_near_rows(tmp_path / "two", tmp_path / "one", 1e-5)
-    assert evaluate.open_run(tmp_path / "two", "latest").step == 12  # here, in a process of its own
+# Compiles in a moment; how each draw depends on the device is tried in test_steps.py.
+SPREAD = {
+    "cnn_widths": (4,),
+    "optimizer": "sgd",
+    "learning_rate": 0.05,
+    "rotate_degrees": 0.0,
+    "shift": 0.0,
+    "zoom": 0.0,
+    "crop_min_area": 1.0,
+    "contrast": 0.0,
+    "gamma": 0.0,
+    "erase_probability": 0.0,
+    "mixup_alpha": 0.0,
+}
 
 
-def assert_near_rows(ours, theirs, tolerance):
-    rows, expected = read_rows(ours), read_rows(theirs)
-    assert len(rows) == len(expected)
-    for row, other in zip(rows, expected, strict=True):
-        assert row == pytest.approx(other, rel=tolerance)
+def fit_whole_and_stopped(number, count, port, devices, config, workdir):
+    """One of several, which train a run, and the same again with a stop and a second start."""
+    fit_in_process(number, count, port, devices, config, workdir / "whole")
+    in_epochs = train.Log.validation
+    fit_and_stop(number, count, port, devices, config, workdir / "stopped")
+    train.Log.validation = in_epochs
+    assert fit(config, workdir / "stopped").step == 18
 
 
 def fit_and_stop(number, count, port, devices, config, workdir):
@@ -535,16 +535,41 @@ def fit_and_stop(number, count, port, devices, config, workdir):
     assert (result.step, result.total_steps) == (6, 18)
 
 
-@pytest.mark.slow
-def test_what_four_processes_began_two_go_on_with_and_one_opens(make_config, tmp_path, processes):
-    fields = {"optimizer": "sgd", "learning_rate": 0.05}
-    config = make_config(**fields, loader="stream", multihost=True)
-    assert join_all(start_together(processes, 4, fit_and_stop, config, tmp_path / "run")) == [0] * 4
-    assert evaluate.open_run(tmp_path / "run", "latest").step == 6
-    two = start_together(processes, 2, fit_in_process, config, tmp_path / "run", devices=2)
-    one = start(processes, fit_in_process, None, 1, None, 4, make_config(**fields), tmp_path / "one")
-    assert join_all([*two, one]) == [0, 0, 0]
+@pytest.mark.parametrize(
+    ("parallel", "loader"),
+    [
+        ("jit", "stream"),
+        pytest.param("jit", "resident", marks=pytest.mark.slow),
+        pytest.param("shard_map", "resident", marks=pytest.mark.slow),
+    ],
+)
+def test_two_processes_train_as_one_and_go_on_bitwise(make_config, tmp_path, processes, parallel, loader):
+    fields = SPREAD | {"parallel": parallel}
+    config = make_config(**fields, loader=loader, multihost=True)
+    two = start_together(processes, 2, fit_whole_and_stopped, config, tmp_path)
+    fit(make_config(**fields), tmp_path / "one")  # with all devices of this process
+    assert join_all(two) == [0, 0]
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
     # Sums over devices in another order differ in the last bits of float32, and each step passes that on.
+    assert_near_rows(tmp_path / "whole", tmp_path / "one", 1e-4)
+    assert evaluate.open_run(tmp_path / "whole", "latest").step == 18
+
+
+def assert_near_rows(ours, theirs, tolerance):
+    rows, expected = read_rows(ours), read_rows(theirs)
+    assert len(rows) == len(expected)
+    for row, other in zip(rows, expected, strict=True):
+        assert row == pytest.approx(other, rel=tolerance)
+
+
+def test_what_four_processes_began_one_opens_and_two_go_on_with_as_one_would(make_config, tmp_path, processes):
+    fields = SPREAD | {"model": "mlp"}
+    config = make_config(**fields, loader="stream", multihost=True)
+    four = start_together(processes, 4, fit_and_stop, config, tmp_path / "run")
+    fit(make_config(**fields), tmp_path / "one")  # with all devices of this process
+    assert join_all(four) == [0] * 4
+    assert evaluate.open_run(tmp_path / "run", "latest").step == 6
+    assert join_all(start_together(processes, 2, fit_in_process, config, tmp_path / "run", devices=2)) == [0, 0]
     assert_near_rows(tmp_path / "run", tmp_path / "one", 1e-4)
 
 

@@ -42,7 +42,8 @@ class Conv(nnx.Module):
 
     def add_bias(self, images: jax.Array) -> jax.Array:
         """To [B, H, W, O] images. It may follow a max-pooling, with the same result and less to do."""
-        return images if self.bias is None else images + self.bias[...].astype(self.dtype)
+        # In float32, as the bias's gradient is a sum over all places of all images.
+        return images if self.bias is None else (images + self.bias[...]).astype(self.dtype)
 
 
 def add_ones(images: jax.Array) -> jax.Array:
