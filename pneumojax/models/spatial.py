@@ -185,9 +185,10 @@ def _compute_kernel_grads(images, grads, stride, pad, size):
 
 
 def _count_turns(batch, places, few):
-    """The most turns of equal size in which each device has `few` images, and they are worth a turn; or else two.
+    """The most turns of equal size in which each device has `few` images, and they are worth a turn.
 
-    In a single turn XLA fuses what made the images into their transposition, where it is many times as slow.
+    Or else two on one device, as in a single turn XLA fuses what made the images into their transposition, where it is
+    many times as slow; on several one, as each turn adds up over them.
     """
     devices = jax.device_count()
 
@@ -195,7 +196,7 @@ def _count_turns(batch, places, few):
         images, rest = divmod(batch, turns * devices)
         return not rest and images >= few and images * places >= MIN_TURN_PLACES
 
-    return next(filter(fits, range(batch, 1, -1)), 1 if batch % (2 * devices) else 2)
+    return next(filter(fits, range(batch, 1, -1)), 1 if batch % 2 or devices > 1 else 2)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
