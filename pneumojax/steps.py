@@ -1,6 +1,7 @@
 """The compiled functions: everything that runs on the devices, and every jit."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
@@ -13,7 +14,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pneumojax.augment import keep_pneumonia, make_augment, mixup, shrink
-from pneumojax.config import CLASS_NAMES, AugmentConfig, Config, replace_fields
+from pneumojax.config import CLASS_NAMES, AugmentConfig, Config, ModelConfig, replace_fields
 from pneumojax.losses import as_class_logits, compute_contrastive, compute_cross_entropy, make_targets
 from pneumojax.models import make_model, split_frozen
 from pneumojax.optimizer import make_optimizer
@@ -44,18 +45,21 @@ def make_graph(config: Config, make: Callable = make_model) -> nnx.GraphDef:
       make: `make_model`, or `make_pretraining_model`.
     """
     mapped = config.train.parallel != "jit" and config.train.batch_norm == "global"
-    return nnx.graphdef(_make_abstract_model(config, AXIS if mapped else None, make))
+    return nnx.graphdef(_make_abstract_model(config.model, config.data.image_px, AXIS if mapped else None, make))
 
 
 def make_abstract_variables(config: Config) -> dict:
     """{"params", "batch_stats"} of the network: shapes and types without arrays."""
-    model = _make_abstract_model(config)
+    model = _make_abstract_model(config.model, config.data.image_px)
     kinds = {"params": nnx.Param, "batch_stats": nnx.BatchStat}
     return {name: nnx.to_pure_dict(nnx.state(model, kind)) for name, kind in kinds.items()}
 
 
-def _make_abstract_model(config: Config, axis_name: str | None = None, make: Callable = make_model) -> nnx.Module:
-    return nnx.eval_shape(lambda: make(config.model, config.data.image_px, jax.random.key(0), axis_name))
+@functools.lru_cache(8)  # One training asks four times, and each would trace the random start of every layer.
+def _make_abstract_model(
+    config: ModelConfig, image_px: int, axis_name: str | None = None, make: Callable = make_model
+) -> nnx.Module:
+    return nnx.eval_shape(lambda: make(config, image_px, jax.random.key(0), axis_name))
 
 
 def init_state(config: Config, tx: optax.GradientTransformation, mesh: Mesh, make: Callable = make_model) -> TrainState:

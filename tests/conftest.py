@@ -1,44 +1,96 @@
 """Eight simulated devices for all tests: set before JAX makes its first array."""
 
 import atexit
+import contextlib
+import functools
+import importlib.metadata
+import inspect
 import multiprocessing
 import os
 import shutil
 import tempfile
 
-# What one test compiled, neither the next one nor a process that it starts compiles again.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="pneumojax-compiled-")
-atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+# What one test compiled, neither the next one nor a process that it starts compiles again, nor another worker.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="pneumojax-compiled-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
-# Nearly all the time goes into compiling; what is compiled runs for milliseconds.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+# Nearly all the time goes into compiling; what is compiled runs for milliseconds. Without the emitters of fusions,
+# which go through MLIR, a chunk of training compiles in half the time; jax 0.12 knows no such flag and would abort.
+OLD_EMITTERS = importlib.metadata.version("jax") < "0.11"
+FAST_TO_COMPILE = "--xla_backend_optimization_level=0" + " --xla_cpu_use_fusion_emitters=false" * OLD_EMITTERS
+if FAST_TO_COMPILE not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FAST_TO_COMPILE}"
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 @pytest.fixture(scope="session")
-def data_dir(tmp_path_factory):
-    """A data folder with a small phantom set, prepared the real way."""
+def data_dir(tmp_path_factory, worker_id):
+    """A data folder with a small phantom set, prepared the real way, by the first worker for all."""
     from tfds_builder import kermany_pneumonia
 
-    path = tmp_path_factory.mktemp("data")
+    shared = tmp_path_factory.getbasetemp()
+    path = (shared if worker_id == "master" else shared.parent) / "data"
     kermany_pneumonia.prepare("phantom", path, phantom_images=160)
     return path
 
 
 @pytest.fixture(scope="session")
 def make_config(data_dir):
-    """`make_config(**fields)`: a run on that set which trains in a second, with all that draws random numbers."""
+    """`make_config(**fields)`: a run on that set which trains in a second, with random numbers and a moving average.
+
+    Of all that draws, what compiles in no time: test_steps.py tries the rest.
+    """
     from pneumojax.config import config_from_dict
 
     tiny = {"image_px": 32, "cnn_widths": (4, 8), "mlp_widths": (8,), "batch_size": 16, "chunk_steps": 2, "epochs": 3}
-    drawing = {"dropout": 0.2, "mixup_alpha": 0.3, "ema_decay": 0.9, "erase_probability": 0.3, "crop_min_area": 0.8}
+    drawing = {"dropout": 0.2, "ema_decay": 0.9, "rotate_degrees": 0.0, "shift": 0.0, "zoom": 0.0}
     return lambda **fields: config_from_dict({"data_dir": str(data_dir), **tiny, **drawing, **fields})
+
+
+@pytest.fixture(scope="session", autouse=True)
+def draw_pictures():
+    """`with draw_pictures():` draws them. Elsewhere each is one white pixel: they take most of an evaluation's time."""
+    from PIL import Image
+
+    from pneumojax import figures
+
+    white = Image.new("L", (1, 1), 255)
+    drawing = {name: draw for name, draw in vars(figures).items() if name.startswith("save_")}
+
+    def make_white(draw):
+        signature = inspect.signature(draw)
+        return lambda *args, **kwargs: white.save(signature.bind(*args, **kwargs).arguments["path"])
+
+    @contextlib.contextmanager
+    def use(functions):
+        with pytest.MonkeyPatch.context() as patch:
+            for name, draw in functions.items():
+                patch.setattr(figures, name, draw)
+            yield
+
+    with use({name: make_white(draw) for name, draw in drawing.items()}):
+        yield lambda: use(drawing)
+
+
+@pytest.fixture(scope="session")
+def compile_as_users_do():
+    """`with compile_as_users_do():` for what is bitwise equal only so: other emitters round constants otherwise."""
+
+    @contextlib.contextmanager
+    def use():
+        with pytest.MonkeyPatch.context() as patch:
+            options = {"xla_cpu_use_fusion_emitters": True} if OLD_EMITTERS else None
+            patch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=options))
+            yield
+
+    return use
 
 
 @pytest.fixture(scope="session")

@@ -1,15 +1,12 @@
 """The audit of a run: its figures are those of an evaluation, and its page says what they mean."""
 
-import contextlib
 import dataclasses
 import json
-import pathlib
-import runpy
 import shutil
-import sys
 
 import numpy as np
 import pytest
+from forked import run_script
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
@@ -19,8 +16,6 @@ from pneumojax.errors import UserError
 from pneumojax.shortcuts import ALTERATIONS
 from pneumojax.train import fit
 
-ROOT = pathlib.Path(__file__).parents[1]
-
 
 @pytest.fixture(scope="module")
 def audited(make_config, tmp_path_factory):
@@ -29,20 +24,6 @@ def audited(make_config, tmp_path_factory):
     fit(make_config(model="mlp", image_px=16, epochs=1, mixup_alpha=0.0), workdir)
     run = evaluate.open_run(workdir)
     return run, audit.audit(run, "validation")
-
-
-def start_script(name, arguments, output):
-    """What a process of `processes` runs: a script as a user calls it, with its words in a file."""
-    sys.argv = [name, *arguments]
-    with output.open("w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-        runpy.run_path(str(ROOT / "experiments" / name), run_name="__main__")
-
-
-def run_script(processes, output, name, *arguments):
-    process = processes.Process(target=start_script, args=(name, arguments, output))
-    process.start()
-    process.join(60)
-    return process.exitcode, output.read_text()
 
 
 def test_the_unaltered_row_is_the_evaluation_and_files_hold_what_is_returned(audited):
@@ -164,8 +145,9 @@ def test_a_split_that_does_not_exist_is_named(audited, data_dir, tmp_path):
 
 def test_script_prints_both_tables_the_reading_and_the_next_command(audited, processes, tmp_path):
     run, results = audited
-    code, text = run_script(processes, tmp_path / "out", "audit.py", f"--workdir={run.workdir}")
-    assert code == 0, text
+    done = run_script(processes, tmp_path, "experiments/audit.py", f"--workdir={run.workdir}")
+    assert done.returncode == 0, done.stderr
+    text = done.stdout
     network, linear = audit.make_tables(results)
     assert linear.format_text() in text
     for row in network.rows:  # On one device; the last digit of a score, and so a decision, may differ.
@@ -176,7 +158,7 @@ def test_script_prints_both_tables_the_reading_and_the_next_command(audited, pro
 
 
 def test_script_without_a_run_ends_in_a_sentence_and_leaves_nothing(processes, tmp_path):
-    code, text = run_script(processes, tmp_path / "out", "audit.py", f"--workdir={tmp_path / 'none'}")
-    assert code == 1
-    assert f"{tmp_path / 'none'} holds no checkpoints" in text and "Traceback" not in text
+    done = run_script(processes, tmp_path, "experiments/audit.py", f"--workdir={tmp_path / 'none'}")
+    assert done.returncode == 1
+    assert f"{tmp_path / 'none'} holds no checkpoints" in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "none").exists()

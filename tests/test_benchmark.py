@@ -169,6 +169,7 @@ def test_each_measure_has_its_word():
 @pytest.mark.parametrize("what", [what for what in measure.MEASURES if what != "start"])
 def test_each_measure_runs(what, data_dir, tmp_path):
     fields = {"data_dir": str(data_dir), "eval_batch_size": "8", "epochs": "2", "chunk_steps": "4"}
+    fields |= {"rotate_degrees": "0", "shift": "0", "zoom": "0"}  # They would compile longest.
     (case,) = plan(f"--what={what}", "--steps=2", *(f"--{name}={value}" for name, value in (TINY | fields).items()))
     if what in ("epoch", "decode"):
         case |= {"files": str(benchmark.list_files(None, 17, tmp_path)), "framework": "pneumojax"}
@@ -237,12 +238,13 @@ def test_growth_is_the_power_of_what_was_varied_and_the_last_row_of_a_case_count
     assert growth["devices"]["power"] == pytest.approx(0)
 
 
-def test_the_page_shows_ratios_speeds_roofline_and_growth(tmp_path):
+def test_the_page_shows_ratios_speeds_roofline_and_growth(tmp_path, draw_pictures):
     rows = [make_row(seconds=(px / 32) ** 2, image_px=px) for px in (32, 64, 128)]
     rows += [make_row(seconds=1 / devices, batch_size=64, devices=devices) for devices in (1, 2, 4)]
     rows += [make_row(model="resnet18", ratio=1.25), make_row(model="resnet18", framework="torch", seconds=1.25)]
     rows[0]["load"] = 7.0
-    page = benchmark_report.write_page(tmp_path / "rows.jsonl", rows).read_text()
+    with draw_pictures():
+        page = benchmark_report.write_page(tmp_path / "rows.jsonl", rows).read_text()
     for text in ("Beside PyTorch and Keras", "1.25", "How cost grows", "Roofline", "1 of 8 cases began", "2.00"):
         assert text in page
     assert {path.name for path in tmp_path.glob("*.png")} == {"step_image_px.png", "step_devices.png", "roofline.png"}

@@ -1,6 +1,7 @@
 """Checkpoints: what is kept, what opens where, and what is refused."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 
@@ -16,6 +17,7 @@ from pneumojax.optimizer import make_optimizer
 from pneumojax.sharding import AXIS, put, replicated
 
 FIELDS = {"image_px": 32, "cnn_widths": (4, 8), "ema_decay": 0.9, "batch_size": 16}
+FIELDS |= {"rotate_degrees": 0.0, "shift": 0.0, "zoom": 0.0}  # They would compile longest.
 RUN = {
     "config": config_to_dict(config_from_dict(FIELDS)),
     "class_names": ["NORMAL", "PNEUMONIA"],
@@ -29,7 +31,12 @@ def make_mesh(devices):
 
 def init_state(devices=1, **fields):
     config = config_from_dict(FIELDS | fields)
-    return steps.init_state(config, make_optimizer(config.optimizer, 100), make_mesh(devices))
+    return make_init(config, devices)(jax.random.key(config.train.seed))
+
+
+@functools.cache
+def make_init(config, devices):
+    return steps.make_init(config, make_optimizer(config.optimizer, 100), make_mesh(devices))
 
 
 def save(workdir, states, scores):

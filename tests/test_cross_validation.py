@@ -2,14 +2,12 @@
 
 import csv
 import dataclasses
+import functools
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from forked import run_script
 from sklearn.metrics import accuracy_score, roc_auc_score
 
 from pneumojax.calibration import apply_temperature
@@ -20,7 +18,6 @@ from pneumojax.errors import UserError
 from pneumojax.evaluate import compute_probabilities, open_run, predict
 from pneumojax.predictions import check_same_images, read_predictions
 
-ROOT = pathlib.Path(__file__).parents[1]
 PARTS = ("train", "validation", "test")
 TINY = ("--image_px=32", "--model=mlp", "--mlp_widths=8", "--batch_size=16", "--chunk_steps=2", "--epochs=1")
 
@@ -110,23 +107,19 @@ def test_more_folds_than_persons_are_told(make_config):
 
 
 @pytest.fixture(scope="module")
-def cross_validated(data_dir, tmp_path_factory):
+def cross_validate(processes, tmp_path_factory):
+    """`cross_validate(...)`: the script, on as many devices as here, so that its figures are bitwise ours."""
+    folder = tmp_path_factory.mktemp("printed")
+    return functools.partial(run_script, processes, folder, "experiments/cross_validate.py", devices=8)
+
+
+@pytest.fixture(scope="module")
+def cross_validated(cross_validate, data_dir, tmp_path_factory):
     """Two folds as a user runs them."""
     workdir = tmp_path_factory.mktemp("folds")
     done = cross_validate(f"--data_dir={data_dir}", f"--workdir={workdir}", "--folds=2", *TINY)
     assert done.returncode == 0, done.stderr
     return workdir, done.stdout
-
-
-def cross_validate(*arguments):
-    return subprocess.run(
-        [sys.executable, "experiments/cross_validate.py", *arguments],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
 
 
 def read_csv(directory):
@@ -199,7 +192,7 @@ def test_a_run_records_the_splits_of_its_fold(cross_validated):
 
 
 @pytest.mark.slow
-def test_the_same_command_trains_nothing_again_and_other_folds_are_refused(cross_validated, data_dir):
+def test_the_same_command_trains_nothing_again_and_other_folds_are_refused(cross_validated, cross_validate, data_dir):
     workdir, printed = cross_validated
     before = (workdir / "fold_0" / "metrics.jsonl").read_text()
     other = cross_validate(f"--data_dir={data_dir}", f"--workdir={workdir}", "--folds=3", *TINY)

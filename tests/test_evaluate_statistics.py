@@ -3,14 +3,12 @@
 import csv
 import dataclasses
 import json
-import os
 import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from forked import run_script
 from sklearn import metrics as oracle
 
 from experiments import compare
@@ -35,6 +33,7 @@ def make_run(data_dir, tmp_path_factory):
         if key not in made:
             workdir = tmp_path_factory.mktemp("runs") / f"run{len(made)}"
             small = {"data_dir": str(data_dir), "image_px": 16, "model": "mlp", "mlp_widths": [16], "epochs": 2}
+            small |= {"rotate_degrees": 0.0, "shift": 0.0, "zoom": 0.0}  # They would compile longest.
             fit(config_from_dict(small | fields), workdir, report=lambda *_: None)
             made[key] = workdir
         return made[key]
@@ -201,12 +200,10 @@ def test_ensembles_that_do_not_go_together(make_run, tmp_path):
         evaluate(dataclasses.replace(ensemble, members=(ensemble.members[0], other)), "validation")
 
 
-def test_script_scores_an_ensemble_and_names_its_folder(make_run):
+def test_script_scores_an_ensemble_and_names_its_folder(make_run, processes, tmp_path):
     workdirs = [make_run(), make_run(seed=1, epochs=3)]
-    script = pathlib.Path(compare.__file__).with_name("evaluate.py")
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    command = [sys.executable, script, f"--workdir={workdirs[0]},{workdirs[1]}", "--split=test", "--prevalence=0.3"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    arguments = (f"--workdir={workdirs[0]},{workdirs[1]}", "--split=test", "--prevalence=0.3")
+    done = run_script(processes, tmp_path, "experiments/evaluate.py", *arguments)
     assert done.returncode == 0, done.stderr
     folder = workdirs[0].parent.resolve() / f"{workdirs[0].name}+{workdirs[1].name}"
     results = json.loads((folder / "evaluation" / "test" / "metrics.json").read_text())

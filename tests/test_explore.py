@@ -1,20 +1,16 @@
 """The pictures of a data set: right numbers, of the training images alone."""
 
-import contextlib
 import json
-import pathlib
-import runpy
-import sys
 
 import numpy as np
 import pytest
+from forked import run_script
 from PIL import Image
 
 from pneumojax import explore, figures
 from pneumojax.config import DataConfig
 from pneumojax.data import SUBTYPES, load_split
 
-ROOT = pathlib.Path(__file__).parents[1]
 PICTURES = {"averages", "brightness", "classes", "patients", "sizes", *(f"samples_{name.lower()}" for name in SUBTYPES)}
 
 
@@ -24,11 +20,11 @@ def config(data_dir):
 
 
 @pytest.fixture(scope="module")
-def explored(config, tmp_path_factory):
+def explored(config, draw_pictures, tmp_path_factory):
     """(tables, folder, names of the splits that were loaded, average images that were drawn)."""
     folder, loaded, averages = tmp_path_factory.mktemp("explored") / "new", [], {}
     draw = figures.save_average_images
-    with pytest.MonkeyPatch.context() as patch:
+    with draw_pictures(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(explore, "load_split", lambda of, name: loaded.append(name) or load_split(of, name))
         patch.setattr(
             figures, "save_average_images", lambda path, of, *rest: averages.update(of) or draw(path, of, *rest)
@@ -87,25 +83,11 @@ def test_samples_are_of_their_class_and_the_same_each_time(config):
         np.testing.assert_array_equal(samples[name], explore._choose_samples(train)[name])
 
 
-def start_script(arguments, output):
-    """What a process of `processes` runs: the script as a user calls it, with its words in a file."""
-    sys.argv = ["explore.py", *arguments]
-    with output.open("w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-        runpy.run_path(str(ROOT / "experiments" / "explore.py"), run_name="__main__")
-
-
-def run_script(processes, tmp_path, *arguments):
-    process = processes.Process(target=start_script, args=(arguments, tmp_path / "printed"))
-    process.start()
-    process.join(60)
-    return process.exitcode, (tmp_path / "printed").read_text()
-
-
 def test_script_prints_the_facts_and_the_next_command(data_dir, processes, tmp_path):
-    code, text = run_script(
-        processes, tmp_path, f"--data_dir={data_dir}", "--image_px=32", f"--output={tmp_path / 'pictures'}"
-    )
-    assert code == 0, text
+    arguments = (f"--data_dir={data_dir}", "--image_px=32", f"--output={tmp_path / 'pictures'}")
+    done = run_script(processes, tmp_path, "experiments/explore.py", *arguments)
+    assert done.returncode == 0, done.stderr
+    text = done.stdout
     (record,) = (json.loads(path.read_text()) for path in data_dir.rglob("metadata.json"))
     for name in SUBTYPES:
         numbers = [str(of[name]) for of in record["counts"].values()]
@@ -125,7 +107,7 @@ def test_script_prints_the_facts_and_the_next_command(data_dir, processes, tmp_p
 def test_what_the_user_can_mend_ends_in_a_sentence_and_leaves_nothing(data_dir, processes, tmp_path, arguments, words):
     (tmp_path / "file").touch()
     given = [one.format(tmp=tmp_path, data=data_dir) for one in arguments]
-    code, text = run_script(processes, tmp_path, f"--output={tmp_path / 'out'}", *given)
-    assert code == 1
-    assert words in text and "Traceback" not in text
+    done = run_script(processes, tmp_path, "experiments/explore.py", f"--output={tmp_path / 'out'}", *given)
+    assert done.returncode == 1
+    assert words in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()

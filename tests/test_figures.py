@@ -12,6 +12,12 @@ from pneumojax import calibration, decision_curve, figures, metrics
 PICTURES = ["confusion.png", "decision.png", "pr.png", "predictive.png", "reliability.png", "roc.png"]
 
 
+@pytest.fixture(autouse=True)
+def drawn(draw_pictures):
+    with draw_pictures():
+        yield
+
+
 def draw_all(folder, labels, probabilities, threshold):
     """Draws a split as an evaluation does; returns the files."""
     patient_ids = np.arange(len(labels))

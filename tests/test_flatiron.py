@@ -27,29 +27,32 @@ def test_parameter_count_is_that_of_the_published_layers():
 
 @pytest.mark.parametrize("image_px", [64, 65, 67])
 def test_it_computes_the_published_layers(image_px):
-    model = make_flatiron(image_px)
-    images = jax.random.normal(jax.random.key(1), (2, image_px, image_px, 1))
+    @jax.jit
+    def compute(images):
+        model = make_flatiron(image_px)
 
-    def convolve(x, conv):
-        kernel = conv.kernel[...]
-        x = lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-        return x + conv.bias[...]
+        def convolve(x, conv):
+            kernel = conv.kernel[...]
+            x = lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+            return x + conv.bias[...]
 
-    # Biases start at zero, where a forgotten one would not be seen.
-    model.conv1.bias[...] = jnp.linspace(-1, 1, 32)
-    model.conv2.bias[...] = jnp.linspace(1, -1, 32)
-    x = nnx.max_pool(jnp.tanh(convolve(images, model.conv1)), (2, 2), (2, 2))
-    x = nnx.max_pool(nnx.relu(convolve(x, model.conv2)), (2, 2), (2, 2), "SAME")
-    x = nnx.max_pool(nnx.leaky_relu(x, 0.3), (2, 2), (2, 2), "SAME")
-    x = nnx.relu(model.dense1(x.reshape(2, -1)))
-    expected = model.head.linear(nnx.relu(model.dense2(x)))
-    np.testing.assert_allclose(model(images, train=False), expected, atol=1e-5)
+        # Biases start at zero, where a forgotten one would not be seen.
+        model.conv1.bias[...] = jnp.linspace(-1, 1, 32)
+        model.conv2.bias[...] = jnp.linspace(1, -1, 32)
+        x = nnx.max_pool(jnp.tanh(convolve(images, model.conv1)), (2, 2), (2, 2))
+        x = nnx.max_pool(nnx.relu(convolve(x, model.conv2)), (2, 2), (2, 2), "SAME")
+        x = nnx.max_pool(nnx.leaky_relu(x, 0.3), (2, 2), (2, 2), "SAME")
+        x = nnx.relu(model.dense1(x.reshape(2, -1)))
+        return model(images, train=False), model.head.linear(nnx.relu(model.dense2(x)))
+
+    ours, expected = compute(jax.random.normal(jax.random.key(1), (2, image_px, image_px, 1)))
+    np.testing.assert_allclose(ours, expected, atol=1e-5)
 
 
 def test_training_drops_places_by_each_images_own_key():
-    model = make_flatiron(32)
     images = jnp.tile(jax.random.normal(jax.random.key(1), (1, 32, 32, 1)), (3, 1, 1, 1))
     keys = jax.random.split(jax.random.key(2), 2)[jnp.array([0, 1, 0])]
-    first, other, same = model(images, train=True, keys=keys)
+    train = jax.jit(lambda images, keys: make_flatiron(32)(images, train=True, keys=keys))
+    first, other, same = train(images, keys)
     np.testing.assert_allclose(first, same, rtol=1e-5)
     assert abs(first - other) > 1e-3

@@ -221,11 +221,11 @@ def test_without_torch_a_pickle_is_refused_with_the_way_out(tmp_path, monkeypatc
         read_tensors(tmp_path / "a.pth")
 
 
-def test_training_starts_from_the_file_and_goes_on_without_it(data_dir, tmp_path):
+def test_training_starts_from_the_file_and_goes_on_without_it(make_config, tmp_path):
     path = tmp_path / "weights.safetensors"
     path.write_bytes(stored("vgg16").read_bytes())
-    fields = {"vgg_width": 2, "vgg_dense_widths": (), "image_px": 32, "batch_size": 32, "epochs": 1, "ema_decay": 0.9}
-    config = config_from_dict({"data_dir": str(data_dir), "model": "vgg16", "pretrained": str(path), **fields})
+    fields = {"model": "vgg16", "vgg_width": 2, "vgg_dense_widths": (), "pretrained": str(path), "epochs": 1}
+    config = make_config(**fields)
     mesh = make_mesh()
     state = start_pretrained(config, init_state(config, make_optimizer(config.optimizer, 1), mesh), mesh)
     _, loaded = load(path, "vgg16", vgg_dense_widths=())

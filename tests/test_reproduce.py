@@ -1,15 +1,14 @@
 """experiments/reproduce.py: its table is of the runs that it trained, and a second start trains nothing again."""
 
 import csv
+import functools
 import json
-import os
 import pathlib
 import statistics
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from forked import run_script
 
 from experiments.systems import LEAKY, SYSTEMS
 from pneumojax import metrics
@@ -17,21 +16,15 @@ from pneumojax.errors import UserError
 from pneumojax.predictions import Predictions
 from pneumojax.statistics import compute_mean_metrics
 
-ROOT = pathlib.Path(__file__).parents[1]
 
-
-def reproduce(*arguments):
-    return subprocess.run(
-        [sys.executable, "experiments/reproduce.py", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1"},
-    )
+@pytest.fixture(scope="module")
+def reproduce(processes, tmp_path_factory):
+    """`reproduce(...)`: the script."""
+    return functools.partial(run_script, processes, tmp_path_factory.mktemp("printed"), "experiments/reproduce.py")
 
 
 @pytest.fixture(scope="module")
-def reproduced(data_dir, tmp_path_factory):
+def reproduced(reproduce, data_dir, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("reproduce")
     command = ("--quick", f"--data_dir={data_dir}", f"--workdir={workdir}", f"--systems=e1,{LEAKY}", "--seeds=2")
     done = reproduce(*command)
@@ -71,26 +64,20 @@ def test_the_table_holds_the_means_over_the_seeds_of_the_runs_own_figures(reprod
         assert "A smoke test" in text and "Leaky protocol" in text and "multilayer perceptron" in text
 
 
-def test_a_second_start_trains_nothing_again(reproduced):
+def test_a_second_start_trains_nothing_again_also_after_a_kill_before_a_cost_was_written(reproduce, reproduced):
     workdir, command, _ = reproduced
-    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.parent != workdir and path.is_file()}
-    table = (workdir / "results.csv").read_text()
-    (workdir / "results.csv").unlink()
-    assert reproduce(*command).returncode == 0
-    assert (workdir / "results.csv").read_text() == table
-    assert {path: path.stat().st_mtime_ns for path in before} == before
-
-
-def test_a_run_that_was_killed_before_its_cost_was_written_is_no_obstacle(reproduced):
-    workdir, command, _ = reproduced
-    cost = workdir / "e1" / "seed_0" / "cost.json"
+    cost, table = workdir / "e1" / "seed_0" / "cost.json", (workdir / "results.csv").read_text()
     earlier = cost.read_text()
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.parent != workdir and path.is_file()}
+    del before[cost]
     cost.unlink()
+    (workdir / "results.csv").unlink()
     done = reproduce(*command)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("1 system, mean") == 1
+    assert (workdir / "results.csv").read_text() == table
+    assert {path: path.stat().st_mtime_ns for path in before} == before
     assert json.loads(cost.read_text())["images_per_second"] == json.loads(earlier)["images_per_second"]
-    cost.write_text(earlier)
 
 
 def test_the_leaky_protocol_chooses_on_test_and_says_so(reproduced):
@@ -101,7 +88,7 @@ def test_the_leaky_protocol_chooses_on_test_and_says_so(reproduced):
 
 
 @pytest.mark.parametrize("argument", ["--systems=a1,z9", "--systems="])
-def test_systems_that_do_not_exist_are_named(argument):
+def test_systems_that_do_not_exist_are_named(reproduce, argument):
     done = reproduce("--quick", argument)
     assert done.returncode == 1
     assert "is not a system. There are a1, a2" in done.stderr and "Traceback" not in done.stderr

@@ -24,34 +24,42 @@ def test_parameter_count_is_the_published_one_for_a_grey_stem():
 @pytest.mark.parametrize(("image_px", "dense_widths"), [(50, (16, 8)), (64, ())])
 def test_it_is_five_stages_of_plain_convolutions(image_px, dense_widths):
     config = ModelConfig(model="vgg16", vgg_width=4, vgg_dense_widths=dense_widths)
-    model = make_model(config, image_px, jax.random.key(0))
     images = np.random.default_rng(0).normal(size=(2, image_px, image_px, 1)).astype(np.float32)
-    x = images
-    for stage, convolutions in enumerate((2, 2, 3, 3, 3), start=1):
-        for i in range(1, convolutions + 1):
-            conv = getattr(model, f"stage{stage}_conv{i}")
-            conv.bias[...] = jnp.linspace(-0.1, 0.1, conv.bias.shape[0])
-            x = nnx.relu(jax.lax.conv_general_dilated(
-                x, conv.kernel[...], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-            ) + conv.bias[...])  # fmt: skip
-        x = nnx.max_pool(x, (2, 2), (2, 2))
-    assert x.shape == (2, image_px // 32, image_px // 32, 32)
-    if dense_widths:
-        x = nnx.relu(model.dense2(nnx.relu(model.dense1(average_to(x, 7).reshape(2, -1)))))
-    else:
-        x = x.mean((1, 2))
-    np.testing.assert_allclose(model(images, train=False), model.head.linear(x), atol=1e-5)
+
+    @jax.jit
+    def compute(images):
+        model = make_model(config, image_px, jax.random.key(0))
+        x = images
+        for stage, convolutions in enumerate((2, 2, 3, 3, 3), start=1):
+            for i in range(1, convolutions + 1):
+                conv = getattr(model, f"stage{stage}_conv{i}")
+                conv.bias[...] = jnp.linspace(-0.1, 0.1, conv.bias.shape[0])
+                x = nnx.relu(jax.lax.conv_general_dilated(
+                    x, conv.kernel[...], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+                ) + conv.bias[...])  # fmt: skip
+            x = nnx.max_pool(x, (2, 2), (2, 2))
+        assert x.shape == (2, image_px // 32, image_px // 32, 32)
+        if dense_widths:
+            x = nnx.relu(model.dense2(nnx.relu(model.dense1(average_to(x, 7).reshape(2, -1)))))
+        else:
+            x = x.mean((1, 2))
+        return model(images, train=False), model.head.linear(x)
+
+    ours, plain = compute(images)
+    np.testing.assert_allclose(ours, plain, atol=1e-5)
 
 
 @pytest.mark.parametrize("side", [1, 3, 7, 15])
 def test_average_to_averages_the_places_that_each_place_covers(side):
-    images = jax.random.normal(jax.random.key(side), (2, side, side, 3))
+    images = np.random.default_rng(side).normal(size=(2, side, side, 3)).astype(np.float32)
     first = [i * side // 7 for i in range(7)]
     last = [-(-(i + 1) * side // 7) for i in range(7)]
     expected = np.array([
         [images[:, first[i] : last[i], first[j] : last[j]].mean((1, 2)) for j in range(7)] for i in range(7)
     ])  # fmt: skip
-    np.testing.assert_allclose(average_to(images, 7), expected.transpose(2, 0, 1, 3), atol=1e-6)
+    np.testing.assert_allclose(
+        jax.jit(average_to, static_argnums=1)(images, 7), expected.transpose(2, 0, 1, 3), atol=1e-6
+    )
 
 
 def test_an_image_too_small_to_be_halved_five_times_is_halved_to_one_place():
@@ -62,8 +70,12 @@ def test_an_image_too_small_to_be_halved_five_times_is_halved_to_one_place():
 
 
 def test_training_drops_units_in_front_of_the_second_dense_layer_and_of_the_head():
-    model = make_model(TINY, 32, jax.random.key(0))
-    images = jnp.ones((4, 32, 32, 1))
-    logits = model(images, train=True, keys=jax.random.split(jax.random.key(2), 4))
-    assert len(np.unique(logits)) == 4
-    np.testing.assert_array_equal(np.ptp(model(images, train=False)), 0)
+    @jax.jit
+    def compute(key):
+        model = make_model(TINY, 32, key)
+        images = jnp.ones((4, 32, 32, 1))
+        return model(images, train=True, keys=jax.random.split(key, 4)), model(images, train=False)
+
+    trained, predicted = compute(jax.random.key(0))
+    assert len(np.unique(trained)) == 4
+    np.testing.assert_array_equal(np.ptp(predicted), 0)

@@ -1,0 +1,45 @@
+"""Scripts as a user runs them, each in a process of its own, but forked from one that has done the imports."""
+
+import os
+import pathlib
+import runpy
+import subprocess
+import sys
+
+import jax
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def run_script(processes, folder, script, *arguments, devices=1, timeout=100, **environment):
+    """What `subprocess.run` returns of a script.
+
+    Args:
+      processes: the fixture.
+      folder: where what the script prints is kept.
+      script: its path in the project.
+      *arguments: its command line.
+      devices: how many the script sees.
+      timeout: in seconds.
+      **environment: variables.
+    """
+    printed = folder / "stdout", folder / "stderr"
+    arguments = [os.fspath(argument) for argument in arguments]
+    process = processes.Process(target=_start, args=(printed, script, arguments, devices, environment))
+    process.start()
+    process.join(timeout)
+    if process.is_alive():
+        process.kill()
+        raise subprocess.TimeoutExpired([script, *arguments], timeout)
+    return subprocess.CompletedProcess(script, process.exitcode, *(path.read_text() for path in printed))
+
+
+def _start(printed, script, arguments, devices, environment):
+    for descriptor, path in enumerate(printed, 1):
+        with path.open("wb") as file:
+            os.dup2(file.fileno(), descriptor)
+    os.chdir(ROOT)
+    os.environ.update(environment)
+    jax.config.update("jax_num_cpu_devices", devices)
+    sys.argv = [script, *arguments]
+    runpy.run_path(str(ROOT / script), run_name="__main__")
