@@ -38,10 +38,11 @@ def initialize(multihost: bool) -> None:
                 for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
             )
             jax.distributed.initialize(num_processes=processes, process_id=process)
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, IndexError) as error:  # The last for an address without a port.
             raise UserError(
                 f"multihost: the processes do not find each other ({error}). Start it under Slurm, Open MPI, GKE or "
-                "Cloud TPU, or set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID in each process."
+                "Cloud TPU, or set JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID in each "
+                "process."
             ) from error
 
 
