@@ -56,13 +56,19 @@ def name_lost_process() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = str(error.__cause__ or error)  # An error of checkpoints stands for its cause.
-        if jax.process_count() == 1 or not any(word in reason for word in _LOST):
+        if not tells_lost_process(error):
             raise
+        reason = str(error.__cause__ or error).splitlines()[0]
         raise LostProcessError(
-            f"another process of this run has ended or cannot be reached ({reason.splitlines()[0]}). Start all "
-            "processes again with the same command: the run goes on from its last checkpoint."
+            f"another process of this run has ended or cannot be reached ({reason}). Start all processes again with "
+            "the same command: the run goes on from its last checkpoint."
         ) from error
+
+
+def tells_lost_process(error: Exception) -> bool:
+    """Whether an error means that another process of the run is gone."""
+    reason = str(error.__cause__ or error)  # An error of checkpoints stands for its cause.
+    return jax.process_count() > 1 and any(word in reason for word in _LOST)
 
 
 def make_mesh() -> Mesh:
