@@ -32,7 +32,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from pneumojax.config import config_fields, config_from_dict, config_to_dict
 from pneumojax.errors import Diverged, UserError
-from pneumojax.sharding import put
+from pneumojax.sharding import put, tells_lost_process
 from pneumojax.state import TrainState
 
 
@@ -66,11 +66,17 @@ def open_checkpoints(
         checkpoints = ocp.CheckpointManager(
             _directory(workdir), options=options, item_names=("state", "checksum", "run")
         )
+    waits = True
     try:
         yield checkpoints
+    except Exception as error:
+        # The lost process would never finish its part of a save that is under way: in the end JAX would abort.
+        waits = not tells_lost_process(error)
+        raise
     finally:
-        with _sentences(checkpoints.directory, "written"):
-            checkpoints.close()
+        if waits:
+            with _sentences(checkpoints.directory, "written"):
+                checkpoints.close()
 
 
 def save_checkpoint(

@@ -48,10 +48,11 @@ def initialize(multihost: bool) -> None:
                 for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
             )
             jax.distributed.initialize(num_processes=processes, process_id=process)
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, IndexError) as error:  # The last for an address without a port.
             raise UserError(
                 f"multihost: the processes do not find each other ({error}). Start it under Slurm, Open MPI, GKE or "
-                "Cloud TPU, or set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID in each process."
+                "Cloud TPU, or set JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID in each "
+                "process."
             ) from error
 
 
@@ -65,13 +66,19 @@ def name_lost_process() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = str(error.__cause__ or error)  # An error of checkpoints stands for its cause.
-        if jax.process_count() == 1 or not any(word in reason for word in _LOST):
+        if not tells_lost_process(error):
             raise
+        reason = str(error.__cause__ or error).splitlines()[0]
         raise LostProcessError(
-            f"another process of this run has ended or cannot be reached ({reason.splitlines()[0]}). Start all "
-            "processes again with the same command: the run goes on from its last checkpoint."
+            f"another process of this run has ended or cannot be reached ({reason}). Start all processes again with "
+            "the same command: the run goes on from its last checkpoint."
         ) from error
+
+
+def tells_lost_process(error: Exception) -> bool:
+    """Whether an error means that another process of the run is gone."""
+    reason = str(error.__cause__ or error)  # An error of checkpoints stands for its cause.
+    return jax.process_count() > 1 and any(word in reason for word in _LOST)
 
 
 def make_mesh() -> Mesh:

@@ -4,7 +4,9 @@ import contextlib
 import dataclasses
 import datetime
 import fcntl
+import hashlib
 import importlib.metadata
+import json
 import logging
 import pathlib
 import platform
@@ -444,8 +446,10 @@ def hold_workdir(workdir: pathlib.Path, run: dict, restart: bool) -> Iterator[No
       restart: delete what an earlier run left in the workdir.
 
     Raises:
-      UserError: another training is running there, or the workdir is of another run or program.
+      UserError: another training is running there, the workdir is of another run or program, or the processes were
+        started with different configs or data.
     """
+    _check_same_start(run)
     with contextlib.ExitStack() as stack:
         refusal = None
         if jax.process_index() == 0:
@@ -466,6 +470,21 @@ def hold_workdir(workdir: pathlib.Path, run: dict, restart: bool) -> Iterator[No
         if refused:
             raise UserError("process 0 refuses the workdir; its own message says why.")
         yield
+
+
+def _check_same_start(run: dict) -> None:
+    """Raises a UserError where the processes do not all start the same run: what they reduce would not belong together.
+
+    Where the files lie may differ.
+    """
+    config = {name: value for name, value in run["config"].items() if name not in ("data_dir", "pretrained")}
+    content = json.dumps([config, run["data"]["fingerprint"], run["pretrained_sha256"]], sort_keys=True)
+    number = int(hashlib.sha256(content.encode()).hexdigest()[:7], 16)  # JAX's integers have 32 bits.
+    if highest_of_processes(number) != -highest_of_processes(-number):
+        raise UserError(
+            "multihost: the processes were started with different configs or data. Start each with the same command "
+            "on the same data."
+        )
 
 
 def _prepare_workdir(workdir: pathlib.Path, run: dict, restart: bool) -> None:

@@ -228,3 +228,17 @@ def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
         save(tmp_path, [good, bad], [0.5, None])
     with checkpoint.open_checkpoints(tmp_path) as checkpoints:
         assert list(checkpoints.all_steps()) == [10]
+
+
+@pytest.mark.parametrize(("reason", "closes"), [("Gloo all-reduce failed", False), ("out of memory", True)])
+def test_where_another_process_is_lost_nobody_waits_for_its_part_of_a_save(tmp_path, monkeypatch, reason, closes):
+    closed = []
+
+    def fail(checkpoints):
+        monkeypatch.setattr(checkpoints, "close", lambda: closed.append(True))
+        monkeypatch.setattr(jax, "process_count", lambda: 2)
+        raise RuntimeError(reason)
+
+    with pytest.raises(RuntimeError, match=reason), checkpoint.open_checkpoints(tmp_path) as checkpoints:
+        fail(checkpoints)
+    assert bool(closed) == closes

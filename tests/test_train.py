@@ -16,6 +16,7 @@ import pytest
 
 from pneumojax import checkpoint, evaluate, steps, train
 from pneumojax.errors import LostProcessError, UserError
+from pneumojax.sharding import initialize
 from pneumojax.train import fit
 
 
@@ -614,6 +615,30 @@ def fit_and_tell(*arguments):
 def test_a_workdir_that_process_0_refuses_ends_all_processes(make_config, tmp_path, processes):
     (tmp_path / "config.json").write_text("{}")
     assert join_all(start_together(processes, 2, fit_and_tell, make_config(multihost=True), tmp_path)) == [3, 3]
+
+
+def start_without_port():
+    os.environ.update(JAX_COORDINATOR_ADDRESS="localhost", JAX_NUM_PROCESSES="1", JAX_PROCESS_ID="0")
+    with pytest.raises(UserError, match="do not find each other .* JAX_COORDINATOR_ADDRESS .host:port."):
+        initialize(multihost=True)
+
+
+def test_an_address_without_a_port_ends_in_a_sentence(processes):
+    assert join_all([start(processes, start_without_port)]) == [0]
+
+
+def fit_another_run(number, count, port, devices, configs, workdir):
+    """Ends with code 3 if the start is refused because each process has a config of its own."""
+    join_processes(number, count, port, devices)
+    with pytest.raises(UserError, match="started with different configs or data"):
+        fit(configs[number], workdir)
+    os._exit(3)
+
+
+def test_processes_with_different_configs_are_refused_before_anything_is_written(make_config, tmp_path, processes):
+    configs = [make_config(model="mlp", seed=seed, multihost=True) for seed in (1, 2)]
+    assert join_all(start_together(processes, 2, fit_another_run, configs, tmp_path / "run")) == [3, 3]
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.fixture
