@@ -14,7 +14,7 @@ from pneumojax import data
 from pneumojax.config import DataConfig
 from pneumojax.data import load_split, make_epoch_batches, make_eval_batches, read_record, split_epoch
 from pneumojax.errors import UserError
-from pneumojax.images import decode_image
+from pneumojax.images import DECODER_VERSION, decode_image
 from tfds_builder import kermany_pneumonia
 from tfds_builder.kermany_pneumonia import phantom
 
@@ -157,7 +157,7 @@ def test_a_write_cut_short_leaves_no_cache(config, monkeypatch, error, caplog):
                 load_split(config, "validation")
     assert decoded(config) == []
     whole = load_split(config, "validation")
-    assert [path.name for path in decoded(config)] == [f"validation-16px-v2-{whole.fingerprint[:16]}"]
+    assert [path.name for path in decoded(config)] == [f"validation-16px-v{DECODER_VERSION}-{whole.fingerprint[:16]}"]
     if isinstance(error, OSError):
         assert_same(split, whole)
 

@@ -23,8 +23,8 @@ def config(data_dir):
 def explored(config, draw_pictures, tmp_path_factory):
     """(tables, folder, names of the splits that were loaded, average images that were drawn)."""
     folder, loaded, averages = tmp_path_factory.mktemp("explored") / "new", [], {}
-    draw = figures.save_average_images
     with draw_pictures(), pytest.MonkeyPatch.context() as patch:
+        draw = figures.save_average_images
         patch.setattr(explore, "load_split", lambda of, name: loaded.append(name) or load_split(of, name))
         patch.setattr(
             figures, "save_average_images", lambda path, of, *rest: averages.update(of) or draw(path, of, *rest)

@@ -145,11 +145,13 @@ def test_a_run_that_the_report_stops_can_be_opened_and_goes_on_bitwise(finished,
     assert_same_run(tmp_path, finished[0])
 
 
-def test_a_streamed_run_is_bitwise_the_resident_one_stopped_or_not(finished, make_config, tmp_path):
+def test_a_streamed_run_is_bitwise_the_resident_one_stopped_or_not(make_config, compile_as_users_do, tmp_path):
     config = make_config(loader="stream")
-    assert fit(config, tmp_path, report=stop_at(8)).step < 18
-    fit(config, tmp_path)
-    assert_same_run(tmp_path, finished[0])
+    with compile_as_users_do():
+        fit(make_config(), tmp_path / "resident")
+        assert fit(config, tmp_path / "streamed", report=stop_at(8)).step < 18
+        fit(config, tmp_path / "streamed")
+    assert_same_run(tmp_path / "streamed", tmp_path / "resident")
 
 
 def test_streamed_predictions_are_bitwise_the_resident_ones(finished, make_config):
