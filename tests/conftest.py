@@ -8,6 +8,7 @@ import inspect
 import multiprocessing
 import os
 import shutil
+import signal
 import tempfile
 
 # What one test compiled, neither the next one nor a process that it starts compiles again, nor another worker.
@@ -23,6 +24,9 @@ OLD_EMITTERS = importlib.metadata.version("jax") < "0.11"
 FAST_TO_COMPILE = "--xla_backend_optimization_level=0" + " --xla_cpu_use_fusion_emitters=false" * OLD_EMITTERS
 if FAST_TO_COMPILE not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FAST_TO_COMPILE}"
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and all that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
