@@ -26,8 +26,8 @@ def find_commit() -> str | None:
 
 
 def own_words() -> list[str]:
-    """The words of the command but --resume: what the rows of a continued command share."""
-    return [word for word in sys.argv[1:] if word.lstrip("-") != "resume"]
+    """The words of the command, the same when it is continued with --resume, and without where a peer's Python lies."""
+    return [word for word in sys.argv[1:] if word.lstrip("-").split("=")[0] not in ("resume", "peer_python")]
 
 
 def describe_machine() -> dict:

@@ -29,14 +29,8 @@ LIGHT = {
     "model": "mlp",
     "epochs": 2,
     "optimizer": "sgd",
-    "rotate_degrees": 0.0,
-    "shift": 0.0,
-    "zoom": 0.0,
-    "crop_min_area": 1.0,
     "contrast": 0.0,
     "gamma": 0.0,
-    "erase_probability": 0.0,
-    "mixup_alpha": 0.0,
 }
 SWEEP = """
 learning_rate = [0.02, 0.05]

@@ -503,14 +503,8 @@ SPREAD = {
     "cnn_widths": (4,),
     "optimizer": "sgd",
     "learning_rate": 0.05,
-    "rotate_degrees": 0.0,
-    "shift": 0.0,
-    "zoom": 0.0,
-    "crop_min_area": 1.0,
     "contrast": 0.0,
     "gamma": 0.0,
-    "erase_probability": 0.0,
-    "mixup_alpha": 0.0,
 }
 
 
