@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from pneumojax import figures
+from experiments.benchmark_figures import save_roofline, save_speeds
 from pneumojax.page import Picture, Section, Table, load_picture, render_page
 from pneumojax.writer import write_text
 
@@ -187,7 +187,7 @@ def draw_speeds(results: pathlib.Path, rows: list[dict]) -> list[Picture]:
             if curves:
                 path = results.with_name(f"{what}_{varied}.png")
                 title = f"{what.capitalize()}: images/s by {label[0].lower()}{label[1:]}"
-                figures.save_speeds(path, curves, label, title, ideal=varied in ("devices", "replicas"))
+                save_speeds(path, curves, label, title, ideal=varied in ("devices", "replicas"))
                 pictures.append(load_picture(path, title))
     return pictures
 
@@ -210,7 +210,7 @@ def draw_roofline(results: pathlib.Path, rows: list[dict]) -> Picture | None:
     if not points:
         return None
     path = results.with_name("roofline.png")
-    figures.save_roofline(path, points, roofs)
+    save_roofline(path, points, roofs)
     return load_picture(path, "Roofline")
 
 

@@ -137,7 +137,7 @@ def train_and_evaluate(path: pathlib.Path, config: Config, split: str) -> int | 
 
 def write_results(workdir: pathlib.Path, paths: list[pathlib.Path], split: str, record: dict) -> None:
     """Writes results.md, results.csv and results.html of the runs that are finished."""
-    from pneumojax import figures
+    from pneumojax.figures.intervals import save_reported
     from pneumojax.page import load_picture, render_page
 
     results = collect_results(paths, split)
@@ -158,7 +158,7 @@ def write_results(workdir: pathlib.Path, paths: list[pathlib.Path], split: str, 
         rows = [
             {"name": f"{figure}  {name}", "reported": value, "ours": ours} for name, figure, value, ours in reported
         ]
-        figures.save_reported(workdir / "results.png", rows, split)
+        save_reported(workdir / "results.png", rows, split)
         picture = load_picture(workdir / "results.png", "Reported figures beside ours", wide=True)
         sections[0] = dataclasses.replace(sections[0], blocks=[picture, *sections[0].blocks])
     page = render_page(TITLE, lead, [*sections, describe_presets(results)], warning)

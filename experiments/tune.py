@@ -99,7 +99,7 @@ def suggest_next(workdir: pathlib.Path) -> list[str]:
 
 def write_results(search) -> str:
     """Writes trials.csv, best.flags, tune.png and tune.html; returns the table of the best trials, or nothing."""
-    from pneumojax import figures
+    from pneumojax.figures.search import save_search
     from pneumojax.search import compute_importances, find_best, list_trials
 
     rows = list_trials(search)
@@ -112,7 +112,7 @@ def write_results(search) -> str:
         config = apply_values(search.base, best["values"])
         write_text(workdir / "best.flags", format_best(best, rows, config))
     scales = {name: find_scale(values) for name, values in search.space.items()}
-    figures.save_search(workdir / "tune.png", rows, scales, importances)
+    save_search(workdir / "tune.png", rows, scales, importances)
     write_text(workdir / "tune.html", format_page(search, rows, importances, best))
     table = format_table(rank(rows)[:TOLD_TRIALS], list(search.space))
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]

@@ -8,11 +8,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pneumojax import figures, metrics
+from pneumojax import metrics
 from pneumojax.baselines import BASELINE_PX, BASELINES, Baseline, UninformativeError, compute_scores
 from pneumojax.data import SUBTYPES, Split, load_split
 from pneumojax.errors import UserError
 from pneumojax.evaluate import Run, check_data, compute_probabilities, load_threshold, predict
+from pneumojax.figures.data import save_images
+from pneumojax.figures.intervals import save_intervals
 from pneumojax.page import Section, Table, load_picture, render_page
 from pneumojax.shortcuts import ALTERATIONS, LUNGS_AREA, Alteration
 from pneumojax.statistics import BOOTSTRAP_RESAMPLES, BOOTSTRAP_SEED
@@ -79,7 +81,7 @@ def audit(run: Run, split_name: str) -> dict:
         images = alteration.alter(split.images)
         scores = metrics.compute_binary_scores(compute_probabilities(predict(run, images)))
         captions = [f"{SUBTYPES[split.subtypes[i]]}, score {scores[i]:.2f}" for i in examples]
-        figures.save_images(pictures / f"{name}.png", images[examples], len(examples), captions)
+        save_images(pictures / f"{name}.png", images[examples], len(examples), captions)
         altered[name] = _describe(alteration) | {"metrics": summarise(scores, "auroc", "sensitivity", "specificity")}
 
     baselines = {}
@@ -112,7 +114,7 @@ def audit(run: Run, split_name: str) -> dict:
         heading: {row["title"]: row["metrics"]["auroc"] for row in rows.values()}
         for heading, rows in ((NETWORK, altered), (NO_NETWORK, baselines))
     }
-    figures.save_intervals(pictures / "auroc.png", groups, f"{split_name}, {len(split):,} images")
+    save_intervals(pictures / "auroc.png", groups, f"{split_name}, {len(split):,} images")
     write_text(directory / "audit.html", _render(results, pictures))
     write_json(directory / "audit.json", results)  # last: where it is, the rest is too
     return results

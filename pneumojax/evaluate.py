@@ -15,12 +15,21 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from pneumojax import figures, metrics
+from pneumojax import metrics
 from pneumojax.calibration import apply_temperature, fit_temperature, shift_prevalence
 from pneumojax.checkpoint import check_shapes, find_replicas, load_run
 from pneumojax.config import AugmentConfig, Config, ThresholdConfig, config_from_dict
 from pneumojax.data import Split, load_split, make_eval_batches, read_record
 from pneumojax.errors import UserError
+from pneumojax.figures.evaluation import (
+    save_confusion_matrix,
+    save_decision_curve,
+    save_precision_recall,
+    save_predictive_values,
+    save_reliability,
+    save_roc,
+)
+from pneumojax.figures.training import save_learning_curves
 from pneumojax.report import make_report
 from pneumojax.sharding import make_mesh, put
 from pneumojax.statistics import BOOTSTRAP_RESAMPLES, BOOTSTRAP_SEED, compute_curves, compute_statistics
@@ -581,28 +590,26 @@ def _format_predictions(
 
 def _draw(run: Run | Ensemble, split: Split, curves: dict, results: dict, directory: pathlib.Path) -> None:
     values, threshold = results["metrics"], results["threshold"]["value"]
-    figures.save_roc(directory / "roc.png", curves["roc"], values, threshold, split.name)
-    figures.save_precision_recall(
-        directory / "precision_recall.png", curves["precision_recall"], values, threshold, split.name
-    )
-    figures.save_reliability(directory / "reliability.png", curves["reliability"], results["calibration"], split.name)
-    figures.save_decision_curve(directory / "decision_curve.png", curves["decision_curve"], split.name)
-    figures.save_predictive_values(
+    save_roc(directory / "roc.png", curves["roc"], values, threshold, split.name)
+    save_precision_recall(directory / "precision_recall.png", curves["precision_recall"], values, threshold, split.name)
+    save_reliability(directory / "reliability.png", curves["reliability"], results["calibration"], split.name)
+    save_decision_curve(directory / "decision_curve.png", curves["decision_curve"], split.name)
+    save_predictive_values(
         directory / "predictive_values.png", curves["predictive_values"], results["counts"], threshold, split.name
     )
     confusion = results["counts"]["confusion_matrix"]
-    figures.save_confusion_matrix(
+    save_confusion_matrix(
         directory / "confusion_matrix.png", np.array(confusion["at_threshold"]), ("NORMAL", "PNEUMONIA"), split.name
     )
     if "most_probable_class" in confusion:
-        figures.save_confusion_matrix(
+        save_confusion_matrix(
             directory / "confusion_matrix_three_class.png",
             np.array(confusion["most_probable_class"]),
             run.info["class_names"],
             split.name,
         )
     rows, selection_split = read_rows(run.workdir / "metrics.jsonl"), run.config.data.selection_split
-    figures.save_learning_curves(directory / "learning_curves.png", rows, selection_split)
+    save_learning_curves(directory / "learning_curves.png", rows, selection_split)
 
 
 def _now() -> str:

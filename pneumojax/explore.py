@@ -7,9 +7,16 @@ import pathlib
 
 import numpy as np
 
-from pneumojax import figures
 from pneumojax.config import DataConfig
 from pneumojax.data import SUBTYPES, Split, load_split, read_record
+from pneumojax.figures.data import (
+    save_average_images,
+    save_class_counts,
+    save_distributions,
+    save_images,
+    save_images_per_patient,
+    save_sizes,
+)
 from pneumojax.page import Picture, Section, Table, load_picture, render_page
 from pneumojax.writer import write_text
 
@@ -44,10 +51,10 @@ def explore(config: DataConfig, directory: pathlib.Path) -> list[Table]:
     numbers = np.unique(train.patient_ids, return_counts=True)[1]
     brightness = train.images.mean(axis=(1, 2))
 
-    figures.save_class_counts(directory / "classes.png", record["counts"])
-    figures.save_average_images(directory / "averages.png", _average(train), title)
-    figures.save_sizes(directory / "sizes.png", train.widths, train.heights, train.subtypes, SUBTYPES, title)
-    figures.save_distributions(
+    save_class_counts(directory / "classes.png", record["counts"])
+    save_average_images(directory / "averages.png", _average(train), title)
+    save_sizes(directory / "sizes.png", train.widths, train.heights, train.subtypes, SUBTYPES, title)
+    save_distributions(
         directory / "brightness.png",
         brightness,
         train.subtypes,
@@ -55,11 +62,11 @@ def explore(config: DataConfig, directory: pathlib.Path) -> list[Table]:
         "Mean grey level of an image, 0 to 255",
         f"Brightness\n{title}",
     )
-    figures.save_images_per_patient(directory / "patients.png", numbers, title)
+    save_images_per_patient(directory / "patients.png", numbers, title)
     samples = {}
     for name, chosen in _choose_samples(train).items():
         path = directory / f"samples_{name.lower()}.png"
-        figures.save_images(path, train.images[chosen], SAMPLE_COLUMNS, title=f"{name}, {len(chosen)} images of train")
+        save_images(path, train.images[chosen], SAMPLE_COLUMNS, title=f"{name}, {len(chosen)} images of train")
         samples[name] = load_picture(path, f"images of {name}, drawn at random")
 
     pictures = {

@@ -13,11 +13,12 @@ from collections.abc import Callable
 
 import jax
 
-from pneumojax import figures, steps
+from pneumojax import steps
 from pneumojax.checkpoint import open_checkpoints, save_checkpoint, wait_for_checkpoints
 from pneumojax.config import PRETRAINABLE, Config
 from pneumojax.data import load_split, split_epoch
 from pneumojax.errors import UserError
+from pneumojax.figures.training import save_learning_curves
 from pneumojax.models import make_pretraining_model
 from pneumojax.optimizer import make_optimizer
 from pneumojax.pretrained import save_backbone
@@ -108,7 +109,7 @@ def pretrain(
             wait_for_checkpoints(checkpoints)
         backbone = workdir / "backbone.safetensors" if step == total_steps else None
         if jax.process_index() == 0 and (step > first_step or (backbone and not backbone.exists())):
-            figures.save_learning_curves(workdir / "learning_curves.png", read_rows(workdir / "metrics.jsonl"))
+            save_learning_curves(workdir / "learning_curves.png", read_rows(workdir / "metrics.jsonl"))
             if backbone:
                 save_backbone(backbone, config.model, jax.device_get(state.eval_variables()), data.fingerprint)
     return PretrainResult(step, total_steps, step - first_step, backbone, stopped_by or None)

@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from jax.sharding import Mesh
 
-from pneumojax import figures, steps
+from pneumojax import steps
 from pneumojax.checkpoint import (
     find_best,
     has_checkpoints,
@@ -26,6 +26,7 @@ from pneumojax.config import SWEPT, Config, config_to_dict, plan_replicas
 from pneumojax.data import Split, make_epoch_batches, make_eval_batches, split_epoch
 from pneumojax.errors import Diverged, UserError
 from pneumojax.evaluate import load_threshold, open_run
+from pneumojax.figures.training import save_learning_curves
 from pneumojax.losses import compute_class_weights
 from pneumojax.optimizer import make_optimizer
 from pneumojax.pretrained import check_pretraining_images
@@ -144,7 +145,7 @@ def fit_replicas(
         curves = workdir / "learning_curves.png"
         if trained_steps or not curves.exists():
             rows = read_rows(workdir / "metrics.jsonl")
-            figures.save_learning_curves(curves, rows, selection.name, f"mean of {len(replicas)} replicas")
+            save_learning_curves(curves, rows, selection.name, f"mean of {len(replicas)} replicas")
     return results
 
 
@@ -357,5 +358,5 @@ def _finish(
     curves = replica.workdir / "learning_curves.png"
     if trained_steps or not curves.exists():
         rows = read_rows(replica.workdir / "metrics.jsonl")
-        figures.save_learning_curves(curves, rows, replica.config.data.selection_split)
+        save_learning_curves(curves, rows, replica.config.data.selection_split)
     return FitResult(step, total_steps, steps_per_epoch, best_step, best_auroc, trained_steps, threshold, stopped_by)

@@ -11,7 +11,7 @@ from PIL import Image
 from pneumojax import page
 from pneumojax.config import Config, config_from_dict, config_to_dict
 from pneumojax.data import SUBTYPES, Split
-from pneumojax.figures import format_interval, format_range, format_score
+from pneumojax.formatting import format_interval, format_range, format_score
 
 NOT_A_DEVICE = "For research. Not a medical device: no output of it may decide about a patient."
 

@@ -20,7 +20,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from pneumojax import figures, metrics, steps
+from pneumojax import metrics, steps
 from pneumojax.checkpoint import (
     check_same_run,
     find_best,
@@ -36,6 +36,7 @@ from pneumojax.config import CLASS_NAMES, Config, config_to_dict
 from pneumojax.data import Split, load_split, make_epoch_batches, make_eval_batches, read_record, split_epoch
 from pneumojax.errors import Diverged, UserError
 from pneumojax.evaluate import compute_probabilities, load_threshold, make_predict_images, open_run
+from pneumojax.figures.training import save_learning_curves
 from pneumojax.losses import compute_class_weights
 from pneumojax.optimizer import make_optimizer, make_schedule
 from pneumojax.pretrained import check_pretraining_images, compute_sha256
@@ -167,7 +168,7 @@ def fit(
             threshold = load_threshold(open_run(workdir, "best", config.data.data_dir), config.threshold)
         curves = workdir / "learning_curves.png"
         if jax.process_index() == 0 and (step > first_step or not curves.exists()):
-            figures.save_learning_curves(curves, read_rows(workdir / "metrics.jsonl"), selection.name)
+            save_learning_curves(curves, read_rows(workdir / "metrics.jsonl"), selection.name)
     return FitResult(
         step=step,
         total_steps=total_steps,

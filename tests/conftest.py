@@ -4,7 +4,6 @@ import atexit
 import contextlib
 import functools
 import importlib.metadata
-import inspect
 import multiprocessing
 import os
 import shutil
@@ -61,26 +60,19 @@ def make_config(data_dir):
 @pytest.fixture(scope="session", autouse=True)
 def draw_pictures():
     """`with draw_pictures():` draws them. Elsewhere each is one white pixel: they take most of an evaluation's time."""
+    from matplotlib.figure import Figure
     from PIL import Image
 
-    from pneumojax import figures
-
-    white = Image.new("L", (1, 1), 255)
-    drawing = {name: draw for name, draw in vars(figures).items() if name.startswith("save_")}
-
-    def make_white(draw):
-        signature = inspect.signature(draw)
-        return lambda *args, **kwargs: white.save(signature.bind(*args, **kwargs).arguments["path"])
+    white, draw = Image.new("L", (1, 1), 255), Figure.savefig
 
     @contextlib.contextmanager
-    def use(functions):
+    def use(savefig):
         with pytest.MonkeyPatch.context() as patch:
-            for name, draw in functions.items():
-                patch.setattr(figures, name, draw)
+            patch.setattr(Figure, "savefig", savefig)
             yield
 
-    with use({name: make_white(draw) for name, draw in drawing.items()}):
-        yield lambda: use(drawing)
+    with use(lambda figure, path, **options: white.save(path, "png")):
+        yield lambda: use(draw)
 
 
 @pytest.fixture(scope="session")

@@ -59,9 +59,7 @@ def test_pictures_show_what_the_network_saw(audited, monkeypatch):
     run, results = audited
     seen, drawn = [], {}
     monkeypatch.setattr(audit, "predict", lambda run, images: seen.append(images) or evaluate.predict(run, images))
-    monkeypatch.setattr(
-        audit.figures, "save_images", lambda path, images, *_: drawn.update({path.stem: images}) or save(path)
-    )
+    monkeypatch.setattr(audit, "save_images", lambda path, images, *_: drawn.update({path.stem: images}) or save(path))
 
     def save(path):
         Image.new("L", (8, 8)).save(path)

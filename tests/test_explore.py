@@ -7,7 +7,7 @@ import pytest
 from forked import run_script
 from PIL import Image
 
-from pneumojax import explore, figures
+from pneumojax import explore
 from pneumojax.config import DataConfig
 from pneumojax.data import SUBTYPES, load_split
 
@@ -24,10 +24,10 @@ def explored(config, draw_pictures, tmp_path_factory):
     """(tables, folder, names of the splits that were loaded, average images that were drawn)."""
     folder, loaded, averages = tmp_path_factory.mktemp("explored") / "new", [], {}
     with draw_pictures(), pytest.MonkeyPatch.context() as patch:
-        draw = figures.save_average_images
+        draw = explore.save_average_images
         patch.setattr(explore, "load_split", lambda of, name: loaded.append(name) or load_split(of, name))
         patch.setattr(
-            figures, "save_average_images", lambda path, of, *rest: averages.update(of) or draw(path, of, *rest)
+            explore, "save_average_images", lambda path, of, *rest: averages.update(of) or draw(path, of, *rest)
         )
         return explore.explore(config, folder), folder, loaded, averages
 

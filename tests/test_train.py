@@ -487,7 +487,7 @@ def fit_in_process(number, count, port, devices, config, workdir):
     train.stream_rows = count_rows(read)
     if number:
         for module in (train, evaluate):
-            for name in ("append_row", "write_json", "write_text", "truncate_rows", "figures"):
+            for name in ("append_row", "write_json", "write_text", "truncate_rows", "save_learning_curves"):
                 if hasattr(module, name):
                     setattr(module, name, None)
     result = fit(config, workdir, report=lambda row, total_steps: reports.append(row))
