@@ -22,7 +22,7 @@ DATA_DIR = flags.DEFINE_string("data_dir", None, "folder of prepared data sets (
 def main() -> int:
     # Imports JAX: after the flags are known to be good.
     from pneumojax.audit import audit, make_tables
-    from pneumojax.evaluate import open_run
+    from pneumojax.runs import open_run
     from pneumojax.sharding import initialize
 
     initialize(multihost=False)

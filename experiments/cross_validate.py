@@ -41,7 +41,7 @@ def main() -> int:
     flags.FLAGS.folds = flags.FLAGS.folds or DEFAULT_FOLDS
     config, workdir = config_from_flags(), pathlib.Path(WORKDIR.value).expanduser()
     from pneumojax.cross_validation import evaluate_folds  # Imports JAX: after the flags are known to be good.
-    from pneumojax.evaluate import open_run
+    from pneumojax.runs import open_run
 
     paths = {workdir / f"fold_{i}": set_fold(config, i) for i in range(config.data.folds)}
     for number, (path, of_fold) in enumerate(paths.items()):

@@ -56,7 +56,8 @@ FIXED = flags.DEFINE_float("fixed_threshold", None, "threshold of rule fixed (de
 def main() -> int:
     # Imports JAX: after the flags are known to be good.
     from pneumojax.checkpoint import find_replicas
-    from pneumojax.evaluate import evaluate, open_ensemble, open_replicas, open_run
+    from pneumojax.evaluate import evaluate
+    from pneumojax.runs import open_ensemble, open_replicas, open_run
     from pneumojax.sharding import initialize
 
     initialize(multihost=False)

@@ -23,12 +23,14 @@ import numpy as np
 from PIL import Image
 
 from experiments.record import describe_machine
-from pneumojax import checkpoint, evaluate, steps
+from pneumojax import checkpoint, steps
 from pneumojax.config import Config, config_from_dict, config_to_dict
 from pneumojax.data import load_split, make_epoch_batches, make_eval_batches, split_epoch
 from pneumojax.errors import UserError
+from pneumojax.evaluate import evaluate
 from pneumojax.images import decode_image, decode_images
 from pneumojax.optimizer import make_optimizer
+from pneumojax.runs import Run
 from pneumojax.sharding import initialize, make_mesh, put
 from pneumojax.timing import compile_chunk, find_peak_flops
 from pneumojax.train import describe_run, fit
@@ -163,11 +165,11 @@ def start_evaluate(config: Config, case: dict):
     del case
     state = steps.init_state(config, make_optimizer(config.optimizer, 1), make_mesh())
     variables = jax.device_get(state.eval_variables())
-    run = evaluate.Run(_make_folder(), describe_run(config), config, variables, 0, "latest")
-    images = evaluate.evaluate(run, "validation")["counts"]["images"]
+    run = Run(_make_folder(), describe_run(config), config, variables, 0, "latest")
+    images = evaluate(run, "validation")["counts"]["images"]
 
     def repeat():
-        evaluate.evaluate(run, "validation")
+        evaluate(run, "validation")
         return {"images": images}
 
     return {}, repeat

@@ -110,7 +110,8 @@ def train_and_evaluate(path: pathlib.Path, config: Config, split: str) -> int | 
     """Trains and scores one run, or what is left of it; returns the signal that stopped it, or None."""
     import jax
 
-    from pneumojax.evaluate import evaluate, open_run
+    from pneumojax.evaluate import evaluate
+    from pneumojax.runs import open_run
     from pneumojax.train import fit
 
     cost = path / "cost.json"

@@ -103,9 +103,9 @@ class Racer:
 
         from pneumojax import steps
         from pneumojax.data import split_epoch
-        from pneumojax.evaluate import make_predict_images
         from pneumojax.losses import compute_class_weights
         from pneumojax.optimizer import make_optimizer
+        from pneumojax.predict import make_predict_images
         from pneumojax.sharding import initialize, make_mesh
         from pneumojax.train import check_batch_size, load_splits
 

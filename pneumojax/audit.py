@@ -12,10 +12,12 @@ from pneumojax import metrics
 from pneumojax.baselines import BASELINE_PX, BASELINES, Baseline, UninformativeError, compute_scores
 from pneumojax.data import SUBTYPES, Split, load_split
 from pneumojax.errors import UserError
-from pneumojax.evaluate import Run, check_data, compute_probabilities, load_threshold, predict
 from pneumojax.figures.data import save_images
 from pneumojax.figures.intervals import save_intervals
 from pneumojax.page import Section, Table, load_picture, render_page
+from pneumojax.predict import compute_probabilities, predict
+from pneumojax.runs import Run, check_data
+from pneumojax.selection import load_threshold
 from pneumojax.shortcuts import ALTERATIONS, LUNGS_AREA, Alteration
 from pneumojax.statistics import BOOTSTRAP_RESAMPLES, BOOTSTRAP_SEED
 from pneumojax.writer import write_json, write_text

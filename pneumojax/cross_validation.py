@@ -14,15 +14,10 @@ import numpy as np
 
 from pneumojax import metrics
 from pneumojax.data import Split, load_split, load_training_images
-from pneumojax.evaluate import (
-    Ensemble,
-    Run,
-    compute_probabilities,
-    load_calibration,
-    load_threshold,
-    predict,
-    write_evaluation,
-)
+from pneumojax.evaluate import write_evaluation
+from pneumojax.predict import compute_probabilities, predict
+from pneumojax.runs import Ensemble, Run
+from pneumojax.selection import load_calibration, load_threshold
 
 
 def evaluate_folds(runs: Sequence[Run], workdir: str | pathlib.Path) -> dict:

@@ -25,11 +25,12 @@ from pneumojax.checkpoint import (
 from pneumojax.config import SWEPT, Config, config_to_dict, plan_replicas
 from pneumojax.data import Split, make_epoch_batches, make_eval_batches, split_epoch
 from pneumojax.errors import Diverged, UserError
-from pneumojax.evaluate import load_threshold, open_run
 from pneumojax.figures.training import save_learning_curves
 from pneumojax.losses import compute_class_weights
 from pneumojax.optimizer import make_optimizer
 from pneumojax.pretrained import check_pretraining_images
+from pneumojax.runs import open_run
+from pneumojax.selection import load_threshold
 from pneumojax.sharding import initialize, make_mesh, measure_free_bytes, put
 from pneumojax.state import TrainState
 from pneumojax.train import (

@@ -35,11 +35,13 @@ from pneumojax.checkpoint import (
 from pneumojax.config import CLASS_NAMES, Config, config_to_dict
 from pneumojax.data import Split, load_split, make_epoch_batches, make_eval_batches, read_record, split_epoch
 from pneumojax.errors import Diverged, UserError
-from pneumojax.evaluate import compute_probabilities, load_threshold, make_predict_images, open_run
 from pneumojax.figures.training import save_learning_curves
 from pneumojax.losses import compute_class_weights
 from pneumojax.optimizer import make_optimizer, make_schedule
+from pneumojax.predict import compute_probabilities, make_predict_images
 from pneumojax.pretrained import check_pretraining_images, compute_sha256
+from pneumojax.runs import open_run
+from pneumojax.selection import load_threshold
 from pneumojax.sharding import initialize, make_mesh, name_lost_process, put
 from pneumojax.state import TrainState
 from pneumojax.stream import stream_rows

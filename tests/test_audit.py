@@ -10,9 +10,12 @@ from forked import run_script
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from pneumojax import audit, evaluate, metrics
+from pneumojax import audit, metrics
 from pneumojax.baselines import BASELINES
 from pneumojax.errors import UserError
+from pneumojax.predict import predict
+from pneumojax.runs import open_run
+from pneumojax.selection import score_split
 from pneumojax.shortcuts import ALTERATIONS
 from pneumojax.train import fit
 
@@ -22,7 +25,7 @@ def audited(make_config, tmp_path_factory):
     """A perceptron of 16 px, trained for an epoch, and its audit; not to be changed."""
     workdir = tmp_path_factory.mktemp("audit") / "run"
     fit(make_config(model="mlp", image_px=16, epochs=1, mixup_alpha=0.0), workdir)
-    run = evaluate.open_run(workdir)
+    run = open_run(workdir)
     return run, audit.audit(run, "validation")
 
 
@@ -30,7 +33,7 @@ def test_the_unaltered_row_is_the_evaluation_and_files_hold_what_is_returned(aud
     run, results = audited
     directory = run.workdir / "evaluation" / "validation"
     assert json.loads((directory / "audit.json").read_text()) == results
-    split, probabilities = evaluate._score_split(run, "validation")
+    split, probabilities = score_split(run, "validation")
     threshold = json.loads((run.workdir / "threshold.json").read_text())["value"]
     whole = metrics.compute_metrics(split.labels("binary"), probabilities, threshold, split.patient_ids, 1000, 0)
     unaltered = results["altered"]["unaltered"]["metrics"]
@@ -58,7 +61,7 @@ def test_the_page_shows_every_alteration_and_needs_no_other_file(audited):
 def test_pictures_show_what_the_network_saw(audited, monkeypatch):
     run, results = audited
     seen, drawn = [], {}
-    monkeypatch.setattr(audit, "predict", lambda run, images: seen.append(images) or evaluate.predict(run, images))
+    monkeypatch.setattr(audit, "predict", lambda run, images: seen.append(images) or predict(run, images))
     monkeypatch.setattr(audit, "save_images", lambda path, images, *_: drawn.update({path.stem: images}) or save(path))
 
     def save(path):
@@ -137,7 +140,7 @@ def test_a_split_that_does_not_exist_is_named(audited, data_dir, tmp_path):
     del record["fingerprints"]["test"]
     path.write_text(json.dumps(record))
     with pytest.raises(UserError, match="has no test split"):
-        audit.audit(evaluate.open_run(audited[0].workdir, data_dir=str(copy)), "test")
+        audit.audit(open_run(audited[0].workdir, data_dir=str(copy)), "test")
     assert not (audited[0].workdir / "evaluation" / "test").exists()
 
 

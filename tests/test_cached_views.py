@@ -9,9 +9,10 @@ from pneumojax import steps, train
 from pneumojax.config import config_from_dict
 from pneumojax.data import load_split
 from pneumojax.errors import UserError
-from pneumojax.evaluate import open_run, predict
 from pneumojax.models import split_frozen
 from pneumojax.optimizer import make_optimizer
+from pneumojax.predict import predict
+from pneumojax.runs import open_run
 from pneumojax.sharding import AXIS, put
 from pneumojax.train import fit
 

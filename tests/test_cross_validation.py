@@ -15,8 +15,9 @@ from pneumojax.checkpoint import read_run
 from pneumojax.config import config_from_dict
 from pneumojax.data import cut_fold, load_split, load_training_images, read_record
 from pneumojax.errors import UserError
-from pneumojax.evaluate import compute_probabilities, open_run, predict
+from pneumojax.predict import compute_probabilities, predict
 from pneumojax.predictions import check_same_images, read_predictions
+from pneumojax.runs import open_run
 
 PARTS = ("train", "validation", "test")
 TINY = ("--image_px=32", "--model=mlp", "--mlp_widths=8", "--batch_size=16", "--chunk_steps=2", "--epochs=1")

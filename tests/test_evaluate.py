@@ -14,14 +14,18 @@ import pytest
 from flax import nnx
 from jax.sharding import Mesh
 
-from pneumojax import evaluate, metrics
+from pneumojax import metrics
 from pneumojax.augment import make_augment
 from pneumojax.calibration import fit_temperature
 from pneumojax.config import ThresholdConfig
 from pneumojax.data import load_split
 from pneumojax.errors import UserError
+from pneumojax.evaluate import evaluate
 from pneumojax.models import make_model
+from pneumojax.predict import compute_probabilities, predict
 from pneumojax.report import describe_warnings
+from pneumojax.runs import open_ensemble, open_run
+from pneumojax.selection import load_calibration, load_threshold
 from pneumojax.sharding import AXIS
 from pneumojax.train import fit
 
@@ -84,22 +88,22 @@ def apply_network(config, variables, images):
 
 @pytest.mark.parametrize(("task", "devices"), [("binary", 1), ("binary", 8), ("three_class", 8)])
 def test_logits_are_those_of_the_network_for_any_batch_and_number_of_devices(trained, monkeypatch, task, devices):
-    run = evaluate.open_run(trained[task])
+    run = open_run(trained[task])
     images = load_split(run.config.data, "test").images
     plain = np.asarray(apply_network(run.config, run.variables, np.float32(images) / 255))
     if task == "binary":
         plain = np.concatenate([np.zeros_like(plain), plain], axis=1)
-    monkeypatch.setattr(evaluate, "make_mesh", lambda: Mesh(np.array(jax.devices()[:devices]), (AXIS,)))
+    monkeypatch.setattr("pneumojax.predict.make_mesh", lambda: Mesh(np.array(jax.devices()[:devices]), (AXIS,)))
     for size in (1, 7, 1000):
-        logits = evaluate.predict(with_eval_batch_size(run, size), images)
+        logits = predict(with_eval_batch_size(run, size), images)
         np.testing.assert_allclose(logits, plain, atol=1e-5, err_msg=str(size))
-    one = evaluate.predict(run, images[3:4])
+    one = predict(run, images[3:4])
     np.testing.assert_allclose(one, plain[3:4], atol=1e-5)
 
 
 def test_the_files_agree_with_each_other(workdir, draw_pictures):
     with draw_pictures():
-        results = evaluate.evaluate(evaluate.open_run(workdir), "test")
+        results = evaluate(open_run(workdir), "test")
     assert results == read_results(workdir, "test")
     statistics = {"metrics", "operating_points", "calibration", "at_prevalence", "subgroups"}
     assert set(results) == statistics | {"threshold", "counts", "run"}
@@ -115,7 +119,7 @@ def test_the_files_agree_with_each_other(workdir, draw_pictures):
     assert results["run"]["trained_on_this_data"] is True
 
     rows = read_predictions(workdir, "test")
-    split = load_split(evaluate.open_run(workdir).config.data, "test")
+    split = load_split(open_run(workdir).config.data, "test")
     assert [row["filename"] for row in rows] == list(split.filenames)
     assert results["counts"]["images"] == len(rows) == len(split)
     assert results["counts"]["patients"] == len({row["patient_id"] for row in rows})
@@ -146,7 +150,7 @@ def test_the_files_agree_with_each_other(workdir, draw_pictures):
 
 
 def test_three_classes_score_as_one_minus_normal_and_have_their_own_matrix(three_class_workdir):
-    results = evaluate.evaluate(evaluate.open_run(three_class_workdir), "validation")
+    results = evaluate(open_run(three_class_workdir), "validation")
     rows = read_predictions(three_class_workdir, "validation")
     names = ["NORMAL", "BACTERIA", "VIRUS"]
     probabilities = np.array([[float(row[f"probability_{name}"]) for name in names] for row in rows])
@@ -176,18 +180,18 @@ def test_the_threshold_comes_from_validation_whatever_is_scored(workdir, monkeyp
     monkeypatch.setattr(
         metrics, "choose_threshold", lambda labels, *a, **k: asked.append(labels) or choose(labels, *a, **k)
     )
-    run = evaluate.open_run(workdir)
-    results = evaluate.evaluate(run, "test")
+    run = open_run(workdir)
+    results = evaluate(run, "test")
     validation = load_split(run.config.data, "validation")
     times = len(asked)
     assert times == 5  # the run's own rule, and the four operating points that are always reported
     for labels in asked:
         np.testing.assert_array_equal(labels, validation.labels("binary"))
-    scores = 1 - evaluate.compute_probabilities(evaluate.predict(run, validation.images))[:, 0]
+    scores = 1 - compute_probabilities(predict(run, validation.images))[:, 0]
     sensitivity = np.mean(scores[validation.subtypes > 0] >= results["threshold"]["value"])
     assert sensitivity >= 0.95
     assert json.loads((workdir / "threshold.json").read_text()) == results["threshold"]
-    assert evaluate.evaluate(run, "test")["threshold"] == results["threshold"]  # stored: the date is the first one's
+    assert evaluate(run, "test")["threshold"] == results["threshold"]  # stored: the date is the first one's
     assert len(asked) == times
 
 
@@ -203,54 +207,54 @@ def test_a_split_of_one_class_is_scored_and_reported_with_reasons(workdir, monke
         }
         return dataclasses.replace(split, **columns)
 
-    monkeypatch.setattr(evaluate, "load_split", load_one_class)
-    results = evaluate.evaluate(evaluate.open_run(workdir), "test")
+    monkeypatch.setattr("pneumojax.selection.load_split", load_one_class)
+    results = evaluate(open_run(workdir), "test")
     assert results["metrics"]["auroc"]["value"] is None
     report = (workdir / "evaluation" / "test" / "report.html").read_text()
     assert f"AUROC does not exist. {results['metrics']['auroc']['reason']}" in report
 
 
 def test_another_rule_chooses_again_and_is_stored(workdir):
-    run = evaluate.open_run(workdir)
-    first = evaluate.load_threshold(run, run.config.threshold)
+    run = open_run(workdir)
+    first = load_threshold(run, run.config.threshold)
     rules = ThresholdConfig(threshold_rule="youden")
-    youden = evaluate.evaluate(run, "test", rules)["threshold"]
+    youden = evaluate(run, "test", rules)["threshold"]
     assert (first["rule"], youden["rule"], youden["split"]) == ("target_sensitivity", "youden", "validation")
     assert json.loads((workdir / "threshold.json").read_text()) == youden
-    fixed = evaluate.load_threshold(run, ThresholdConfig(threshold_rule="fixed", fixed_threshold=0.3))
+    fixed = load_threshold(run, ThresholdConfig(threshold_rule="fixed", fixed_threshold=0.3))
     assert (fixed["value"], fixed["split"]) == (0.3, None)
-    assert evaluate.load_threshold(run, ThresholdConfig(threshold_rule="fixed", fixed_threshold=0.4))["value"] == 0.4
-    lower = evaluate.load_threshold(run, ThresholdConfig(target_sensitivity=0.5))
+    assert load_threshold(run, ThresholdConfig(threshold_rule="fixed", fixed_threshold=0.4))["value"] == 0.4
+    lower = load_threshold(run, ThresholdConfig(target_sensitivity=0.5))
     assert lower["target_sensitivity"] == 0.5
     assert lower["value"] >= first["value"]
 
 
 def test_the_threshold_of_another_checkpoint_is_not_taken_over(workdir):
-    run = evaluate.open_run(workdir)
-    stored = evaluate.load_threshold(run, run.config.threshold)
-    other = evaluate.load_threshold(dataclasses.replace(run, step=run.step + 1), run.config.threshold)
+    run = open_run(workdir)
+    stored = load_threshold(run, run.config.threshold)
+    other = load_threshold(dataclasses.replace(run, step=run.step + 1), run.config.threshold)
     assert other["checkpoint_step"] == stored["checkpoint_step"] + 1
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"rule": "youden"}'])
 def test_a_damaged_threshold_is_named(workdir, text):
     (workdir / "threshold.json").write_text(text)
-    run = evaluate.open_run(workdir)
+    run = open_run(workdir)
     with pytest.raises(UserError, match=r"threshold\.json is damaged"):
-        evaluate.load_threshold(run, run.config.threshold)
+        load_threshold(run, run.config.threshold)
 
 
 def test_a_missing_test_split_is_said_with_its_reason(workdir, data_dir, tmp_path):
     other = edit_record(data_dir, tmp_path / "data", lambda record: record["fingerprints"].pop("test"))
     with pytest.raises(UserError, match="has no test split: its source .* had no folder of that name"):
-        evaluate.evaluate(evaluate.open_run(workdir, data_dir=other), "test")
+        evaluate(open_run(workdir, data_dir=other), "test")
     assert not (workdir / "evaluation").exists()
 
 
 def test_a_run_scored_on_another_data_set_warns(workdir, data_dir, tmp_path, caplog):
     other = edit_record(data_dir, tmp_path / "data", lambda record: record["fingerprints"].update(train="0" * 64))
     with caplog.at_level("WARNING", "pneumojax"):
-        results = evaluate.evaluate(evaluate.open_run(workdir, data_dir=other), "test")
+        results = evaluate(open_run(workdir, data_dir=other), "test")
     assert "training split is not the one the run was trained on" in caplog.text
     assert results["run"]["trained_on_this_data"] is False
 
@@ -266,7 +270,7 @@ def test_a_run_scored_on_another_data_set_warns(workdir, data_dir, tmp_path, cap
 )
 def test_images_that_the_network_does_not_take_are_refused(trained, images, words):
     with pytest.raises(UserError, match=words):
-        evaluate.predict(evaluate.open_run(trained["binary"]), images)
+        predict(open_run(trained["binary"]), images)
 
 
 @pytest.mark.parametrize(
@@ -284,18 +288,18 @@ def test_a_checkpoint_with_an_edited_config_is_refused(workdir, edit, words):
         run = json.loads(path.read_text())
         path.write_text(json.dumps(run | {"config": run["config"] | edit}))
     with pytest.raises(UserError, match=words):
-        evaluate.open_run(workdir)
+        open_run(workdir)
 
 
 def test_a_checkpoint_that_lacks_the_runs_record_is_refused(workdir):
     for path in (workdir / "checkpoints").glob("*/run/metadata"):
         path.write_text(json.dumps({"config": {}}))
     with pytest.raises(UserError, match="cannot be opened"):
-        evaluate.open_run(workdir)
+        open_run(workdir)
 
 
 def test_probabilities_of_sure_cases_stay_apart():
-    sure = evaluate.compute_probabilities(np.array([[0.0, 20.0], [0.0, 21.0], [-2000.0, 2000.0]]))
+    sure = compute_probabilities(np.array([[0.0, 20.0], [0.0, 21.0], [-2000.0, 2000.0]]))
     assert sure[0, 1] < sure[1, 1] < 1
     np.testing.assert_allclose(sure.sum(1), 1)
 
@@ -307,14 +311,14 @@ def test_the_leaky_protocol_chooses_on_test_trains_the_same_and_says_so(
     with caplog.at_level("WARNING", "pneumojax"):
         fit(make_config(epochs=2, mixup_alpha=0.0, selection_split="test"), leaky)
     assert "leaky protocol" in caplog.text
-    last = [evaluate.open_run(one, "latest").variables for one in (leaky, trained["binary"])]
+    last = [open_run(one, "latest").variables for one in (leaky, trained["binary"])]
     for ours, theirs in zip(*map(jax.tree.leaves, last), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
-    run = evaluate.open_run(leaky)
+    run = open_run(leaky)
     test = load_split(run.config.data, "test")
-    logits = evaluate.predict(run, test.images)
-    scores = 1 - evaluate.compute_probabilities(logits)[:, 0]
+    logits = predict(run, test.images)
+    scores = 1 - compute_probabilities(logits)[:, 0]
     rows = [json.loads(line) for line in (leaky / "metrics.jsonl").read_text().splitlines()]
     aurocs = {row["step"]: row["val/auroc"] for row in rows if "val/auroc" in row}
     assert aurocs[run.step] == max(aurocs.values()) == pytest.approx(metrics.compute_auroc(test.subtypes, scores))
@@ -325,21 +329,20 @@ def test_the_leaky_protocol_chooses_on_test_trains_the_same_and_says_so(
     assert (stored["split"], stored["data_fingerprint"]) == ("test", test.fingerprint)
     fitted = json.loads((leaky / "calibration.json").read_text())
     assert fitted["split"] == "test"
-    assert fitted["temperature"] == fit_temperature(
-        test.labels("binary"), evaluate.compute_probabilities(logits)
-    ) or fitted.get("reason")
+    temperature = fit_temperature(test.labels("binary"), compute_probabilities(logits))
+    assert fitted["temperature"] == temperature or fitted.get("reason")
     assert json.loads((leaky / "config.json").read_text())["config"]["selection_split"] == "test"
 
     warning = "LEAKY: epoch, threshold and temperature were chosen on the split that is scored"
-    assert warning in " ".join(describe_warnings(evaluate.evaluate(run, "test")))
+    assert warning in " ".join(describe_warnings(evaluate(run, "test")))
     assert warning in (leaky / "evaluation" / "test" / "report.html").read_text()
-    assert "LEAKY" not in " ".join(describe_warnings(evaluate.evaluate(run, "validation")))
+    assert "LEAKY" not in " ".join(describe_warnings(evaluate(run, "validation")))
     with pytest.raises(UserError, match="leaky was chosen on test|binary was chosen on validation"):
-        evaluate.open_ensemble([leaky, workdir])
+        open_ensemble([leaky, workdir])
 
 
 def test_views_are_averaged_the_same_for_any_batch_device_and_neighbour(trained, monkeypatch):
-    run = evaluate.open_run(trained["three_class"], test_time_views=3)
+    run = open_run(trained["three_class"], test_time_views=3)
     erasing = dataclasses.replace(run.config.augment, erase_probability=1.0)  # Which no view may do.
     run = dataclasses.replace(run, config=dataclasses.replace(run.config, augment=erasing))
     images = load_split(run.config.data, "test").images
@@ -347,35 +350,35 @@ def test_views_are_averaged_the_same_for_any_batch_device_and_neighbour(trained,
     views = [np.float32(images) / 255]
     views += [augment(jnp.broadcast_to(key, len(images)), views[0]) for key in jax.random.split(jax.random.key(0), 2)]
     logits = [apply_network(run.config, run.variables, view) for view in views]
-    expected = np.mean([evaluate.compute_probabilities(one) for one in logits], axis=0)
+    expected = np.mean([compute_probabilities(one) for one in logits], axis=0)
     for devices, size, of in ((1, 7, slice(None)), (8, 1000, slice(None)), (8, 1, slice(3, 4))):
         mesh = Mesh(np.array(jax.devices()[:devices]), (AXIS,))
-        monkeypatch.setattr(evaluate, "make_mesh", lambda mesh=mesh: mesh)
-        probabilities = evaluate.compute_probabilities(evaluate.predict(with_eval_batch_size(run, size), images[of]))
+        monkeypatch.setattr("pneumojax.predict.make_mesh", lambda mesh=mesh: mesh)
+        probabilities = compute_probabilities(predict(with_eval_batch_size(run, size), images[of]))
         np.testing.assert_allclose(probabilities, expected[of], atol=1e-5, err_msg=f"{devices} {size}")
 
 
 def test_threshold_and_temperature_are_of_as_many_views_as_are_scored(workdir):
-    plain = evaluate.open_run(workdir)
+    plain = open_run(workdir)
     rules = plain.config.threshold
-    first = evaluate.load_threshold(plain, rules), evaluate.load_calibration(plain)
-    run = evaluate.open_run(workdir, test_time_views=2)
-    results = evaluate.evaluate(run, "test")
+    first = load_threshold(plain, rules), load_calibration(plain)
+    run = open_run(workdir, test_time_views=2)
+    results = evaluate(run, "test")
     assert results["threshold"]["test_time_views"] == results["run"]["test_time_views"] == 2
     assert results["calibration"]["test_time_views"] == 2
     validation = load_split(run.config.data, "validation")
-    scores = 1 - evaluate.compute_probabilities(evaluate.predict(run, validation.images))[:, 0]
+    scores = 1 - compute_probabilities(predict(run, validation.images))[:, 0]
     assert results["threshold"]["value"] == metrics.choose_threshold(
         validation.subtypes, scores, rules.threshold_rule, target_sensitivity=0.95
     )
-    again = evaluate.load_threshold(plain, rules), evaluate.load_calibration(plain)
+    again = load_threshold(plain, rules), load_calibration(plain)
     for old, new in zip(first, again, strict=True):
         assert old | {"date": None} == new | {"date": None}
     # A file that was written before there were views is of the image itself.
     old = {name: value for name, value in again[0].items() if name != "test_time_views"} | {"value": 0.123}
     (workdir / "threshold.json").write_text(json.dumps(old))
-    assert evaluate.load_threshold(plain, rules)["value"] == 0.123
-    assert evaluate.load_threshold(run, rules)["value"] == results["threshold"]["value"]
+    assert load_threshold(plain, rules)["value"] == 0.123
+    assert load_threshold(run, rules)["value"] == results["threshold"]["value"]
 
 
 def test_views_without_augmentation_are_refused(make_config):

@@ -17,8 +17,10 @@ from pneumojax.calibration import apply_temperature, compute_calibration, fit_te
 from pneumojax.config import config_from_dict
 from pneumojax.data import load_split
 from pneumojax.errors import UserError
-from pneumojax.evaluate import evaluate, load_calibration, load_threshold, open_ensemble, open_run
+from pneumojax.evaluate import evaluate
 from pneumojax.predictions import check_same_images, read_predictions
+from pneumojax.runs import open_ensemble, open_run
+from pneumojax.selection import load_calibration, load_threshold
 from pneumojax.train import fit
 from tfds_builder import kermany_pneumonia
 

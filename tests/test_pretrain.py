@@ -16,12 +16,13 @@ import pytest
 from flax import nnx
 from jax.sharding import Mesh
 
-from pneumojax import checkpoint, evaluate, pretrain, steps
+from pneumojax import checkpoint, pretrain, steps
 from pneumojax.config import ModelConfig, config_from_dict
 from pneumojax.errors import UserError
 from pneumojax.models import make_pretraining_model
 from pneumojax.optimizer import make_optimizer
 from pneumojax.pretrained import check_pretraining_images, load_pretrained, save_backbone
+from pneumojax.runs import open_run
 from pneumojax.sharding import AXIS, put
 from pneumojax.train import fit
 
@@ -163,7 +164,7 @@ def test_a_classifier_and_a_pretraining_keep_out_of_each_others_folders(finished
     with pytest.raises(UserError, match="it trained a backbone, this one a classifier"):
         fit(config, workdir)
     with pytest.raises(UserError, match=r"holds a backbone without a classifier.*--pretrained=\S+/backbone\.sa"):
-        evaluate.open_run(workdir)
+        open_run(workdir)
 
 
 def test_a_backbone_of_other_training_images_is_told(finished, config, caplog):

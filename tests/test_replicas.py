@@ -16,11 +16,14 @@ from test_steps import CLASS_WEIGHTS, PLAIN, RANDOM, SGD, Trainer, assert_near, 
 from test_train import assert_same_run, list_files, read_rows, stop_at
 
 from experiments.train import format_replicas
-from pneumojax import evaluate, metrics, replicas, steps
+from pneumojax import metrics, replicas, steps
 from pneumojax.config import config_from_dict, config_to_dict, plan_replicas
 from pneumojax.errors import UserError
+from pneumojax.evaluate import evaluate
 from pneumojax.optimizer import make_optimizer
 from pneumojax.replicas import fit_replicas
+from pneumojax.runs import open_ensemble, open_replicas, open_run
+from pneumojax.selection import load_threshold, score_split
 from pneumojax.sharding import put
 from pneumojax.train import fit
 
@@ -220,17 +223,17 @@ def test_finished_replicas_started_again_change_nothing_and_another_sweep_is_ref
 
 def test_the_evaluation_of_the_folder_is_that_of_the_ensemble_of_its_parts(finished, tmp_path):
     workdir = shutil.copytree(finished[0], tmp_path / "run")
-    both = evaluate.open_replicas(workdir)
-    parts = evaluate.open_ensemble([workdir / "replica_1", workdir / "replica_0"])
+    both = open_replicas(workdir)
+    parts = open_ensemble([workdir / "replica_1", workdir / "replica_0"])
     assert both.workdir == workdir
-    results = evaluate.evaluate(both, "validation")
-    split, probabilities = evaluate._score_split(parts, "validation")
+    results = evaluate(both, "validation")
+    split, probabilities = score_split(parts, "validation")
     scores = metrics.compute_binary_scores(probabilities)
     assert results["metrics"]["auroc"]["value"] == metrics.compute_auroc(split.labels("binary"), scores)
-    assert results["threshold"]["value"] == evaluate.load_threshold(parts, parts.config.threshold)["value"]
+    assert results["threshold"]["value"] == load_threshold(parts, parts.config.threshold)["value"]
     assert (workdir / "evaluation/validation/learning_curves.png").exists()
     with pytest.raises(UserError, match="run holds 2 replicas: open one, as .*replica_0, or their ensemble"):
-        evaluate.open_run(workdir)
+        open_run(workdir)
 
 
 def test_a_replica_that_diverges_is_left_behind_and_the_others_go_on(make_config, tmp_path):
@@ -244,7 +247,7 @@ def test_a_replica_that_diverges_is_left_behind_and_the_others_go_on(make_config
     assert (stopped[0].stopped_by, results[0].step, results[1].threshold) == (signal.SIGTERM, 12, None)
     assert results[0].threshold is not None
     assert all(np.isfinite(row.get("train/loss", 0)) for row in read_rows(workdir))
-    assert [member.workdir.name for member in evaluate.open_replicas(workdir).members] == ["replica_0"]
+    assert [member.workdir.name for member in open_replicas(workdir).members] == ["replica_0"]
     table = format_replicas(plan_replicas(config), results, "validation").splitlines()
     assert [line.split()[:3] for line in table] == [
         ["replica", "seed", "learning_rate"],
@@ -260,7 +263,7 @@ def test_where_all_diverge_the_run_ends_in_a_sentence(make_config, tmp_path):
         with pytest.raises(UserError, match="all replicas in .* have diverged.*--learning_rate"):
             fit_replicas(config, tmp_path)
     with pytest.raises(UserError, match="no replica that has not diverged"):
-        evaluate.open_replicas(tmp_path)
+        open_replicas(tmp_path)
 
 
 def test_more_replicas_than_fit_are_refused_with_the_estimate_before_anything_is_written(

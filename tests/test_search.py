@@ -20,7 +20,7 @@ from pneumojax import search
 from pneumojax.checkpoint import read_run
 from pneumojax.config import config_from_dict, config_to_dict
 from pneumojax.errors import Diverged, UserError
-from pneumojax.evaluate import open_run
+from pneumojax.runs import open_run
 from pneumojax.space import Choices, Range
 from pneumojax.train import FitResult
 

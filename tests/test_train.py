@@ -14,8 +14,11 @@ import jax
 import numpy as np
 import pytest
 
-from pneumojax import checkpoint, evaluate, steps, train
+from pneumojax import checkpoint, selection, steps, train
+from pneumojax.data import load_split
 from pneumojax.errors import LostProcessError, UserError
+from pneumojax.predict import compute_probabilities, predict
+from pneumojax.runs import open_run
 from pneumojax.sharding import initialize
 from pneumojax.train import fit
 
@@ -113,9 +116,9 @@ def test_each_start_logs_what_its_chunk_costs_and_each_further_chunk_its_speed(m
 
 def test_the_logged_auroc_of_the_best_checkpoint_is_the_one_it_has(finished):
     workdir, result = finished
-    run = evaluate.open_run(workdir, "best")
-    split = evaluate.load_split(run.config.data, "validation")
-    scores = 1 - evaluate.compute_probabilities(evaluate.predict(run, split.images))[:, 0]
+    run = open_run(workdir, "best")
+    split = load_split(run.config.data, "validation")
+    scores = 1 - compute_probabilities(predict(run, split.images))[:, 0]
     pairs = [(a > b) + 0.5 * (a == b) for a in scores[split.subtypes > 0] for b in scores[split.subtypes == 0]]
     assert run.step == result.best_step
     np.testing.assert_allclose(np.mean(pairs), result.best_auroc, atol=1e-9)
@@ -140,7 +143,7 @@ def test_a_run_stopped_by_sigterm_goes_on_bitwise(finished, make_config, tmp_pat
 def test_a_run_that_the_report_stops_can_be_opened_and_goes_on_bitwise(finished, make_config, tmp_path):
     first = fit(make_config(), tmp_path, report=lambda row, total_steps: "val/auroc" in row)
     assert (first.step, first.best_step, first.stopped_by) == (6, 6, None)
-    assert evaluate.open_run(tmp_path).step == 6
+    assert open_run(tmp_path).step == 6
     assert fit(make_config(), tmp_path).trained_steps == 12
     assert_same_run(tmp_path, finished[0])
 
@@ -155,10 +158,10 @@ def test_a_streamed_run_is_bitwise_the_resident_one_stopped_or_not(make_config, 
 
 
 def test_streamed_predictions_are_bitwise_the_resident_ones(finished, make_config):
-    run = evaluate.open_run(finished[0])
+    run = open_run(finished[0])
     images = np.random.default_rng(0).integers(0, 256, (37, 32, 32), np.uint8)
     logits = [
-        evaluate.predict(dataclasses.replace(run, config=make_config(loader=loader, eval_batch_size=8)), images)
+        predict(dataclasses.replace(run, config=make_config(loader=loader, eval_batch_size=8)), images)
         for loader in ("resident", "stream")
     ]
     assert logits[0].shape == (37, 2)
@@ -396,7 +399,7 @@ def test_after_a_loss_that_is_not_finite_the_last_good_checkpoint_opens(make_con
     monkeypatch.setattr(train, "compile_chunk", poison)
     with pytest.raises(UserError, match="not finite at step 9 of 18"):
         fit(make_config(), tmp_path)
-    run = evaluate.open_run(tmp_path, "latest")
+    run = open_run(tmp_path, "latest")
     assert run.step == 6
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(run.variables))
 
@@ -486,7 +489,7 @@ def fit_in_process(number, count, port, devices, config, workdir):
     reports, read = [], []
     train.stream_rows = count_rows(read)
     if number:
-        for module in (train, evaluate):
+        for module in (train, selection):
             for name in ("append_row", "write_json", "write_text", "truncate_rows", "save_learning_curves"):
                 if hasattr(module, name):
                     setattr(module, name, None)
@@ -549,7 +552,7 @@ def test_two_processes_train_as_one_and_go_on_bitwise(make_config, tmp_path, pro
     assert_same_run(tmp_path / "stopped", tmp_path / "whole")
     # Sums over devices in another order differ in the last bits of float32, and each step passes that on.
     assert_near_rows(tmp_path / "whole", tmp_path / "one", 1e-4)
-    assert evaluate.open_run(tmp_path / "whole", "latest").step == 18
+    assert open_run(tmp_path / "whole", "latest").step == 18
 
 
 def assert_near_rows(ours, theirs, tolerance):
@@ -565,7 +568,7 @@ def test_what_four_processes_began_one_opens_and_two_go_on_with_as_one_would(mak
     four = start_together(processes, 4, fit_and_stop, config, tmp_path / "run")
     fit(make_config(**fields), tmp_path / "one")  # with all devices of this process
     assert join_all(four) == [0] * 4
-    assert evaluate.open_run(tmp_path / "run", "latest").step == 6
+    assert open_run(tmp_path / "run", "latest").step == 6
     assert join_all(start_together(processes, 2, fit_in_process, config, tmp_path / "run", devices=2)) == [0, 0]
     assert_near_rows(tmp_path / "run", tmp_path / "one", 1e-4)
 
@@ -595,7 +598,7 @@ def test_when_a_process_is_killed_the_other_ends_too_and_the_last_checkpoint_is_
         assert "another process of this run has ended" in (tmp_path / "sentence0").read_text()
     else:  # JAX may abort by itself where its coordinator is gone.
         assert code in (4, -signal.SIGABRT)
-    run = evaluate.open_run(tmp_path, "latest")
+    run = open_run(tmp_path, "latest")
     assert run.step >= 6
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(run.variables))
 
