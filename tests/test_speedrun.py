@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments import flags, record, speedrun
+from experiments import flags, record, speedrun, speedrun_report
 from pneumojax.checkpoint import load_run
 from pneumojax.config import config_from_dict, replace_fields
 from pneumojax.errors import UserError
@@ -109,7 +109,7 @@ def test_bad_input_is_a_sentence(tmp_path):
 def test_the_interval_is_students():
     values = [0.99, 0.992, 0.995, 0.991]
     expected = stats.t.interval(0.95, 3, np.mean(values), stats.sem(values))
-    assert speedrun.compute_interval(values) == pytest.approx(expected)
+    assert speedrun_report.compute_interval(values) == pytest.approx(expected)
 
 
 def make_rows(aurocs, first_seed=0, **fields):
@@ -122,13 +122,13 @@ def make_rows(aurocs, first_seed=0, **fields):
     ]
     race = {"what": "speedrun", "fields": fields, "seconds_with_compilation": 9.0, "cores": 2, "load": 0.1} | same
     race |= {"device": {"kind": "chip", "platform": "cpu", "count": 1}, "versions": {"jax": "1"}}
-    return [*trainings, race | speedrun.summarise(trainings, 0.99)]
+    return [*trainings, race | speedrun_report.summarise(trainings, 0.99)]
 
 
 def test_the_table_compares_seed_by_seed_with_the_first_row_and_shows_of_equal_ones_the_last():
     rows = make_rows([0.98, 0.99], epochs=4) + make_rows([0.99, 0.992, 0.994], epochs=4)
     rows += make_rows([0.995, 0.998], first_seed=1, dtype="bfloat16")
-    page = speedrun.format_page(rows)
+    page = speedrun_report.format_page(rows)
     lines = [line for line in page.splitlines() if line.startswith("|")][2:]
     assert len(lines) == 2
     assert (
