@@ -1,21 +1,19 @@
 """experiments/benchmark.py: what is planned, what is made of the samples, and each measure once in miniature."""
 
+import functools
 import json
-import os
 import pathlib
 import shlex
 import statistics
-import subprocess
-import sys
 
 import pytest
 from absl import flags
+from forked import run_script
 
 from experiments import benchmark, benchmark_report, measure
 from pneumojax.config import config_from_dict
 from pneumojax.errors import UserError
 
-ROOT = pathlib.Path(__file__).parents[1]
 TINY = {"model": "mlp", "mlp_widths": "8", "image_px": "32", "batch_size": "8"}
 
 
@@ -23,14 +21,10 @@ def plan(*words):
     return benchmark.plan_cases(benchmark.parse(list(words)))
 
 
-def run_benchmark(*words):
-    return subprocess.run(
-        [sys.executable, "experiments/benchmark.py", *words],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1"},
-    )
+@pytest.fixture
+def run_benchmark(processes, tmp_path):
+    """`run_benchmark(...)`: the script."""
+    return functools.partial(run_script, processes, tmp_path, "experiments/benchmark.py")
 
 
 def test_a_case_for_each_combination():
@@ -183,7 +177,7 @@ def test_each_measure_runs(what, data_dir, tmp_path):
         assert ready["flops_per_step"] > 0 and ready["compile_seconds"] > 0
 
 
-def test_a_small_run_from_the_command_to_the_page(tmp_path):
+def test_a_small_run_from_the_command_to_the_page(run_benchmark, tmp_path):
     results = tmp_path / "made" / "rows.jsonl"
     words = [f"--{name}={value}" for name, value in TINY.items()]
     command = ["--what=step", "--repeats=2", "--steps=2", f"--results={results}", *words]
@@ -207,10 +201,11 @@ def test_a_small_run_from_the_command_to_the_page(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("suite", ["gpu", "growth"])
-def test_suites_run_in_miniature(suite, data_dir, tmp_path):
+def test_suites_run_in_miniature(run_benchmark, suite, data_dir, tmp_path):
     fields = ["--resnet_width=4", "--image_px=32", "--batch_size=8", "--epochs=2", "--chunk_steps=4"]
     small = [*fields, "--limit=17", "--steps=2", "--repeats=2", "--devices=2", "--dtype=float32"]
-    done = run_benchmark(f"--suite={suite}", *small, f"--data_dir={data_dir}", f"--results={tmp_path / 'rows.jsonl'}")
+    given = [f"--data_dir={data_dir}", f"--results={tmp_path / 'rows.jsonl'}"]
+    done = run_benchmark(f"--suite={suite}", *small, *given, timeout=1000)
     assert done.returncode == 0, done.stderr
 
 

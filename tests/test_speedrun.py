@@ -1,15 +1,15 @@
 """experiments/speedrun.py: the race is fit's own training, and its rows, table, rules and continuation."""
 
+import functools
 import json
-import os
 import pathlib
 import shlex
 import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
+from forked import run_script
 from scipy import stats
 
 from experiments import flags, record, speedrun, speedrun_report
@@ -21,14 +21,10 @@ from pneumojax.train import fit
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def run_speedrun(*words):
-    return subprocess.run(
-        [sys.executable, "experiments/speedrun.py", *words],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1"},
-    )
+@pytest.fixture
+def run_speedrun(processes, tmp_path):
+    """`run_speedrun(...)`: the script."""
+    return functools.partial(run_script, processes, tmp_path, "experiments/speedrun.py")
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +58,7 @@ def test_what_diverges_is_a_sentence(racer, monkeypatch):
         racer.time(2)
 
 
-def test_a_small_race_goes_on_from_the_command_to_the_table(data_dir, tmp_path):
+def test_a_small_race_goes_on_from_the_command_to_the_table(run_speedrun, data_dir, tmp_path):
     results = tmp_path / "rows.jsonl"
     config = ["--model=mlp", "--mlp_widths=8", "--image_px=16", "--epochs=1", "--batch_size=16", "--chunk_steps=4"]
     words = [*config, f"--data_dir={data_dir}", f"--results={results}", "--seed=5", "--seeds=2"]
@@ -99,7 +95,7 @@ def test_another_race_is_refused(field):
         speedrun.check_rules(config_from_dict(field))
 
 
-def test_bad_input_is_a_sentence(tmp_path):
+def test_bad_input_is_a_sentence(run_speedrun, tmp_path):
     results = tmp_path / "rows.jsonl"
     done = run_speedrun("--seed=2147483647", f"--results={results}")
     assert done.returncode == 1 and "seed must be at most 2147483647" in done.stderr
