@@ -9,11 +9,11 @@ from flax import nnx
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from pneumojax.models import spatial
+from pneumojax.models import spatial, winograd
 
 
-def plain_convolve(images, kernel, stride):
-    pad = kernel.shape[0] // 2
+def plain_convolve(images, kernel, stride, pad=None):
+    pad = kernel.shape[0] // 2 if pad is None else pad
     return lax.conv_general_dilated(
         images, kernel, (stride, stride), [(pad, pad)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
@@ -41,7 +41,8 @@ def compute_with_gradients(function, *arrays):
     return [np.asarray(array) for array in compute(*arrays)]
 
 
-# Up to 4 px, by stride 2 up to 8: by taps; above XLA's convolution. One channel and a small kernel: grey images.
+# Up to 4 px, by stride 2 up to 8: by taps; above XLA's convolution, or with many channels Winograd's form. One channel
+# and a small kernel: grey images.
 @pytest.mark.parametrize(
     ("size", "stride", "px", "channels"),
     [
@@ -64,17 +65,77 @@ def test_convolve_is_xlas_convolution_with_its_gradients(size, stride, px, chann
         assert_near(mine, theirs)
 
 
-def test_the_kernels_gradient_in_turns_inside_a_loop_is_that_of_the_batch_and_stays_on_its_devices(monkeypatch):
-    monkeypatch.setattr(spatial, "MIN_TURN_PLACES", 1)
-    monkeypatch.setattr(spatial, "MIN_TURN_IMAGES", 1)
+WINOGRAD_CHANNELS = 40, 44
+
+
+def make_turns_small(monkeypatch):
+    for name in ("MIN_TURN_PLACES", "MIN_WINOGRAD_TURN_PLACES", "MIN_TURN_IMAGES"):
+        monkeypatch.setattr(spatial, name, 1)
+
+
+@pytest.mark.parametrize("px", [7, 8, 9, 14])
+@pytest.mark.parametrize(("size", "pad"), [(3, 1), (3, 0), (3, 2), (4, 1), (5, 2)])
+def test_winograds_form_is_xlas_convolution_with_its_gradients(monkeypatch, px, size, pad):
+    make_turns_small(monkeypatch)
+    calls = []
+    for name in ("convolve", "compute_kernel_grads"):
+        form = getattr(winograd, name)
+        monkeypatch.setattr(winograd, name, lambda *args, form=form, name=name: calls.append(name) or form(*args))
+    rng = np.random.default_rng(px)
+    channels, features = WINOGRAD_CHANNELS
+    px += size - 1 - 2 * pad  # of the images, for px of the result
+    images = rng.normal(size=(2 * jax.device_count(), px, px + 1, channels)).astype(np.float32)
+    kernel = rng.normal(size=(size, size, channels, features)).astype(np.float32)
+    ours = compute_with_gradients(lambda i, k: spatial.convolve(i, k, 1, pad), images, kernel)
+    plain = compute_with_gradients(lambda i, k: plain_convolve(i, k, 1, pad), images, kernel)
+    assert set(calls) == {"convolve", "compute_kernel_grads"}
+    for mine, theirs in zip(ours, plain, strict=True):
+        assert_near(mine, theirs)
+
+
+def test_the_matrices_are_those_of_the_paper():
+    a, b, g = winograd.make_matrices(3)
+    assert a.T.tolist() == [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
+    assert b.tolist() == [
+        [4, 0, -5, 0, 1, 0],
+        [0, -4, -4, 1, 1, 0],
+        [0, 4, -4, -1, 1, 0],
+        [0, -2, -1, 2, 1, 0],
+        [0, 2, -1, -2, 1, 0],
+        [0, 4, 0, -5, 0, 1],
+    ]
+    np.testing.assert_allclose(24 * g, [[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]])
+
+
+@pytest.mark.parametrize(
+    ("rows", "size", "channels", "stride", "dtype", "taken"),
+    [
+        (56, 3, 64, 1, "float32", True),
+        (7, 3, 512, 1, "float32", True),
+        (6, 3, 512, 1, "float32", False),
+        (56, 3, 32, 1, "float32", False),
+        (56, 3, 64, 2, "float32", False),
+        (56, 2, 64, 1, "float32", False),
+        (56, 7, 64, 1, "float32", False),
+        (56, 3, 64, 1, "bfloat16", False),
+    ],
+)
+def test_winograds_form_is_taken_where_it_pays_and_is_exact_enough(rows, size, channels, stride, dtype, taken):
+    assert spatial._is_for_winograd(rows, (size, size, channels, channels), stride, jnp.dtype(dtype)) == taken
+
+
+@pytest.mark.parametrize(("stride", "channels", "features"), [(2, 2, 4), (1, *WINOGRAD_CHANNELS)])
+def test_turns_inside_a_loop_are_the_whole_batch_and_stay_on_their_devices(monkeypatch, stride, channels, features):
+    make_turns_small(monkeypatch)
     batch = 3 * jax.device_count()
     rng = np.random.default_rng(0)
-    images = rng.normal(size=(2, batch, 9, 10, 2)).astype(np.float32)
-    kernel = rng.normal(size=(3, 3, 2, 4)).astype(np.float32)
+    images = rng.normal(size=(2, batch, 9, 10, channels)).astype(np.float32)
+    kernel = rng.normal(size=(3, 3, channels, features)).astype(np.float32)
 
     def train(convolve, kernel, images):
         def step(kernel, images):
-            return kernel - 1e-3 * jax.grad(lambda k: (convolve(images, k, 2) ** 2).sum())(kernel), None
+            gradients = jax.grad(lambda k, i: (convolve(i, k, stride) ** 2).sum(), (0, 1))(kernel, images)
+            return kernel - 1e-5 * gradients[0] + 1e-5 * gradients[1].mean(), None
 
         return lax.scan(step, kernel, images)[0]
 
@@ -104,7 +165,7 @@ def test_the_kernels_gradient_in_turns_inside_a_loop_is_that_of_the_batch_and_st
 )
 def test_turns_are_equal_and_give_each_device_enough_to_do(monkeypatch, devices, batch, places, few, turns):
     monkeypatch.setattr(jax, "device_count", lambda: devices)
-    assert spatial._count_turns(batch, places, few) == turns
+    assert spatial._count_turns(batch, places, few, 12_500) == turns
 
 
 def test_convolve_compiles_to_the_fast_layout_inside_a_loop():
@@ -134,15 +195,11 @@ def test_max_pool_is_the_reduction_over_windows_with_its_gradient(px, window):
 @pytest.mark.parametrize("px", [4, 5, 8, 9])
 @pytest.mark.parametrize(("size", "stride", "pad"), [(3, 1, 0), (4, 1, 0), (4, 2, 1), (3, 2, 0)])
 def test_other_padding_and_even_kernels_are_xlas_convolution_too(px, size, stride, pad):
-    def plain_convolve(images, kernel):
-        layout = ("NHWC", "HWIO", "NHWC")
-        return lax.conv_general_dilated(images, kernel, (stride, stride), [(pad, pad)] * 2, dimension_numbers=layout)
-
     rng = np.random.default_rng(px)
     images = rng.normal(size=(2, px, px + 1, 3)).astype(np.float32)
     kernel = rng.normal(size=(size, size, 3, 4)).astype(np.float32)
     ours = compute_with_gradients(lambda i, k: spatial.convolve(i, k, stride, pad), images, kernel)
-    plain = compute_with_gradients(plain_convolve, images, kernel)
+    plain = compute_with_gradients(lambda i, k: plain_convolve(i, k, stride, pad), images, kernel)
     for mine, theirs in zip(ours, plain, strict=True):
         assert_near(mine, theirs)
 
@@ -174,3 +231,16 @@ def test_pooling_before_an_activation_is_pooling_behind_it(activate):
     behind = compute_with_gradients(lambda i: plain_max_pool(activate(i), 3), images)
     for ours, plain in zip(before, behind, strict=True):
         assert_near(ours, plain)
+
+
+def test_the_largest_of_each_window_is_searched_for_only_once():
+    # The defect this guards against: XLA repeats the search for every use of what follows, as in a residual network.
+    def loss(images):
+        kernel = jnp.ones((3, 3, 4, 4))
+        pooled = nnx.relu(spatial.max_pool(jnp.tanh(images), 3))
+        mixed = nnx.relu(pooled + spatial.convolve(pooled, kernel, 1))
+        return (spatial.convolve(mixed, kernel, 1) ** 2).sum()
+
+    text = jax.jit(jax.value_and_grad(loss)).lower(jnp.ones((2, 64, 64, 4))).compile().as_text()
+    once, relus = 3 * 3 - 1, 3
+    assert text.count(" maximum(") <= 2 * once + relus  # For the largest and for its place.

@@ -6,12 +6,14 @@ fast layout, with barriers that keep it there. GFLOP/s of two cores (Zen 4, peak
 form and of this one, both with the flags of `sharding.initialize`; [px, channels in -> out, kernel / stride]:
 
   what                 form                                              example                          own   this
-  kernel's gradient    images as channels, gradients as the kernel,      [56, 64 -> 64, 3 / 1]            113    137
-                       a few images at a time, so that they stay in      [111, 32 -> 32, 4 / 1]           116    142
-                       the cache                                         [224, 1 -> 32, 3 / 1]             12     63
-  images' gradient     stride 1: the turned kernel's convolution         [56, 64 -> 64, 3 / 1]            172    173
+  kernel's gradient    images as channels, gradients as the kernel,      [111, 32 -> 32, 4 / 1]           116    142
+                       a few images at a time, so that they stay in      [224, 1 -> 32, 3 / 1]             12     63
+                       the cache
+  images' gradient     stride 1: the turned kernel's convolution
                        stride 2: one small convolution for each of four  [56, 64 -> 128, 3 / 2]            65    150
                        phases (even or odd row, even or odd column)      [28, 128 -> 256, 3 / 2]          112    180
+  many channels        `winograd.py`: half the products                  [28, 128 -> 128, 3 / 1]          193    302
+                       the same for the kernel's gradient                [56, 64 -> 64, 3 / 1]            113    150
   few pixels           one product for each tap of the kernel, without   [4, 512 -> 512, 3 / 1]           204    259
                        the places where it meets padding alone           [2, 512 -> 512, 3 / 1]             2    252
   grey images          the sum of the taps, fused into what follows:     [224, 1 -> 32, 3 / 1]         120 ms  29 ms
@@ -22,12 +24,15 @@ one pass over the images. Other backends run XLA's own forms.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
+
+from pneumojax.models import winograd
 
 # Below this height of the result a convolution falls behind the products by tap.
 MIN_CONVOLUTION_PX = 5
@@ -37,6 +42,12 @@ MAX_GREY_SIZE = 3
 # are what it vectorises over; but over places, where there is one channel and no stride.
 MIN_TURN_PLACES = 12_500
 MIN_TURN_IMAGES = 8
+# Winograd's form pays for kernels of these sizes from so many rows on, and where the products that it saves, which grow
+# with the channels in times those out, are so many for each sum, which grow with the channels in plus those out.
+WINOGRAD_SIZES = (3, 4, 5)
+MIN_WINOGRAD_PX = 7
+MIN_WINOGRAD_RATIO = 20
+MIN_WINOGRAD_TURN_PLACES = 6_000
 # A row or column that no place of a window has.
 NOWHERE = -9
 
@@ -126,7 +137,32 @@ def _convolve_grey(images: jax.Array, kernel: jax.Array, stride: int, pad: int) 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _convolve_on_cpu(images: jax.Array, kernel: jax.Array, stride: int, pad: int) -> jax.Array:
+    if _is_for_winograd(images.shape[1] + 2 * pad + 1 - len(kernel), kernel.shape, stride, images.dtype):
+        return _convolve_by_winograd(images, kernel, pad)
     return _convolve(images, kernel, stride, [(pad, pad)] * 2)
+
+
+def _is_for_winograd(rows, kernel_shape, stride, dtype):
+    """Whether Winograd's form is the faster one for so many rows of the result, and exact enough."""
+    size, _, channels, features = kernel_shape
+    if stride > 1 or size not in WINOGRAD_SIZES or rows < MIN_WINOGRAD_PX or dtype != jnp.float32:
+        return False
+    return channels * features >= MIN_WINOGRAD_RATIO * (channels + features)
+
+
+def _convolve_by_winograd(images, kernel, pad):
+    """A few images at a time, so that their sums stay in the cache, and XLA does not make them anew for each sum."""
+    batch, *sides = images.shape[:3]
+    shape = [side + 2 * pad + 1 - len(kernel) for side in sides]
+    turns = _count_turns(batch, math.prod(shape), 1, MIN_WINOGRAD_TURN_PLACES)
+    kernels = winograd.transform_kernel(kernel)
+
+    def put_turn(i, results):
+        result = winograd.convolve(_pick_turn(images, turns, i), kernels, pad)
+        return lax.dynamic_update_index_in_dim(results, result, i, 1)
+
+    results = jnp.zeros((batch // turns, turns, *shape, kernel.shape[-1]), images.dtype)
+    return lax.fori_loop(0, turns, put_turn, results).reshape(batch, *results.shape[2:])
 
 
 def _backward(stride, pad, saved, grads):
@@ -141,6 +177,10 @@ for form in (_convolve_grey, _convolve_on_cpu):
 
 def _compute_image_grads(grads, kernel, stride, pad, sides):
     """For every row and column between two strides, the gradients convolved with the turned taps that reach it."""
+    if _is_for_winograd(sides[0], kernel.shape, stride, grads.dtype):
+        # A loop, as else XLA turns the kernel anew for each sum of its rows.
+        turned = lax.map(lambda row: row[::-1].swapaxes(1, 2), kernel[::-1])
+        return _convolve_by_winograd(grads, turned, len(kernel) - 1 - pad)
 
     def plan(phase, side, out):
         first = (phase + pad) % stride
@@ -168,23 +208,32 @@ def _compute_kernel_grads(images, grads, stride, pad, size):
     sides = zip(images.shape[1:3], (height, width), strict=True)
     rest = [side + 2 * pad - size - stride * (out - 1) for side, out in sides]
     padding = [(pad, pad - r) for r in rest]
-    turns = _count_turns(batch, height * width, 1 if images.shape[-1] == stride == 1 else MIN_TURN_IMAGES)
-
-    def pick(x, i):
-        """The images of one turn lie `turns` apart, so that each device has its part in every turn."""
-        return lax.dynamic_index_in_dim(x.reshape(-1, turns, *x.shape[1:]), i, 1, keepdims=False)
+    by_winograd = _is_for_winograd(height, (size, size, images.shape[-1], features), stride, grads.dtype)
+    turns = _count_turns(
+        batch,
+        height * width,
+        1 if images.shape[-1] == stride == 1 else MIN_TURN_IMAGES,
+        MIN_WINOGRAD_TURN_PLACES if by_winograd else MIN_TURN_PLACES,
+    )
 
     def add_turn(i, total):
-        some_images, some_grads = pick(images, i), pick(grads, i)
-        by_channel = lax.optimization_barrier(some_images.transpose(3, 1, 2, 0))
-        as_kernel = lax.optimization_barrier(some_grads.transpose(1, 2, 0, 3))
+        by_channel = _pick_turn(images, turns, i).transpose(3, 1, 2, 0)
+        as_kernel = _pick_turn(grads, turns, i).transpose(1, 2, 0, 3)
+        if by_winograd and turns > 1:
+            return total + winograd.compute_kernel_grads(by_channel, as_kernel, size, pad)
+        by_channel, as_kernel = lax.optimization_barrier((by_channel, as_kernel))
         return total + _convolve(by_channel, as_kernel, 1, padding, rhs_dilation=(stride, stride))
 
     total = jnp.zeros((images.shape[-1], size, size, features), grads.dtype)
     return lax.fori_loop(0, turns, add_turn, total).transpose(1, 2, 0, 3)
 
 
-def _count_turns(batch, places, few):
+def _pick_turn(x, turns, i):
+    """The images of a turn. They lie `turns` apart, so that each device has its part in every turn."""
+    return lax.dynamic_index_in_dim(x.reshape(-1, turns, *x.shape[1:]), i, 1, keepdims=False)
+
+
+def _count_turns(batch, places, few, min_places):
     """The most turns of equal size in which each device has `few` images, and they are worth a turn.
 
     Or else two on one device, as in a single turn XLA fuses what made the images into their transposition, where it is
@@ -194,7 +243,7 @@ def _count_turns(batch, places, few):
 
     def fits(turns):
         images, rest = divmod(batch, turns * devices)
-        return not rest and images >= few and images * places >= MIN_TURN_PLACES
+        return not rest and images >= few and images * places >= min_places
 
     return next(filter(fits, range(batch, 1, -1)), 1 if batch % 2 or devices > 1 else 2)
 
@@ -221,7 +270,7 @@ def _choose(images, window):
 
 
 def _max_pool_forward(images, window):
-    largest, choice = _choose(images, window)
+    largest, choice = _compute_apart(lambda images: _choose(images, window), images)
     return largest, (choice, images)
 
 
@@ -245,3 +294,12 @@ def _max_pool_backward(window, saved, grads):
 
 
 _max_pool_on_cpu.defvjp(_max_pool_forward, _max_pool_backward)
+
+
+def _compute_apart(function, *arrays):
+    """What XLA neither fuses with what is around it nor computes again for each use: the taken branch of two."""
+
+    def zeros(*arrays):
+        return jax.tree.map(lambda array: jnp.zeros(array.shape, array.dtype), jax.eval_shape(function, *arrays))
+
+    return lax.cond(lax.optimization_barrier(True), function, zeros, *arrays)

@@ -1,0 +1,113 @@
+"""Winograd's minimal filtering over the rows of images: half the products of a convolution, and sums around them.
+
+A tile is six rows of the padded images. Summed with the weights B they are six others, as are the rows of the kernel
+with G; convolutions over the columns alone multiply the two; and summed with A the six products are rows of the result,
+four for a kernel of three rows. The kernel's gradient goes the same way backwards. The sums round: to about 3e-6 of the
+largest value in float32, too coarsely in half precision.
+
+References:
+  Lavin, Gray, Fast algorithms for convolutional neural networks, CVPR 2016. They transform the columns as well, which
+  saves more products; in XLA's CPU backend the sums then take longer than that gains, and round to more than 1e-5.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from numpy.polynomial import polynomial
+
+# Rows are the coefficients of polynomials; these are where they are evaluated, and the last place is infinity.
+POINTS = (0, 1, -1, 2, -2)
+TILE = len(POINTS) + 1
+
+
+@functools.cache
+def make_matrices(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A [6, 7 - size], B [6, 6] and G [6, size] for kernels of `size` rows, float32: a row for each product."""
+
+    def evaluate(length):
+        at_infinity = np.arange(length) == length - 1  # where the last coefficient counts alone
+        return np.vstack([np.vander(POINTS, length, increasing=True), at_infinity])
+
+    others = [np.delete(POINTS, i) for i in range(len(POINTS))]
+    scale = [*(np.prod(point - rest) for point, rest in zip(POINTS, others, strict=True)), 1]
+    b = [*(np.append(polynomial.polyfromroots(rest), 0) for rest in others), polynomial.polyfromroots(POINTS)]
+    return np.float32(evaluate(TILE + 1 - size)), np.float32(b), np.float32(evaluate(size) / np.array(scale)[:, None])
+
+
+def transform_kernel(kernel: jax.Array) -> list[jax.Array]:
+    """[K, K, I, O] -> a kernel of one row, [1, K, I, O], for each product."""
+    return [_add_up(weights, kernel)[None] for weights in make_matrices(len(kernel))[2]]
+
+
+def convolve(images: jax.Array, kernels: list[jax.Array], pad: int) -> jax.Array:
+    """Convolution at stride 1 of zero-padded images.
+
+    Args:
+      images: [B, H, W, I].
+      kernels: of `transform_kernel`.
+      pad: zeros on each side.
+
+    Returns:
+      [B, H + 2 pad + 1 - K, W + 2 pad + 1 - K, O].
+    """
+    size = kernels[0].shape[1]
+    a, b, _ = make_matrices(size)
+    under = _cut_into_tiles(images, size, pad)
+    products = [
+        _convolve_columns(_add_up(weights, under), kernel, pad) for weights, kernel in zip(b, kernels, strict=True)
+    ]
+    tiles = jnp.stack([_add_up(weights, products) for weights in a.T], 2)
+    result = tiles.reshape(len(images), -1, *tiles.shape[3:])
+    return result[:, : images.shape[1] + 2 * pad + 1 - size]
+
+
+def compute_kernel_grads(images: jax.Array, grads: jax.Array, size: int, pad: int) -> jax.Array:
+    """Gradients of the kernel.
+
+    Args:
+      images: [I, H, W, B], with channels for batch.
+      grads: of the result, [H + 2 pad + 1 - K, W + 2 pad + 1 - K, B, O], as one large kernel.
+      size: K.
+      pad: zeros on each side of the images.
+
+    Returns:
+      [I, K, K, O].
+    """
+    a, b, g = make_matrices(size)
+    step = TILE + 1 - size
+    under = _cut_into_tiles(images, size, pad)
+    tiles = jnp.pad(grads, [(0, -len(grads) % step), *[(0, 0)] * 3])
+    tiles = tiles.reshape(-1, step, *grads.shape[1:]).swapaxes(0, 1)
+
+    def multiply(weights):
+        of_images, of_grads = weights
+        return _convolve_columns(_add_up(of_images, under), _add_up(of_grads, tiles), pad)[:, 0]
+
+    # A loop, so that XLA does not put the images into their order anew for each product.
+    products = lax.map(multiply, (b, a))
+    return jnp.stack([_add_up(weights, products) for weights in g.T], 1)
+
+
+def _cut_into_tiles(images, size, pad):
+    """The first, the second, ... the sixth rows of all tiles: six arrays [B, tiles, W, I]."""
+    step = TILE + 1 - size
+    height = images.shape[1] + 2 * pad + 1 - size
+    tiles, more = -(-height // step), -(-(size - 1) // step)
+    after = (tiles + more) * step - pad - images.shape[1]
+    padded = jnp.pad(images, [(0, 0), (pad, after), (0, 0), (0, 0)])
+    padded = padded.reshape(len(images), -1, step, *images.shape[2:])
+    return [padded[:, row // step :][:, :tiles, row % step] for row in range(TILE)]
+
+
+def _convolve_columns(rows, kernel, pad):
+    padding = [(0, 0), (pad, pad)]
+    return lax.conv_general_dilated(rows, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def _add_up(weights, arrays):
+    """Their weighted sum. Of weights known before it runs those that are 0 are left out."""
+    known = isinstance(weights, np.ndarray)
+    return sum(weight * array for weight, array in zip(weights, arrays, strict=True) if not known or weight)
