@@ -42,11 +42,12 @@ MAX_GREY_SIZE = 3
 # are what it vectorises over; but over places, where there is one channel and no stride.
 MIN_TURN_PLACES = 12_500
 MIN_TURN_IMAGES = 8
-# Winograd's form pays for kernels of these sizes from so many rows on, and where the products that it saves, which grow
-# with the channels in times those out, are so many for each sum, which grow with the channels in plus those out.
+# Winograd's form pays for kernels of these sizes, from so many rows on, where it saves so many products for each sum;
+# for the kernel's gradient at the smallest size alone. A turn takes two images and so many places at least.
 WINOGRAD_SIZES = (3, 4, 5)
 MIN_WINOGRAD_PX = 7
-MIN_WINOGRAD_RATIO = 20
+MIN_WINOGRAD_RATIO = 60
+MIN_WINOGRAD_TURN_IMAGES = 2
 MIN_WINOGRAD_TURN_PLACES = 6_000
 # A row or column that no place of a window has.
 NOWHERE = -9
@@ -147,14 +148,16 @@ def _is_for_winograd(rows, kernel_shape, stride, dtype):
     size, _, channels, features = kernel_shape
     if stride > 1 or size not in WINOGRAD_SIZES or rows < MIN_WINOGRAD_PX or dtype != jnp.float32:
         return False
-    return channels * features >= MIN_WINOGRAD_RATIO * (channels + features)
+    saved = size * size * channels * features / 2
+    sums = (channels + features) * winograd.TILE / (winograd.TILE + 1 - size)
+    return saved >= MIN_WINOGRAD_RATIO * sums
 
 
 def _convolve_by_winograd(images, kernel, pad):
     """A few images at a time, so that their sums stay in the cache, and XLA does not make them anew for each sum."""
     batch, *sides = images.shape[:3]
     shape = [side + 2 * pad + 1 - len(kernel) for side in sides]
-    turns = _count_turns(batch, math.prod(shape), 1, MIN_WINOGRAD_TURN_PLACES)
+    turns = _count_turns(batch, math.prod(shape), MIN_WINOGRAD_TURN_IMAGES, MIN_WINOGRAD_TURN_PLACES)
     kernels = winograd.transform_kernel(kernel)
 
     def put_turn(i, results):
@@ -208,7 +211,8 @@ def _compute_kernel_grads(images, grads, stride, pad, size):
     sides = zip(images.shape[1:3], (height, width), strict=True)
     rest = [side + 2 * pad - size - stride * (out - 1) for side, out in sides]
     padding = [(pad, pad - r) for r in rest]
-    by_winograd = _is_for_winograd(height, (size, size, images.shape[-1], features), stride, grads.dtype)
+    kernel_shape = size, size, images.shape[-1], features
+    by_winograd = size == min(WINOGRAD_SIZES) and _is_for_winograd(height, kernel_shape, stride, grads.dtype)
     turns = _count_turns(
         batch,
         height * width,
