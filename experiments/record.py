@@ -7,6 +7,8 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).parents[1]
+# Flags that name a place on this machine, which another one does not have.
+PLACES = ("peer_python", "results")
 RESULTS = pathlib.Path(__file__).parent / "results"
 
 
@@ -26,8 +28,16 @@ def find_commit() -> str | None:
 
 
 def own_words() -> list[str]:
-    """The words of the command, the same when it is continued with --resume, and without where a peer's Python lies."""
-    return [word for word in sys.argv[1:] if word.lstrip("-").split("=")[0] not in ("resume", "peer_python")]
+    """The words of the command that say what is measured: without --resume, and places on this machine."""
+    words, own = iter(sys.argv[1:]), []
+    for word in words:
+        name, _, value = word.lstrip("-").partition("=")
+        if name in PLACES:
+            if not value:
+                next(words, None)  # --results FILE
+        elif name != "resume":
+            own.append(word)
+    return own
 
 
 def describe_machine() -> dict:

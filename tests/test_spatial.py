@@ -94,6 +94,15 @@ def test_winograds_form_is_xlas_convolution_with_its_gradients(monkeypatch, px, 
         assert_near(mine, theirs)
 
 
+def test_a_single_image_is_convolved_by_xla(monkeypatch):
+    monkeypatch.setattr(winograd, "convolve", None)
+    images, kernel = np.ones((1, 9, 9, 64), np.float32), np.ones((3, 3, 64, 64), np.float32)
+    ours = compute_with_gradients(lambda i, k: spatial.convolve(i, k, 1), images, kernel)
+    plain = compute_with_gradients(lambda i, k: plain_convolve(i, k, 1), images, kernel)
+    for mine, theirs in zip(ours, plain, strict=True):
+        assert_near(mine, theirs)
+
+
 @pytest.mark.parametrize(("size", "pad"), [(3, 1), (4, 1), (5, 2)])
 def test_winograds_gradient_of_the_kernel_is_that_of_xlas_convolution(size, pad):
     rng = np.random.default_rng(size)

@@ -5,6 +5,7 @@ import json
 import pathlib
 import shlex
 import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -58,16 +59,23 @@ def test_what_diverges_is_a_sentence(racer, monkeypatch):
         racer.time(2)
 
 
+def test_a_row_keeps_the_words_that_say_what_is_measured(monkeypatch):
+    own = ["--model=cnn", "--epochs", "2", "--noaugment"]
+    places = ["--results", "/home/me/rows.jsonl", "--peer_python=/home/me/bin/python", "--resume"]
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", *places[:2], *own, *places[2:]])
+    assert record.own_words() == own
+
+
 def test_a_small_race_goes_on_from_the_command_to_the_table(run_speedrun, data_dir, tmp_path):
     results = tmp_path / "rows.jsonl"
     config = ["--model=mlp", "--mlp_widths=8", "--image_px=16", "--epochs=1", "--batch_size=16", "--chunk_steps=4"]
-    words = [*config, f"--data_dir={data_dir}", f"--results={results}", "--seed=5", "--seeds=2"]
+    words = [*config, f"--data_dir={data_dir}", "--seed=5", "--seeds=2"]
     same = {"commit": record.find_commit(), "command": shlex.join(["experiments/speedrun.py", *words])}
     # What a start that was stopped after its first training has left, and what another command has.
     left, *_ = make_rows([0.75, 0.8])
     other, earlier = left | {"seed": 6}, left | {"seed": 5} | same
     results.write_text("".join(json.dumps(row) + "\n" for row in (other, earlier)))
-    done = run_speedrun("--resume", *words)
+    done = run_speedrun("--resume", *words, "--results", str(results))
     assert done.returncode == 0, done.stderr
     assert "seed 5: " not in done.stderr and "seed 6: " in done.stderr
     # The warm-up is of another seed and leaves no row.
@@ -83,7 +91,7 @@ def test_a_small_race_goes_on_from_the_command_to_the_table(run_speedrun, data_d
     assert {"commit", "command", "cores", "created", "flops_per_step", "load", "versions"} <= race.keys()
     assert "95 % interval of the mean" in done.stdout and race["command"] in done.stdout
     assert "mlp_widths=8" in results.with_suffix(".md").read_text()
-    nothing = run_speedrun("--resume", *words)
+    nothing = run_speedrun("--resume", *words, "--results", str(results))
     assert (nothing.returncode, "Nothing to do" in nothing.stdout) == (0, True)
 
 

@@ -154,10 +154,12 @@ def _is_for_winograd(rows, kernel_shape, stride, dtype):
 
 
 def _convolve_by_winograd(images, kernel, pad):
-    """A few images at a time, so that their sums stay in the cache, and XLA does not make them anew for each sum."""
+    """A few images at a time, so that their sums stay in the cache; in a single turn XLA repeats what made them."""
     batch, *sides = images.shape[:3]
     shape = [side + 2 * pad + 1 - len(kernel) for side in sides]
     turns = _count_turns(batch, math.prod(shape), MIN_WINOGRAD_TURN_IMAGES, MIN_WINOGRAD_TURN_PLACES)
+    if turns == 1:
+        return _convolve(images, kernel, 1, [(pad, pad)] * 2)
     kernels = winograd.transform_kernel(kernel)
 
     def put_turn(i, results):
