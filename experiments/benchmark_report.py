@@ -83,8 +83,8 @@ def write_page(results: pathlib.Path, rows: list[dict]) -> pathlib.Path:
         sections.append(Section("Speed", ("Medians; the bands are quartiles.",), pictures))
     if roofline := draw_roofline(results, rows):
         text = (
-            "FLOP as the method asks for them, counted before optimisation; bytes as the compiled program moves them. "
-            "On CPU the FLOP are too few: the body of a loop counts once, and convolutions run in loops there. "
+            "FLOP as the method asks for them, counted before optimisation; bytes as the compiled program moves them, "
+            "on CPU as the program of XLA's own convolutions would. "
             "Under the slope memory decides, under the flat part arithmetic. The roof is drawn for chips of the table "
             "in pneumojax/timing.py.",
         )

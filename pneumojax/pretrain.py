@@ -23,6 +23,7 @@ from pneumojax.models import make_pretraining_model
 from pneumojax.optimizer import make_optimizer
 from pneumojax.pretrained import save_backbone
 from pneumojax.sharding import initialize, make_mesh, name_lost_process
+from pneumojax.timing import compile_chunk, watch
 from pneumojax.train import Log, catch_signals, describe_run, feed, highest_of_processes, hold_workdir, resume
 from pneumojax.writer import read_rows
 
@@ -93,13 +94,17 @@ def pretrain(
         key = steps.make_key(config, mesh)
         step = first_step = int(state.step)
         chunk_inputs = feed(config, (data.images,), step, mesh)
-        stopped_by = 0
+        stopped_by, compiled = 0, None
         with contextlib.closing(chunk_inputs), catch_signals() as caught, jax.transfer_guard("disallow"):
             while step < total_steps and not (stopped_by := highest_of_processes(caught[0] if caught else 0)):
                 log.start_chunk()
-                state, sums = pretrain_chunk(state, *next(chunk_inputs), key)
+                inputs = (state, *next(chunk_inputs), key)
+                if compiled is None:
+                    compiled, costs = compile_chunk(pretrain_chunk, inputs, mesh.size, config.train.parallel != "jit")
+                    log.start_size(costs)
+                state, sums = compiled(*inputs)
                 step += chunk_steps
-                log.end_chunk(step, sums)
+                log.end_chunk(step, sums, watch(sums))
                 if step % (chunks * chunk_steps) == 0:
                     log.flush()
                     save_checkpoint(checkpoints, step, state, run, auroc=None)

@@ -33,6 +33,7 @@ from pneumojax.runs import open_run
 from pneumojax.selection import load_threshold
 from pneumojax.sharding import initialize, make_mesh, measure_free_bytes, put
 from pneumojax.state import TrainState
+from pneumojax.timing import Watch, compile_chunk, watch
 from pneumojax.train import (
     FitResult,
     Log,
@@ -115,20 +116,23 @@ def fit_replicas(
         images, labels = put(data.images, mesh), put(labels, mesh)
         key = steps.make_replica_keys(np.array([plan.train.seed for plan in plans], np.int32), mesh)
         swept = steps.put_replicas(_collect_swept(config, plans), config, mesh)
-        size = None
+        compiled = {}
         with catch_signals() as caught, jax.transfer_guard("disallow"):
             while step < total_steps and not caught and not logs.asked:
                 epoch, chunk = divmod(step // chunk_steps, chunks)
                 order = (len(data), train.batch_size, chunks, chunk_steps)
                 batches = np.stack([make_epoch_batches(*order, plan.train.seed, epoch)[chunk] for plan in plans])
                 batches = steps.put_replica_batches(batches, config, mesh)
+                size = epoch * len(sizes) // train.epochs
                 logs.start_chunk()
-                if epoch * len(sizes) // train.epochs != size:
-                    size = epoch * len(sizes) // train.epochs
-                    logs.start_size()
-                state, sums = train_chunks[size](state, images, labels, batches, key, swept)
+                inputs = (state, images, labels, batches, key, swept)
+                if size not in compiled:
+                    mapped = steps.shared_out(len(plans), mesh)
+                    compiled[size], costs = compile_chunk(train_chunks[size], inputs, mesh.size, mapped)
+                    logs.start_size(costs)
+                state, sums = compiled[size](*inputs)
                 step += chunk_steps
-                logs.end_chunk(step, sums)
+                logs.end_chunk(step, sums, watch(sums))
                 if chunk == chunks - 1:
                     logs.flush()
                     aurocs = logs.validation(step, validate(state))
@@ -273,6 +277,12 @@ def _make_validate(config: Config, predict_batches: Callable, split: Split, mesh
     return validate
 
 
+# What the replicas have their parts of; the log of all has the sum.
+SHARED = {
+    f"perf/{name}" for name in ("images_per_second", "flops_per_step", "bytes_per_step", "model_flop_utilisation")
+}
+
+
 class _Logs:
     """A log for each replica, and one of their means in the folder of all."""
 
@@ -302,16 +312,17 @@ class _Logs:
             for replica in replicas
         ]
 
-    def start_size(self) -> None:
+    def start_size(self, costs: dict) -> None:
+        own = {name: cost / len(self.logs) if name in SHARED else cost for name, cost in costs.items()}
         for log in self.logs:
-            log.start_size({})
+            log.start_size(own)
 
     def start_chunk(self) -> None:
         for log in self.logs:
             log.start_chunk()
 
-    def end_chunk(self, step: int, sums: dict) -> None:
-        self._write(lambda log, _: log.end_chunk(step, sums))
+    def end_chunk(self, step: int, sums: dict, chunk: Watch) -> None:
+        self._write(lambda log, _: log.end_chunk(step, sums, chunk))
 
     def flush(self) -> None:
         self._write(lambda log, _: log.flush())
@@ -328,8 +339,7 @@ class _Logs:
         if self.rows:
             mean = {name: float(np.mean([row[name] for row in self.rows])) for name in self.rows[0]}
             mean["step"] = self.rows[0]["step"]
-            if "perf/images_per_second" in mean:
-                mean["perf/images_per_second"] *= len(self.rows)  # of all together
+            mean |= {name: mean[name] * len(self.rows) for name in mean.keys() & SHARED}
             append_row(self.path, mean)
             self.asked = self.report(mean, self.total_steps) is True or self.asked
         self.rows.clear()

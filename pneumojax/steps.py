@@ -17,6 +17,7 @@ from pneumojax.augment import keep_pneumonia, make_augment, mixup, shrink
 from pneumojax.config import CLASS_NAMES, AugmentConfig, Config, ModelConfig, replace_fields
 from pneumojax.losses import as_class_logits, compute_contrastive, compute_cross_entropy, make_targets
 from pneumojax.models import make_model, split_frozen
+from pneumojax.models.spatial import uses_xla_forms
 from pneumojax.optimizer import make_optimizer
 from pneumojax.pretrained import load_pretrained
 from pneumojax.sharding import AXIS, put, replicated
@@ -401,8 +402,8 @@ def shared_out(replicas: int, mesh: Mesh) -> bool:
 
 def _for_each_replica(function: Callable, own):
     """`function` of each replica's arrays, which lie along the first axis of `own`."""
-    if jax.default_backend() == "cpu":
-        # There convolutions with a kernel for each replica take twice as long side by side as one after the other.
+    if not uses_xla_forms():
+        # On CPU convolutions with a kernel for each replica take twice as long side by side as one after the other.
         return lax.map(function, own)
     return jax.vmap(function)(own)
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import jax
 
+from pneumojax.models.spatial import uses_xla_forms, xla_forms
+
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
@@ -84,9 +86,10 @@ def compile_chunk(train_chunk: Callable, arguments: tuple, devices: int, mapped:
       (compiled, costs): the compiled chunk, which takes arguments like these only, and
 
         perf/compile_seconds: of tracing and compiling; little where the compile cache has it.
-        perf/flops_per_step: of all devices together, counted before XLA optimises: what the method asks for, whatever
-          form the convolutions take on this backend.
-        perf/bytes_per_step: read and written by each device, counted after XLA has fused what it can.
+        perf/flops_per_step: of all devices together, counted before XLA optimises, in the forms that are XLA's own:
+          what the method asks for, whatever form the convolutions take on this backend.
+        perf/bytes_per_step: read and written by each device, counted after XLA has fused what it can; missing on CPU,
+          where convolutions run in loops, of which XLA counts one turn.
         perf/peak_memory_bytes: of each device: arguments, results and what lies between.
 
       What a backend does not tell is missing.
@@ -95,9 +98,13 @@ def compile_chunk(train_chunk: Callable, arguments: tuple, devices: int, mapped:
     lowered = train_chunk.lower(*arguments)
     compiled = lowered.compile()
     seconds = time.perf_counter() - started
-    asked, made, memory = lowered.cost_analysis() or {}, compiled.cost_analysis() or {}, compiled.memory_analysis()
     # XLA counts the body of a loop once, which is one step (jax 0.10 to 0.12); a test notices when that changes.
-    flops = asked.get("flops", 0) * (devices if mapped else 1)
+    made, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
+    if not uses_xla_forms():
+        made = {}
+        with xla_forms(True):
+            lowered = train_chunk.lower(*arguments)
+    flops = (lowered.cost_analysis() or {}).get("flops", 0) * (devices if mapped else 1)
     peak = memory and (
         memory.argument_size_in_bytes
         + memory.output_size_in_bytes
@@ -109,16 +116,26 @@ def compile_chunk(train_chunk: Callable, arguments: tuple, devices: int, mapped:
     return compiled, {"perf/compile_seconds": seconds} | costs
 
 
-def watch(arrays: Any) -> Callable[[], float]:
-    """Notes when arrays are ready, in a thread of its own: who dispatched them need not wait to know.
+@dataclasses.dataclass(frozen=True)
+class Watch:
+    """When arrays were dispatched, and when they are ready, both on time.perf_counter().
+
+    Attributes:
+      dispatched: the moment in seconds.
+      wait_end: waits until they are ready and gives that moment.
+    """
+
+    dispatched: float
+    wait_end: Callable[[], float]
+
+
+def watch(arrays: Any) -> Watch:
+    """Notes when arrays that were just dispatched are ready, in a thread of its own: their owner need not wait.
 
     Args:
-      arrays: any tree of arrays that are being computed.
-
-    Returns:
-      `wait_end()`: waits until they are ready and gives the time.perf_counter() of that moment.
+      arrays: any tree of arrays.
     """
-    ended = concurrent.futures.Future()
+    dispatched, ended = time.perf_counter(), concurrent.futures.Future()
 
     def wait() -> None:
         with contextlib.suppress(Exception):  # A failed computation is told to who fetches its results.
@@ -127,4 +144,4 @@ def watch(arrays: Any) -> Callable[[], float]:
 
     # No daemon: one that still waits inside JAX when Python ends aborts the process.
     threading.Thread(target=wait).start()
-    return ended.result
+    return Watch(dispatched, ended.result)

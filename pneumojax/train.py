@@ -45,7 +45,7 @@ from pneumojax.selection import load_threshold
 from pneumojax.sharding import initialize, make_mesh, name_lost_process, put
 from pneumojax.state import TrainState
 from pneumojax.stream import stream_rows
-from pneumojax.timing import compile_chunk, find_peak_flops, watch
+from pneumojax.timing import Watch, compile_chunk, find_peak_flops, watch
 from pneumojax.writer import append_row, read_rows, truncate_rows, write_json
 
 logger = logging.getLogger(__name__)
@@ -155,7 +155,7 @@ def fit(
                     log.start_size(costs)
                 state, sums = compiled[size](*inputs)
                 step += chunk_steps
-                log.end_chunk(step, sums)
+                log.end_chunk(step, sums, watch(sums))
                 if chunk == chunks - 1:
                     log.flush()
                     auroc = log.validation(step, validate(state))
@@ -353,9 +353,9 @@ class Log:
         """Marks that the loop is back at training: from here on, a device without work waits for the host."""
         self.started = time.perf_counter()
 
-    def end_chunk(self, step: int, sums: dict) -> None:
+    def end_chunk(self, step: int, sums: dict, chunk: Watch) -> None:
         """Takes the sums of a chunk that was just dispatched; writes the row of the one before it."""
-        current = (step, sums, self.started, time.perf_counter(), watch(sums))
+        current = (step, sums, self.started, chunk)
         self.flush()
         self.pending = current
 
@@ -367,7 +367,7 @@ class Log:
         """
         if self.pending is None:
             return
-        step, sums, started, dispatched, wait_end = self.pending
+        step, sums, started, chunk = self.pending
         self.pending = None
         sums = jax.device_get(sums)
         if self.replica is not None:
@@ -382,14 +382,14 @@ class Log:
             "train/accuracy": float(sums["correct"].sum() / count),
             "train/learning_rate": learning_rate,
         }
-        before, self.ended = self.ended, wait_end()
+        before, self.ended = self.ended, chunk.wait_end()
         if before is None:  # The first chunk of a start, or of a size, warms up.
             row |= self.costs
         else:
             free = max(started, before)  # From here on the devices had nothing else to do.
             seconds = self.ended - free
             row["perf/images_per_second"] = float(count / seconds)
-            row["perf/host_share"] = max(0.0, dispatched - free) / seconds
+            row["perf/host_share"] = max(0.0, chunk.dispatched - free) / seconds
             if self.peak_flops and "perf/flops_per_step" in self.costs:
                 reached = self.costs["perf/flops_per_step"] * len(losses) / seconds
                 row["perf/model_flop_utilisation"] = reached / (self.peak_flops * jax.device_count())

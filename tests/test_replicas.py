@@ -143,6 +143,10 @@ def test_a_replica_is_left_as_the_run_it_stands_for(finished, tmp_path):
     assert {path.name for path in folder.iterdir()} == {path.name for path in tmp_path.iterdir()}
     assert (result.best_step, result.step, result.trained_steps) == (alone.best_step, 12, 12)
     assert_same_run(folder, tmp_path)
+    flops = [
+        json.loads((f / "metrics.jsonl").read_text().splitlines()[0])["perf/flops_per_step"] for f in (folder, tmp_path)
+    ]
+    assert flops[0] == pytest.approx(flops[1], rel=0.02)
     before = list_files(folder)
     assert fit(plan, folder).trained_steps == 0  # The command of the run alone finds it finished.
     assert list_files(folder) == before
@@ -165,9 +169,11 @@ def test_the_log_of_all_is_the_mean_of_theirs(finished):
     ]
     assert logs[0] == reported
     for mean, *both in zip(*logs, strict=True):
+        shares = [row.get("perf/host_share", 0) for row in both]
+        assert shares[0] == pytest.approx(shares[1], abs=0.1)  # They wait for the same chunk.
         assert mean["step"] == both[0]["step"]
         for name in mean.keys() - {"step"}:
-            times = 2 if name == "perf/images_per_second" else 1
+            times = 2 if name in ("perf/images_per_second", "perf/flops_per_step") else 1
             assert mean[name] == pytest.approx(times * np.mean([row[name] for row in both]))
 
 

@@ -20,7 +20,7 @@ form and of this one, both with the flags of `sharding.initialize`; [px, channel
                        here max-pooling and tanh
 
 Max-pooling remembers which place of each window was the largest (one byte), so that its gradient, a scatter in XLA, is
-one pass over the images. Other backends run XLA's own forms.
+one pass over the images. Other backends run XLA's own forms; so does CPU where `xla_forms` asks for them.
 """
 
 import functools
@@ -52,6 +52,14 @@ MIN_WINOGRAD_TURN_PLACES = 6_000
 # A row or column that no place of a window has.
 NOWHERE = -9
 
+# `with xla_forms(True):` traces and compiles what runs there in XLA's own forms on every backend.
+xla_forms = jax.make_user_context(False)
+
+
+def uses_xla_forms() -> bool:
+    """Whether what is traced now takes XLA's own forms."""
+    return xla_forms.value or jax.default_backend() != "cpu"
+
 
 def convolve(images: jax.Array, kernel: jax.Array, stride: int, pad: int | None = None) -> jax.Array:
     """Convolution of zero-padded images.
@@ -68,7 +76,7 @@ def convolve(images: jax.Array, kernel: jax.Array, stride: int, pad: int | None 
     """
     size = kernel.shape[0]
     pad = size // 2 if pad is None else pad
-    if jax.default_backend() != "cpu":
+    if uses_xla_forms():
         return _convolve(images, kernel, stride, [(pad, pad)] * 2)
     if size == 1:
         return images[:, ::stride, ::stride] @ kernel[0, 0]
@@ -92,7 +100,7 @@ def max_pool(images: jax.Array, window: int, whole: bool = False) -> jax.Array:
     """
     if whole:
         images = images[:, : images.shape[1] // 2 * 2, : images.shape[2] // 2 * 2]
-    if jax.default_backend() != "cpu":
+    if uses_xla_forms():
         padding = "SAME" if window == 2 else ((1, 1), (1, 1))
         return nnx.max_pool(images, (window, window), strides=(2, 2), padding=padding)
     return _max_pool_on_cpu(images, window)
