@@ -51,6 +51,7 @@ def finished(config, tmp_path_factory):
 
 def read_losses(workdir):
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert rows[0]["perf/flops_per_step"] > 0
     return [(row["step"], row["train/loss"]) for row in rows]
 
 
