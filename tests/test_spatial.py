@@ -74,22 +74,25 @@ def make_turns_small(monkeypatch):
             monkeypatch.setattr(spatial, name, 1)
 
 
-@pytest.mark.parametrize("px", [7, 8, 9, 14])
+@pytest.mark.parametrize("px", [4, 5, 7, 8, 9, 14])
 @pytest.mark.parametrize(("size", "pad"), [(3, 1), (3, 0), (3, 2), (4, 1), (5, 2)])
 def test_winograds_form_is_xlas_convolution_with_its_gradients(monkeypatch, px, size, pad):
     make_turns_small(monkeypatch)
     calls = []
-    for name in ("convolve", "compute_kernel_grads"):
+    for name in ("convolve", "compute_kernel_grads", "multiply_kernel_grads"):
         form = getattr(winograd, name)
         monkeypatch.setattr(winograd, name, lambda *args, form=form, name=name: calls.append(name) or form(*args))
     rng = np.random.default_rng(px)
     channels, features = WINOGRAD_CHANNELS
+    of_kernel = (
+        {"multiply_kernel_grads"} if px <= spatial.MAX_FEW_PX else {"compute_kernel_grads"} if size == 3 else set()
+    )
     px += size - 1 - 2 * pad  # of the images, for px of the result
     images = rng.normal(size=(2 * jax.device_count(), px, px + 1, channels)).astype(np.float32)
     kernel = rng.normal(size=(size, size, channels, features)).astype(np.float32)
     ours = compute_with_gradients(lambda i, k: spatial.convolve(i, k, 1, pad), images, kernel)
     plain = compute_with_gradients(lambda i, k: plain_convolve(i, k, 1, pad), images, kernel)
-    assert set(calls) == ({"convolve", "compute_kernel_grads"} if size == 3 else {"convolve"})
+    assert set(calls) == {"convolve"} | of_kernel
     for mine, theirs in zip(ours, plain, strict=True):
         assert_near(mine, theirs)
 
@@ -113,6 +116,7 @@ def test_winograds_gradient_of_the_kernel_is_that_of_xlas_convolution(size, pad)
         np.float32(images.transpose(3, 1, 2, 0)), grads.transpose(1, 2, 0, 3), size, pad
     )
     assert_near(ours.transpose(1, 2, 0, 3), *pull_back(grads))
+    assert_near(winograd.multiply_kernel_grads(np.float32(images), grads, size, pad), *pull_back(grads))
 
 
 def test_the_matrices_are_those_of_the_paper():
@@ -133,8 +137,8 @@ def test_the_matrices_are_those_of_the_paper():
     ("rows", "size", "channels", "stride", "dtype", "taken"),
     [
         (56, 3, 64, 1, "float32", True),
-        (7, 3, 512, 1, "float32", True),
-        (6, 3, 512, 1, "float32", False),
+        (4, 3, 512, 1, "float32", True),
+        (3, 3, 512, 1, "float32", False),
         (56, 3, 32, 1, "float32", False),
         (56, 3, 64, 2, "float32", False),
         (56, 4, 32, 1, "float32", True),

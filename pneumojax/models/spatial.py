@@ -14,10 +14,13 @@ form and of this one, both with the flags of `sharding.initialize`; [px, channel
                        phases (even or odd row, even or odd column)      [28, 128 -> 256, 3 / 2]          112    180
   many channels        `winograd.py`: half the products                  [28, 128 -> 128, 3 / 1]          193    302
                        the same for the kernel's gradient                [56, 64 -> 64, 3 / 1]            113    150
-  few pixels           one product for each tap of the kernel, without   [4, 512 -> 512, 3 / 1]           204    259
-                       the places where it meets padding alone           [2, 512 -> 512, 3 / 1]             2    252
+                       up to 7 px by column, the whole batch at once     [4, 512 -> 512, 3 / 1]           184    239
+  fewer pixels         one product for each tap of the kernel, without   [2, 512 -> 512, 3 / 1]             2    252
+                       the places where it meets padding alone
   grey images          the sum of the taps, fused into what follows:     [224, 1 -> 32, 3 / 1]         120 ms  29 ms
                        here max-pooling and tanh
+                       large kernels: a convolution of one row, of       [112, 1 -> 64, 7 / 2]         10.1 ms 5.6 ms
+                       which the others are channels
 
 Max-pooling remembers which place of each window was the largest (one byte), so that its gradient, a scatter in XLA, is
 one pass over the images. Other backends run XLA's own forms; so does CPU where `xla_forms` asks for them.
@@ -42,10 +45,12 @@ MAX_GREY_SIZE = 3
 # are what it vectorises over; but over places, where there is one channel and no stride.
 MIN_TURN_PLACES = 12_500
 MIN_TURN_IMAGES = 8
+# Up to this height Winograd's form takes the whole batch and multiplies by column.
+MAX_FEW_PX = 7
 # Winograd's form pays for kernels of these sizes, from so many rows on, where it saves so many products for each sum;
 # for the kernel's gradient at the smallest size alone. A turn takes two images and so many places at least.
 WINOGRAD_SIZES = (3, 4, 5)
-MIN_WINOGRAD_PX = 7
+MIN_WINOGRAD_PX = 4
 MIN_WINOGRAD_RATIO = 60
 MIN_WINOGRAD_TURN_IMAGES = 2
 MIN_WINOGRAD_TURN_PLACES = 6_000
@@ -82,8 +87,11 @@ def convolve(images: jax.Array, kernel: jax.Array, stride: int, pad: int | None 
         return images[:, ::stride, ::stride] @ kernel[0, 0]
     if images.shape[-1] == 1 and size <= MAX_GREY_SIZE:
         return _convolve_grey(images, kernel, stride, pad)
-    if (images.shape[1] + 2 * pad - size) // stride + 1 < MIN_CONVOLUTION_PX:
-        return _convolve_by_taps(images, kernel, stride, pad)
+    rows = (images.shape[1] + 2 * pad - size) // stride + 1
+    if rows <= MAX_FEW_PX and _is_for_winograd(rows, kernel.shape, stride, images.dtype):
+        return _convolve_few_pixels(images, kernel, pad)
+    if rows < MIN_CONVOLUTION_PX:
+        return _convolve_by_taps(images, kernel, stride, (pad, pad))
     return _convolve_on_cpu(images, kernel, stride, pad)
 
 
@@ -111,21 +119,40 @@ def _convolve(images, kernel, stride, padding, **dilation):
     return lax.conv_general_dilated(images, kernel, (stride, stride), padding, dimension_numbers=layout, **dilation)
 
 
-def _convolve_by_taps(images, kernel, stride, pad):
-    """The sum of one product for each tap of the kernel, at the places where it meets more than padding."""
-    size, sides = kernel.shape[0], images.shape[1:3]
-    shape = [(side + 2 * pad - size) // stride + 1 for side in sides]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _convolve_few_pixels(images: jax.Array, kernel: jax.Array, pad: int) -> jax.Array:
+    """Winograd's form over the rows, and one product for each tap of the columns."""
 
-    def meet(tap, side, out):
+    def convolve_columns(rows, kernel):
+        return _convolve_by_taps(rows, kernel, 1, (0, pad))
+
+    return winograd.convolve(images, winograd.transform_kernel(kernel), pad, convolve_columns)
+
+
+def _few_pixels_backward(pad, saved, grads):
+    images, kernel = saved
+    _, pull_back = jax.vjp(lambda images: _convolve_few_pixels.fun(images, kernel, pad), images)
+    return *pull_back(grads), winograd.multiply_kernel_grads(images, grads, len(kernel), pad)
+
+
+_convolve_few_pixels.defvjp(lambda *args: (_convolve_few_pixels(*args), args[:2]), _few_pixels_backward)
+
+
+def _convolve_by_taps(images, kernel, stride, pads):
+    """The sum of one product for each tap of the kernel, at the places where it meets more than padding."""
+    size, sides = kernel.shape[:2], images.shape[1:3]
+    shape = [(s + 2 * pad - k) // stride + 1 for s, pad, k in zip(sides, pads, size, strict=True)]
+
+    def meet(tap, side, out, pad):
         """Where in the image a tap meets it, and how many places of the result lie before and after those."""
         first, end = max(0, -((tap - pad) // stride)), min(out, (side - 1 + pad - tap) // stride + 1)
         start = first * stride + tap - pad
         return slice(start, start + stride * (end - first - 1) + 1, stride), (first, out - end), end > first
 
     total = 0
-    taps = jnp.split(kernel.reshape(size * size, *kernel.shape[2:]), size * size)  # Its gradient is one array.
-    for place, tap in zip(np.ndindex(size, size), taps, strict=True):
-        there, around, any_there = zip(*map(meet, place, sides, shape), strict=True)
+    taps = jnp.split(kernel.reshape(-1, *kernel.shape[2:]), math.prod(size))  # Its gradient is one array.
+    for place, tap in zip(np.ndindex(*size), taps, strict=True):
+        there, around, any_there = zip(*map(meet, place, sides, shape, pads), strict=True)
         if all(any_there):
             total += jnp.pad(images[:, *there] @ tap[0], ((0, 0), *around, (0, 0)))
     return total
@@ -146,9 +173,25 @@ def _convolve_grey(images: jax.Array, kernel: jax.Array, stride: int, pad: int) 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _convolve_on_cpu(images: jax.Array, kernel: jax.Array, stride: int, pad: int) -> jax.Array:
+    if images.shape[-1] == 1:
+        return _convolve_grey_by_rows(images, kernel, stride, pad)
     if _is_for_winograd(images.shape[1] + 2 * pad + 1 - len(kernel), kernel.shape, stride, images.dtype):
         return _convolve_by_winograd(images, kernel, pad)
     return _convolve(images, kernel, stride, [(pad, pad)] * 2)
+
+
+def _convolve_grey_by_rows(images, kernel, stride, pad):
+    """The rows that a kernel meets, and in each the columns of a stride, as channels: one row of longer sums."""
+    size = len(kernel)
+    height, width = ((side + 2 * pad - size) // stride + 1 for side in images.shape[1:3])
+    steps = -(-size // stride)
+    columns = stride * (width + steps - 1)
+    padded = jnp.pad(images[..., 0], ((0, 0), (pad, pad), (pad, max(0, columns - pad - images.shape[2]))))
+    rows = [padded[:, i : i + stride * (height - 1) + 1 : stride, :columns] for i in range(size)]
+    channels = jnp.stack(rows, -1).reshape(len(images), height, -1, stride * size)
+    weights = jnp.pad(kernel[:, :, 0], ((0, 0), (0, steps * stride - size), (0, 0)))
+    weights = weights.reshape(size, steps, stride, -1).transpose(1, 2, 0, 3)
+    return _convolve(channels, weights.reshape(1, steps, stride * size, -1), 1, [(0, 0), (0, 0)])
 
 
 def _is_for_winograd(rows, kernel_shape, stride, dtype):
@@ -170,8 +213,11 @@ def _convolve_by_winograd(images, kernel, pad):
         return _convolve(images, kernel, 1, [(pad, pad)] * 2)
     kernels = winograd.transform_kernel(kernel)
 
+    def convolve_columns(rows, kernel):
+        return _convolve(rows, kernel, 1, [(0, 0), (pad, pad)])
+
     def put_turn(i, results):
-        result = winograd.convolve(_pick_turn(images, turns, i), kernels, pad)
+        result = winograd.convolve(_pick_turn(images, turns, i), kernels, pad, convolve_columns)
         return lax.dynamic_update_index_in_dim(results, result, i, 1)
 
     results = jnp.zeros((batch // turns, turns, *shape, kernel.shape[-1]), images.dtype)

@@ -11,6 +11,7 @@ References:
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -42,13 +43,15 @@ def transform_kernel(kernel: jax.Array) -> list[jax.Array]:
     return [_add_up(weights, kernel)[None] for weights in make_matrices(len(kernel))[2]]
 
 
-def convolve(images: jax.Array, kernels: list[jax.Array], pad: int) -> jax.Array:
+def convolve(images: jax.Array, kernels: list[jax.Array], pad: int, convolve_columns: Callable) -> jax.Array:
     """Convolution at stride 1 of zero-padded images.
 
     Args:
       images: [B, H, W, I].
       kernels: of `transform_kernel`.
       pad: zeros on each side.
+      convolve_columns: `convolve_columns(rows [B, tiles, W, I], kernel [1, K, I, O])` with `pad` zeros beside the
+        columns.
 
     Returns:
       [B, H + 2 pad + 1 - K, W + 2 pad + 1 - K, O].
@@ -56,9 +59,7 @@ def convolve(images: jax.Array, kernels: list[jax.Array], pad: int) -> jax.Array
     size = kernels[0].shape[1]
     a, b, _ = make_matrices(size)
     under = _cut_into_tiles(images, size, pad)
-    products = [
-        _convolve_columns(_add_up(weights, under), kernel, pad) for weights, kernel in zip(b, kernels, strict=True)
-    ]
+    products = [convolve_columns(_add_up(weights, under), kernel) for weights, kernel in zip(b, kernels, strict=True)]
     tiles = jnp.stack([_add_up(weights, products) for weights in a.T], 2)
     result = tiles.reshape(len(images), -1, *tiles.shape[3:])
     return result[:, : images.shape[1] + 2 * pad + 1 - size]
@@ -77,18 +78,46 @@ def compute_kernel_grads(images: jax.Array, grads: jax.Array, size: int, pad: in
       [I, K, K, O].
     """
     a, b, g = make_matrices(size)
-    step = TILE + 1 - size
-    under = _cut_into_tiles(images, size, pad)
-    tiles = jnp.pad(grads, [(0, -len(grads) % step), *[(0, 0)] * 3])
-    tiles = tiles.reshape(-1, step, *grads.shape[1:]).swapaxes(0, 1)
+    under, tiles = _cut_into_tiles(images, size, pad), _cut_result(grads, size, 0)
 
     def multiply(weights):
         of_images, of_grads = weights
-        return _convolve_columns(_add_up(of_images, under), _add_up(of_grads, tiles), pad)[:, 0]
+        kernel = _add_up(of_grads, tiles)
+        padding = [(0, 0), (pad, pad)]
+        layout = ("NHWC", "HWIO", "NHWC")
+        rows = _add_up(of_images, under)
+        return lax.conv_general_dilated(rows, kernel, (1, 1), padding, dimension_numbers=layout)[:, 0]
 
     # A loop, so that XLA does not put the images into their order anew for each product.
     products = lax.map(multiply, (b, a))
     return jnp.stack([_add_up(weights, products) for weights in g.T], 1)
+
+
+def multiply_kernel_grads(images: jax.Array, grads: jax.Array, size: int, pad: int) -> jax.Array:
+    """Gradients of the kernel by one matrix product for each sum of rows and each tap of the columns.
+
+    Args:
+      images: [B, H, W, I].
+      grads: of the result, [B, H + 2 pad + 1 - K, W + 2 pad + 1 - K, O].
+      size: K.
+      pad: zeros on each side of the images.
+
+    Returns:
+      [K, K, I, O].
+    """
+    a, b, g = make_matrices(size)
+    under, tiles = _cut_into_tiles(images, size, pad), _cut_result(grads, size, 1)
+
+    def multiply(rows, grads, tap):
+        # The columns of the images that the tap meets, and where in the result it does.
+        first, end = max(0, pad - tap), min(grads.shape[2], rows.shape[2] + pad - tap)
+        met = rows[:, :, first + tap - pad : end + tap - pad], grads[:, :, first:end]
+        of_images, of_grads = (array.reshape(-1, array.shape[-1]) for array in met)
+        return of_images.T @ of_grads
+
+    sums = [(_add_up(of_images, under), _add_up(of_grads, tiles)) for of_images, of_grads in zip(b, a, strict=True)]
+    products = [[multiply(rows, grads, tap) for rows, grads in sums] for tap in range(size)]
+    return jnp.stack([jnp.stack([_add_up(weights, of_tap) for of_tap in products]) for weights in g.T])
 
 
 def _cut_into_tiles(images, size, pad):
@@ -102,9 +131,12 @@ def _cut_into_tiles(images, size, pad):
     return [padded[:, row // step :][:, :tiles, row % step] for row in range(TILE)]
 
 
-def _convolve_columns(rows, kernel, pad):
-    padding = [(0, 0), (pad, pad)]
-    return lax.conv_general_dilated(rows, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+def _cut_result(grads, size, axis):
+    """The first, the second, ... row of all tiles of the result, whose rows lie along an axis."""
+    step = TILE + 1 - size
+    padded = jnp.pad(grads, [(0, -side % step if i == axis else 0) for i, side in enumerate(grads.shape)])
+    padded = padded.reshape(*grads.shape[:axis], -1, step, *grads.shape[axis + 1 :])
+    return [lax.index_in_dim(padded, row, axis + 1, keepdims=False) for row in range(step)]
 
 
 def _add_up(weights, arrays):
