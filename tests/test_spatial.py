@@ -74,7 +74,7 @@ def make_turns_small(monkeypatch):
             monkeypatch.setattr(spatial, name, 1)
 
 
-@pytest.mark.parametrize("px", [4, 5, 7, 8, 9, 14])
+@pytest.mark.parametrize("px", [4, 7, 9, 14])
 @pytest.mark.parametrize(("size", "pad"), [(3, 1), (3, 0), (3, 2), (4, 1), (5, 2)])
 def test_winograds_form_is_xlas_convolution_with_its_gradients(monkeypatch, px, size, pad):
     make_turns_small(monkeypatch)

@@ -1,9 +1,10 @@
 """Winograd's minimal filtering over the rows of images: half the products of a convolution, and sums around them.
 
 A tile is six rows of the padded images. Summed with the weights B they are six others, as are the rows of the kernel
-with G; convolutions over the columns alone multiply the two; and summed with A the six products are rows of the result,
-four for a kernel of three rows. The kernel's gradient goes the same way backwards. The sums round: to about 3e-6 of the
-largest value in float32, too coarsely in half precision.
+with G. The two are multiplied by convolutions over the columns alone, or for few pixels by a matrix product for each
+column of the kernel. Summed with A the six products are rows of the result, four for a kernel of three rows. The
+kernel's gradient goes the same way backwards. The sums round: to about 3e-6 of the largest value in float32, too
+coarsely in half precision.
 
 References:
   Lavin, Gray, Fast algorithms for convolutional neural networks, CVPR 2016. They transform the columns as well, which
@@ -82,11 +83,9 @@ def compute_kernel_grads(images: jax.Array, grads: jax.Array, size: int, pad: in
 
     def multiply(weights):
         of_images, of_grads = weights
-        kernel = _add_up(of_grads, tiles)
-        padding = [(0, 0), (pad, pad)]
+        rows, kernel = _add_up(of_images, under), _add_up(of_grads, tiles)
         layout = ("NHWC", "HWIO", "NHWC")
-        rows = _add_up(of_images, under)
-        return lax.conv_general_dilated(rows, kernel, (1, 1), padding, dimension_numbers=layout)[:, 0]
+        return lax.conv_general_dilated(rows, kernel, (1, 1), [(0, 0), (pad, pad)], dimension_numbers=layout)[:, 0]
 
     # A loop, so that XLA does not put the images into their order anew for each product.
     products = lax.map(multiply, (b, a))
