@@ -171,6 +171,7 @@ def name_group(row: dict, varied: str) -> str:
     parts += [f"{row['image_px']} px"] if varied != "image_px" else []
     parts += [f"batch {row['batch_size']}"] if varied != "batch_size" else []
     parts += [row["dtype"]] if row["dtype"] != "float32" else []
+    parts += [f"{name} {value}" for name, value in row["fields"].items() if name != varied]
     parts += [f"{row['device']['count']} devices"] if varied != "devices" and row["device"]["count"] > 1 else []
     return ", ".join(parts)
 
