@@ -21,8 +21,8 @@ DATA_DIR = flags.DEFINE_string("data_dir", None, "folder of prepared data sets (
 
 def main() -> int:
     # Imports JAX: after the flags are known to be good.
-    from pneumojax.audit import audit, make_tables
-    from pneumojax.runs import open_run
+    from pneumojax.evaluation.audit import audit, make_tables
+    from pneumojax.evaluation.run import open_run
     from pneumojax.sharding import initialize
 
     initialize(multihost=False)

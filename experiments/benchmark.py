@@ -29,12 +29,12 @@ import typing
 
 from absl import flags
 
-from experiments.benchmark_report import COLUMNS, format_table, write_page
+from experiments.benchmarks.page import COLUMNS, format_table, write_page
+from experiments.benchmarks.records import RESULTS, ROOT, count_cores, find_commit, own_words
 from experiments.flags import config_from_flags, define_config_flags, fail, run
-from experiments.record import RESULTS, ROOT, count_cores, find_commit, own_words
 from pneumojax.config import Config, config_fields, config_to_dict
 from pneumojax.errors import UserError
-from pneumojax.writer import append_row, read_rows
+from pneumojax.files import append_row, read_rows
 
 WHAT = {
     "step": "training steps in one call, images on the device",
@@ -262,7 +262,9 @@ class Worker:
         self.framework = framework
         ours = framework in ("pneumojax", "pillow")
         program = (
-            [sys.executable, "-m", "experiments.measure"] if ours else [python, str(ROOT / "experiments/peers.py")]
+            [sys.executable, "-m", "experiments.benchmarks.measure"]
+            if ours
+            else [python, str(ROOT / "experiments/benchmarks/peers.py")]
         )
         environment = _clean() | ({"PYTHONPATH": str(ROOT)} if ours else {})
         if case["peers"]:

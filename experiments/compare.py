@@ -13,9 +13,9 @@ import numpy as np
 from absl import flags
 
 from experiments.flags import run
-from pneumojax import comparison, metrics
-from pneumojax.predictions import Predictions, check_same_images, read_predictions
-from pneumojax.writer import write_json
+from pneumojax.evaluation import comparison, metrics
+from pneumojax.evaluation.prediction_files import Predictions, check_same_images, read_predictions
+from pneumojax.files import write_json
 
 SPLIT = flags.DEFINE_enum(
     "split", "validation", ("train", "validation", "test", "out_of_fold"), "split that both were scored on"

@@ -40,8 +40,10 @@ def main() -> int:
         return fail(f"--fold={flags.FLAGS.fold}: all folds are trained here. Drop the flag.")
     flags.FLAGS.folds = flags.FLAGS.folds or DEFAULT_FOLDS
     config, workdir = config_from_flags(), pathlib.Path(WORKDIR.value).expanduser()
-    from pneumojax.cross_validation import evaluate_folds  # Imports JAX: after the flags are known to be good.
-    from pneumojax.runs import open_run
+    from pneumojax.evaluation.cross_validation import (
+        evaluate_folds,  # Imports JAX: after the flags are known to be good.
+    )
+    from pneumojax.evaluation.run import open_run
 
     paths = {workdir / f"fold_{i}": set_fold(config, i) for i in range(config.data.folds)}
     for number, (path, of_fold) in enumerate(paths.items()):
@@ -64,7 +66,7 @@ def train(path: pathlib.Path, config: Config) -> int | None:
     """Trains one fold, or what is left of it; returns the signal that stopped it, or None."""
     import jax
 
-    from pneumojax.train import fit
+    from pneumojax.training.fit import fit
 
     progress = Progress(time.perf_counter())
     try:

@@ -18,7 +18,7 @@ from absl import flags
 
 from experiments.flags import fail, run
 from pneumojax.config import ThresholdConfig
-from pneumojax.report import describe_warnings
+from pneumojax.reporting.evaluation_report import describe_warnings
 
 WORKDIR = flags.DEFINE_list(
     "workdir", ["runs/latest"], "folder of the run; several, separated by commas, are scored as one ensemble"
@@ -56,8 +56,8 @@ FIXED = flags.DEFINE_float("fixed_threshold", None, "threshold of rule fixed (de
 def main() -> int:
     # Imports JAX: after the flags are known to be good.
     from pneumojax.checkpoint import find_replicas
-    from pneumojax.evaluate import evaluate
-    from pneumojax.runs import open_ensemble, open_replicas, open_run
+    from pneumojax.evaluation.evaluate import evaluate
+    from pneumojax.evaluation.run import open_ensemble, open_replicas, open_run
     from pneumojax.sharding import initialize
 
     initialize(multihost=False)

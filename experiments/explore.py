@@ -24,7 +24,7 @@ FIELDS = [field for field in dataclasses.fields(DataConfig) if field.name in ("d
 def main() -> int:
     config = DataConfig(**{field.name: flags.FLAGS[field.name].value for field in FIELDS})
     directory = pathlib.Path(OUTPUT.value or f"runs/explore/{config.dataset}").expanduser()
-    from pneumojax.explore import explore  # Imports numpy: after the flags are known to be good.
+    from pneumojax.reporting.dataset_report import explore  # Imports numpy: after the flags are known to be good.
 
     for table in explore(config, directory):
         print(table.format_text(), end="\n\n")

@@ -48,7 +48,7 @@ def main() -> int:
     if config.train.multihost:
         faulthandler.disable()  # JAX aborts where its coordinator is gone; its own line says so.
     workdir = pathlib.Path(WORKDIR.value)
-    from pneumojax.pretrain import pretrain  # Imports JAX: after the flags are known to be good.
+    from pneumojax.training.pretrain import pretrain  # Imports JAX: after the flags are known to be good.
 
     progress = Progress(STARTED)
     try:
@@ -69,7 +69,7 @@ def main() -> int:
 
 def _train_words(config, backbone: pathlib.Path) -> list[str]:
     """The command that trains on the backbone."""
-    from pneumojax.pretrained import SHAPING, format_value
+    from pneumojax.models.weight_import import SHAPING, format_value
 
     data, model = config.data, config.model
     given = {"dataset": data.dataset, "data_dir": data.data_dir, "image_px": data.image_px, "model": model.model}

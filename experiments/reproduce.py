@@ -29,7 +29,7 @@ from experiments.flags import fail, read_preset, run
 from experiments.progress import Progress
 from experiments.systems import FIGURES, LEAKY, SYSTEMS
 from pneumojax.config import Config
-from pneumojax.writer import read_rows, write_json, write_text
+from pneumojax.files import read_rows, write_json, write_text
 
 TITLE = "Reference systems: reported and ours"
 PRESETS = pathlib.Path(__file__).parent / "presets"
@@ -66,7 +66,7 @@ def main() -> int:
         )
     workdir = pathlib.Path(WORKDIR.value or ("runs/quick" if QUICKLY.value else "runs/reproduce")).expanduser()
     seeds = SEEDS.value or (1 if QUICKLY.value else 3)
-    from pneumojax.data import read_record  # Imports JAX: after the flags are known to be good.
+    from pneumojax.data.dataset import read_record  # Imports JAX: after the flags are known to be good.
 
     runs = plan_runs(CHOSEN.value, seeds, workdir)
     record = read_record(next(iter(runs.values())).data)
@@ -110,9 +110,9 @@ def train_and_evaluate(path: pathlib.Path, config: Config, split: str) -> int | 
     """Trains and scores one run, or what is left of it; returns the signal that stopped it, or None."""
     import jax
 
-    from pneumojax.evaluate import evaluate
-    from pneumojax.runs import open_run
-    from pneumojax.train import fit
+    from pneumojax.evaluation.evaluate import evaluate
+    from pneumojax.evaluation.run import open_run
+    from pneumojax.training.fit import fit
 
     cost = path / "cost.json"
     spent = json.loads(cost.read_text())["seconds"] if cost.exists() else 0.0
@@ -138,8 +138,8 @@ def train_and_evaluate(path: pathlib.Path, config: Config, split: str) -> int | 
 
 def write_results(workdir: pathlib.Path, paths: list[pathlib.Path], split: str, record: dict) -> None:
     """Writes results.md, results.csv and results.html of the runs that are finished."""
-    from pneumojax.figures.intervals import save_reported
-    from pneumojax.page import load_picture, render_page
+    from pneumojax.reporting.figures.intervals import save_reported
+    from pneumojax.reporting.html import load_picture, render_page
 
     results = collect_results(paths, split)
     if not results:
@@ -168,8 +168,8 @@ def write_results(workdir: pathlib.Path, paths: list[pathlib.Path], split: str, 
 
 def collect_results(paths: list[pathlib.Path], split: str) -> dict[str, dict]:
     """{system, or system_e4: {"metrics": of `compute_mean_metrics`, "seeds", "seconds", "images_per_second"}}."""
-    from pneumojax.predictions import read_predictions
-    from pneumojax.statistics import compute_mean_metrics
+    from pneumojax.evaluation.prediction_files import read_predictions
+    from pneumojax.evaluation.summary import compute_mean_metrics
 
     runs_of = {}
     for path in paths:
@@ -218,7 +218,7 @@ def describe(results: dict, split: str, record: dict, info: dict) -> list[str]:
 
 def make_sections(results: dict, split: str) -> list:
     """The tables."""
-    from pneumojax.page import Section, Table
+    from pneumojax.reporting.html import Section, Table
 
     reported = [
         (name, SYSTEMS[name].network, figure, f"{value:.2f}", format_metric(ours))
@@ -242,7 +242,7 @@ def make_sections(results: dict, split: str) -> list:
 
 def make_table(results: dict):
     """One row a system: its metrics, what it cost."""
-    from pneumojax.page import Table
+    from pneumojax.reporting.html import Table
 
     rows = []
     for name, result in results.items():
@@ -254,7 +254,7 @@ def make_table(results: dict):
 
 def describe_presets(results: dict):
     """What is published of each system and what is our reading: the comments of its preset."""
-    from pneumojax.page import Section
+    from pneumojax.reporting.html import Section
 
     names = dict.fromkeys(name.removesuffix(f"_{LEAKY}") for name in results)
     texts = [(PRESETS / f"{name}.flags").read_text() for name in names]

@@ -25,12 +25,12 @@ import time
 
 from absl import flags
 
+from experiments.benchmarks.records import RESULTS, count_cores, describe_machine, find_commit, own_words
 from experiments.flags import config_from_flags, define_config_flags, run
-from experiments.record import RESULTS, count_cores, describe_machine, find_commit, own_words
 from experiments.speedrun_report import find_trainings, format_page, format_summary, format_training, is_of, summarise
 from pneumojax.config import Config, config_to_dict, replace_fields
 from pneumojax.errors import UserError
-from pneumojax.writer import append_row, read_rows, write_text
+from pneumojax.files import append_row, read_rows, write_text
 
 SEEDS = flags.DEFINE_integer("seeds", 10, "trainings, with seeds seed, seed + 1, ...", lower_bound=2)
 TARGET = flags.DEFINE_float("target", 0.99, "validation AUROC to be reached", lower_bound=0.5, upper_bound=1.0)
@@ -102,12 +102,12 @@ class Racer:
         import jax
 
         from pneumojax import steps
-        from pneumojax.data import split_epoch
+        from pneumojax.data.dataset import split_epoch
+        from pneumojax.evaluation.predict import make_predict_images
         from pneumojax.losses import compute_class_weights
         from pneumojax.optimizer import make_optimizer
-        from pneumojax.predict import make_predict_images
         from pneumojax.sharding import initialize, make_mesh
-        from pneumojax.train import check_batch_size, load_splits
+        from pneumojax.training.fit import check_batch_size, load_splits
 
         if compile_cache:
             jax.config.update("jax_compilation_cache_dir", str(compile_cache))
@@ -142,8 +142,8 @@ class Racer:
         import jax
 
         from pneumojax import steps
-        from pneumojax.data import load_split
-        from pneumojax.train import feed
+        from pneumojax.data.dataset import load_split
+        from pneumojax.training.fit import feed
 
         config = replace_fields(self.config, {"seed": seed})
         data = load_split(config.data, "train")
@@ -156,7 +156,7 @@ class Racer:
 
     def _compile(self, size: int, arguments: tuple):
         """The compiled chunk for images of a size; what it cost is kept: the sum of seconds, else of the last size."""
-        from pneumojax.timing import compile_chunk
+        from pneumojax.training.compile_cost import compile_chunk
 
         if size not in self.compiled:
             mapped = self.config.train.parallel != "jit"
@@ -178,7 +178,7 @@ class Racer:
         Raises:
           UserError: the training has diverged.
         """
-        from pneumojax.train import score_validation
+        from pneumojax.training.fit import score_validation
 
         started, cpu_started = time.perf_counter(), time.process_time()
         variables = self.train(seed)

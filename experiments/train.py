@@ -35,8 +35,8 @@ def main() -> int:
     workdir = pathlib.Path(WORKDIR.value)
     plans = plan_replicas(config)
     # They import JAX: after the flags are known to be good.
-    from pneumojax.replicas import fit_replicas
-    from pneumojax.train import fit
+    from pneumojax.training.fit import fit
+    from pneumojax.training.replicas import fit_replicas
 
     progress = Progress(STARTED)
     arguments = (config, workdir, RESTART.value, progress.report)

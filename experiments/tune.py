@@ -26,8 +26,8 @@ from absl import flags
 from experiments.flags import config_from_flags, define_config_flags, fail, format_flags, run
 from experiments.progress import Progress
 from pneumojax.config import Config
-from pneumojax.space import Choices, Range, apply_values, read_space
-from pneumojax.writer import write_text
+from pneumojax.files import write_text
+from pneumojax.training.search_space import Choices, Range, apply_values, read_space
 
 WORKDIR = flags.DEFINE_string("workdir", "runs/tune", "folder of the trials' runs and of the results")
 SPACE = flags.DEFINE_string("space", None, "TOML file of the fields to vary; experiments/spaces has one")
@@ -44,7 +44,7 @@ def main() -> int:
         return fail("--space is missing: name the file of the fields to vary, such as experiments/spaces/resnet.toml.")
     base, workdir = config_from_flags(), pathlib.Path(WORKDIR.value).expanduser()
     space = read_space(SPACE.value, base)
-    from pneumojax.search import open_search, run_trials  # Imports JAX: after the flags are known to be good.
+    from pneumojax.training.search import open_search, run_trials  # Imports JAX: after the flags are known to be good.
 
     search = open_search(STORAGE.value or workdir / "study.db", workdir, base, space)
     signal.signal(signal.SIGTERM, stop)
@@ -70,7 +70,7 @@ def main() -> int:
 def stop(number: int, frame: object) -> None:
     """Ends a trial that SIGTERM finds outside its loop, where fit() does not catch it."""
     del frame
-    from pneumojax.search import Stopped
+    from pneumojax.training.search import Stopped
 
     raise Stopped(number)
 
@@ -99,8 +99,8 @@ def suggest_next(workdir: pathlib.Path) -> list[str]:
 
 def write_results(search) -> str:
     """Writes trials.csv, best.flags, tune.png and tune.html; returns the table of the best trials, or nothing."""
-    from pneumojax.figures.search import save_search
-    from pneumojax.search import compute_importances, find_best, list_trials
+    from pneumojax.reporting.figures.search import save_search
+    from pneumojax.training.search import compute_importances, find_best, list_trials
 
     rows = list_trials(search)
     best = find_best(rows)
@@ -177,8 +177,8 @@ def format_best(best: dict, rows: list[dict], config: Config) -> str:
 
 def format_page(search, rows: list[dict], importances: dict | None, best: dict | None) -> str:
     """The page of the search."""
-    from pneumojax.data import read_record
-    from pneumojax.page import Section, Table, load_picture, render_page
+    from pneumojax.data.dataset import read_record
+    from pneumojax.reporting.html import Section, Table, load_picture, render_page
 
     workdir, fields = search.workdir, list(search.space)
     states = {state: sum(row["state"] == state for row in rows) for state in ("complete", "pruned", "diverged")}

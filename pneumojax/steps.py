@@ -13,13 +13,13 @@ from flax import nnx
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from pneumojax.augment import keep_pneumonia, make_augment, mixup, shrink
 from pneumojax.config import CLASS_NAMES, AugmentConfig, Config, ModelConfig, replace_fields
+from pneumojax.data.augment import keep_pneumonia, make_augment, mixup, shrink
 from pneumojax.losses import as_class_logits, compute_contrastive, compute_cross_entropy, make_targets
 from pneumojax.models import make_model, split_frozen
-from pneumojax.models.spatial import uses_xla_forms
+from pneumojax.models.weight_import import load_pretrained
+from pneumojax.ops.convolution import uses_xla_forms
 from pneumojax.optimizer import make_optimizer
-from pneumojax.pretrained import load_pretrained
 from pneumojax.sharding import AXIS, put, replicated
 from pneumojax.state import TrainState
 

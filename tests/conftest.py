@@ -93,5 +93,5 @@ def compile_as_users_do():
 def processes():
     """Starts processes of their own, with other devices, in half a second: one server has done the imports for them."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pneumojax.train", "pneumojax.evaluate"])
+    context.set_forkserver_preload(["pneumojax.training.fit", "pneumojax.evaluation.evaluate"])
     return context

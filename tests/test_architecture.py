@@ -42,7 +42,7 @@ def import_alone(module):
     return set(subprocess.check_output([sys.executable, "-c", program], text=True, cwd=ROOT).split())
 
 
-@pytest.mark.parametrize("module", ["pneumojax.train", "pneumojax.audit"])
+@pytest.mark.parametrize("module", ["pneumojax.training.fit", "pneumojax.evaluation.audit"])
 def test_training_loads_no_tensorflow_and_nothing_it_does_not_need(module):
     loaded = import_alone(module)
     assert "jax" in loaded

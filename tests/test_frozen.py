@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from pneumojax.config import OptimizerConfig, config_from_dict
-from pneumojax.data import load_split, make_epoch_batches
+from pneumojax.data.dataset import load_split, make_epoch_batches
 from pneumojax.errors import UserError
 from pneumojax.models import make_model, split_frozen
 from pneumojax.optimizer import make_optimizer

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_steps import CLASS_WEIGHTS, PLAIN, RANDOM, Trainer, draw_batches, make_mesh
+from trainer import CLASS_WEIGHTS, PLAIN, RANDOM, Trainer, draw_batches, make_mesh
 
 from pneumojax import steps
-from pneumojax.augment import make_augment
 from pneumojax.config import AugmentConfig, config_from_dict
+from pneumojax.data.augment import make_augment
 from pneumojax.optimizer import make_optimizer
 from pneumojax.sharding import put
 

@@ -4,7 +4,7 @@ import jax
 from flax import nnx
 
 from pneumojax.models.layers import Conv, Head, drop
-from pneumojax.models.spatial import max_pool
+from pneumojax.ops.convolution import max_pool
 
 
 class Flatiron(nnx.Module):

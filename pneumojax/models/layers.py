@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from pneumojax.models.spatial import convolve
+from pneumojax.ops.convolution import convolve
 
 
 class Conv(nnx.Module):

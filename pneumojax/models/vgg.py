@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from pneumojax.models.layers import Conv, Head, add_ones, drop
-from pneumojax.models.spatial import max_pool
+from pneumojax.ops.convolution import max_pool
 
 STAGE_CONVOLUTIONS = (2, 2, 3, 3, 3)
 # Height and width in front of the dense layers: that of 224 px after five poolings.

@@ -1,0 +1,1 @@
+"""The data: decoded images, batches of them, and their augmentation."""

@@ -1,0 +1,1 @@
+"""Trained runs: predictions, operating points, metrics with intervals, reports."""

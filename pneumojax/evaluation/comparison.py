@@ -1,0 +1,130 @@
+"""Whether one classifier is better than another on the same images: the difference, not two intervals side by side.
+
+Both see the same images, so most of what makes an interval wide is common to them and cancels.
+"""
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from pneumojax.evaluation import metrics
+
+# Below this number of images on which only one is right, chi-square is a poor likeness of the binomial.
+MIN_DISCORDANT_FOR_CHI_SQUARE = 25
+
+
+def compute_delong(labels: ArrayLike, scores_a: ArrayLike, scores_b: ArrayLike) -> dict:
+    """DeLong's test of the difference of two areas under the ROC curve.
+
+    It takes each image for one of another patient; where patients have several, the bootstrap by patient is the better
+    witness.
+
+    Args:
+      labels: [N] int or bool; 0 is negative (NORMAL), everything above is positive.
+      scores_a: [N] float, higher for positive.
+      scores_b: [N] float, of the same images.
+
+    Returns:
+      {"auroc_a", "auroc_b", "difference", "standard_error", "ci95": [low, high], "z", "p"}, two-sided, of a - b. What
+      does not exist is None, and "reason" says why.
+
+    References:
+      DeLong, DeLong and Clarke-Pearson, Comparing the areas under two or more correlated receiver operating
+        characteristic curves: a nonparametric approach, 1988.
+    """
+    positive = np.asarray(labels) > 0
+    names = ("auroc_a", "auroc_b", "difference", "standard_error", "ci95", "z", "p")
+    if min(positive.sum(), (~positive).sum()) < 2:
+        return dict.fromkeys(names) | {"reason": "Needs two images of NORMAL and two of pneumonia at least."}
+    by_positive, by_negative = [], []
+    for scores in (np.asarray(scores_a, np.float64), np.asarray(scores_b, np.float64)):
+        above, below = scores[positive][:, None], scores[~positive][None, :]
+        wins = (above > below) + 0.5 * (above == below)
+        by_positive.append(wins.mean(axis=1))
+        by_negative.append(wins.mean(axis=0))
+    auroc_a, auroc_b = (float(wins.mean()) for wins in by_positive)
+    difference = auroc_a - auroc_b
+    of_positive, of_negative = np.subtract(*by_positive), np.subtract(*by_negative)
+    variance = of_positive.var(ddof=1) / len(of_positive) + of_negative.var(ddof=1) / len(of_negative)
+    result = dict(zip(names, (auroc_a, auroc_b, difference, math.sqrt(variance), None, None, None), strict=True))
+    if variance < 1e-20:
+        return result | {"reason": "Both order the images alike, so the difference has no spread."}
+    half = 1.959964 * result["standard_error"]
+    z = difference / result["standard_error"]
+    return result | {"ci95": [difference - half, difference + half], "z": z, "p": math.erfc(abs(z) / math.sqrt(2))}
+
+
+def compute_mcnemar(right_a: ArrayLike, right_b: ArrayLike) -> dict:
+    """McNemar's test of whether one decides more images rightly than the other.
+
+    Only images on which one is right and the other wrong tell them apart. Under 25 of those the p value is the exact
+    binomial one, else that of chi-square without correction. Each image counts as one of another patient.
+
+    Args:
+      right_a: [N] bool: whether a's decision was right.
+      right_b: [N] bool, of the same images.
+
+    Returns:
+      {"only_a_right", "only_b_right", "p", "method": exact or chi_square}, p two-sided, and 1 where none differ.
+
+    References:
+      McNemar, Note on the sampling error of the difference between correlated proportions or percentages, 1947.
+      Fagerland, Lydersen and Laake, The McNemar test for binary matched-pairs data, 2013.
+    """
+    right_a, right_b = np.asarray(right_a, bool), np.asarray(right_b, bool)
+    only_a, only_b = int(np.sum(right_a & ~right_b)), int(np.sum(right_b & ~right_a))
+    number = only_a + only_b
+    if number < MIN_DISCORDANT_FOR_CHI_SQUARE:
+        method = "exact"
+        tail = sum(math.comb(number, k) for k in range(min(only_a, only_b) + 1)) / 2**number
+        p = min(1.0, 2 * tail)
+    else:
+        method = "chi_square"
+        p = math.erfc(abs(only_a - only_b) / math.sqrt(2 * number))
+    return {"only_a_right": only_a, "only_b_right": only_b, "p": p, "method": method}
+
+
+def compute_differences(
+    labels: ArrayLike,
+    probabilities_a: ArrayLike,
+    probabilities_b: ArrayLike,
+    threshold_a: ArrayLike,
+    threshold_b: ArrayLike,
+    patient_ids: ArrayLike,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, dict]:
+    """Each metric of two classifiers and its difference, with the 95 % interval of the paired bootstrap by patient.
+
+    A resample draws the same patients for both.
+
+    Args:
+      labels: [N] int, 0..C - 1.
+      probabilities_a: [N, C] float, 0..1, with C = 2 or 3.
+      probabilities_b: [N, C] float, of the same images.
+      threshold_a: of a's score for pneumonia; one for all or [N].
+      threshold_b: of b's.
+      patient_ids: [N], equal for images of one patient.
+      resamples: number of bootstrap resamples R.
+      seed: of the draws.
+
+    Returns:
+      {name: {"a": float or None, "b": float or None, "difference": {"value", "ci95"}}} for the metrics of
+      `metrics.compute_metrics`, the difference being a - b; where a part of it is None, "reason" says why.
+
+    Raises:
+      ValueError: shapes do not fit, a label is no class, a probability is outside 0..1, or there is no image.
+    """
+    draws = metrics.compute_bootstrap_weights(patient_ids, resamples, seed)
+    weights = np.concatenate([np.ones((1, draws.shape[1])), draws])
+    values_a = metrics.compute_metric_values(labels, probabilities_a, threshold_a, weights)
+    values_b = metrics.compute_metric_values(labels, probabilities_b, threshold_b, weights)
+    return {
+        name: {
+            "a": None if np.isnan(a[0]) else float(a[0]),
+            "b": None if np.isnan(values_b[name][0]) else float(values_b[name][0]),
+            "difference": metrics.summarise(a - values_b[name], metrics.explain(name)),
+        }
+        for name, a in values_a.items()
+    }

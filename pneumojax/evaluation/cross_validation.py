@@ -1,0 +1,92 @@
+"""Cross-validation: each training image is scored once, by the run that never saw its patient.
+
+The runs are those of the folds of one config (`DataConfig.folds`), each with epoch, threshold and temperature chosen on
+a validation split of its own. An image keeps the probabilities of its run, is decided at that run's threshold, and is
+calibrated with that run's temperature. One threshold for all folds would have to be chosen on images that are scored:
+what one fold holds out, another one validates on. Scores of several networks are then ordered together, which costs a
+little: AUROC and AUPRC of all images may lie below the mean of the folds, which is given beside them.
+"""
+
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from pneumojax.data.dataset import Split, load_split, load_training_images
+from pneumojax.evaluation import metrics
+from pneumojax.evaluation.evaluate import write_evaluation
+from pneumojax.evaluation.operating_point import load_calibration, load_threshold
+from pneumojax.evaluation.predict import compute_probabilities, predict
+from pneumojax.evaluation.run import Ensemble, Run
+
+
+def evaluate_folds(runs: Sequence[Run], workdir: str | pathlib.Path) -> dict:
+    """Scores each run on the fold that it never saw; writes what `evaluate` does, as split out_of_fold.
+
+    Args:
+      runs: of all folds of one config, from `open_run`.
+      workdir: folder of the cross-validation.
+
+    Returns:
+      The content of metrics.json: that of `evaluate`, with the thresholds and temperatures of the folds as lists, and
+      "folds": {"workdir", "images", "threshold", "temperature", "metrics": {name: float or None}} each, and
+      "over_folds": {name: {"mean", "standard_deviation"}}, None where a fold has no such metric.
+
+    Raises:
+      UserError: a run or the data are damaged.
+    """
+    images = load_training_images(runs[0].config.data)
+    rules = runs[0].config.threshold
+    rows = {filename: i for i, filename in enumerate(images.filenames)}
+    probabilities = np.full((len(images), len(runs[0].info["class_names"])), np.nan)
+    value, temperature = np.full((2, len(images)), np.nan)
+    points, prevalences, folds = {}, [], []
+    for run in runs:
+        held_out = load_split(run.config.data, "test")
+        at = [rows[filename] for filename in held_out.filenames]
+        probabilities[at] = compute_probabilities(predict(run, held_out.images))
+        threshold, calibration = load_threshold(run, rules), load_calibration(run)
+        value[at], temperature[at] = threshold["value"], calibration["temperature"]
+        for name, point in threshold["operating_points"].items():
+            points.setdefault(name, np.full(len(images), np.nan))[at] = np.nan if point is None else point
+        prevalences.append(calibration["prevalence"])
+        folds.append(_describe_fold(run, held_out, probabilities[at], threshold, calibration))
+
+    operating_points = {name: None if np.isnan(point).any() else point for name, point in points.items()}
+    together = Ensemble(pathlib.Path(workdir).expanduser(), tuple(runs))
+    of_all = {"checkpoint_step": together.step, "data_fingerprint": images.fingerprint}
+    calibration = {"temperature": temperature, "prevalence": float(np.mean(prevalences)), "split": "validation"}
+    return write_evaluation(
+        together,
+        images,
+        probabilities,
+        threshold | of_all | {"value": value, "operating_points": operating_points},
+        calibration | of_all,
+        rules.prevalence,
+        {"folds": folds, "over_folds": _summarise([fold["metrics"] for fold in folds])},
+    )
+
+
+def _describe_fold(run: Run, held_out: Split, probabilities: np.ndarray, threshold: dict, calibration: dict) -> dict:
+    labels, once = held_out.labels(run.config.model.task), np.ones((1, len(held_out)))
+    values = metrics.compute_metric_values(labels, probabilities, threshold["value"], once)
+    return {
+        "workdir": str(run.workdir),
+        "images": len(held_out),
+        "threshold": threshold["value"],
+        "temperature": calibration["temperature"],
+        "metrics": {name: None if np.isnan(value[0]) else float(value[0]) for name, value in values.items()},
+    }
+
+
+def _summarise(folds: Sequence[dict]) -> dict:
+    """Mean and standard deviation of each metric over the folds."""
+    summary = {}
+    for name in folds[0]:
+        values = [fold[name] for fold in folds]
+        exists = None not in values
+        summary[name] = {
+            "mean": float(np.mean(values)) if exists else None,
+            "standard_deviation": float(np.std(values, ddof=1)) if exists else None,
+        }
+    return summary

@@ -1,0 +1,441 @@
+"""Weights to start from: our own backbones, and ImageNet's of torchvision, timm and Keras without torch or TensorFlow.
+
+The published networks take three colours, each with its own mean and standard deviation taken off. Ours takes one
+grey plane in its own scaling. For a grey image every colour is y = gain * grey + offset, so over the colours the first
+kernel sums to one kernel for the grey plane (weighted by the gains) and one for a plane of ones (weighted by the
+offsets). A bias instead of the second would be wrong along the border: there the kernel reaches into zeros, which are
+zeros of y (logits are then off by 0.1 to 0.5 % of their scale). The plane of ones is zero there too, so the folded
+network equals the published one to the last pixel (1e-6).
+"""
+
+import difflib
+import hashlib
+import io
+import json
+import logging
+import pathlib
+import pickle
+import re
+import zipfile
+from typing import Any
+
+import jax
+import numpy as np
+
+from pneumojax.config import CLASSIFIER, ModelConfig
+from pneumojax.errors import UserError
+from pneumojax.files import write_bytes
+
+logger = logging.getLogger(__name__)
+
+SOURCES = {"torch": "torchvision or timm", "keras": "Keras", "pneumojax": "experiments/pretrain.py"}
+# What of the config shapes a backbone, by network.
+SHAPING = {
+    "cnn": ("cnn_widths",),
+    "vgg16": ("vgg_width",),
+    "resnet18": ("resnet_width",),
+    "resnet34": ("resnet_width",),
+    "resnet50": ("resnet_width", "resnet_stride"),
+}
+# Our kernels that see the image.
+STEM_KERNELS = (("stem_conv", "kernel"), ("stage1_conv1", "kernel"))
+# Mean and standard deviation of pixels 0..1 that the published networks were trained with, in their order of channels.
+# Torchvision and timm: RGB. Keras's VGG16 and ResNet50 ("caffe" mode): BGR, pixels 0..255 less a mean, not divided.
+NORMALISATION = {
+    "torch": (np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])),
+    "keras": (np.array([103.939, 116.779, 123.68]) / 255, np.full(3, 1 / 255)),
+}
+# Keras's ResNet50 adds this to the variance; ours, as PyTorch, adds 1e-5.
+KERAS_EPSILON = 1.001e-5
+EPSILON = 1e-5
+
+LEAVES = {
+    "torch": {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"},
+    "keras": {"kernel": "kernel", "scale": "gamma", "bias": "bias", "mean": "moving_mean", "var": "moving_variance"},
+}
+# Places of VGG16's convolutions in torchvision's list of layers, by stage; ReLU and pooling take the others.
+VGG_PLACES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
+# timm's names of VGG16's last layers, which are convolutions there.
+TIMM_NAMES = {"pre_logits.fc1.": "classifier.0.", "pre_logits.fc2.": "classifier.3.", "head.fc.": "classifier.6."}
+RESNET_BLOCKS = {
+    ((2, 2, 2, 2), False): "resnet18",
+    ((3, 4, 6, 3), False): "resnet34",
+    ((3, 4, 6, 3), True): "resnet50",
+}
+
+
+def load_pretrained(
+    path: str | pathlib.Path, config: ModelConfig, variables: dict[str, Any], pixel_mean: float, pixel_std: float
+) -> dict[str, Any]:
+    """Reads weights into a network. Where the file's classifier is missing or does not fit, ours stays fresh.
+
+    Args:
+      path: from `save_backbone`; .safetensors, .pth, .pt or .bin of torchvision or timm; .h5 or .keras of Keras.
+      config: the network.
+      variables: {"params", "batch_stats"} of the fresh network; its first kernel takes grey and a plane of ones.
+      pixel_mean: what the network's own scaling takes off pixels of 0..1.
+      pixel_std: what it divides them by.
+
+    Returns:
+      {"params", "batch_stats"} of the same structure.
+
+    Raises:
+      UserError: the file cannot be read, is of another network, or lacks or adds a tensor; names the nearest match.
+    """
+    path = pathlib.Path(path).expanduser()
+    source, tensors = read_tensors(path)
+    if source == "pneumojax":
+        _check_backbone(path, config)
+    elif config.model == "cnn":
+        raise UserError(f"{path} is of {SOURCES[source]}; cnn takes only the backbones of {SOURCES['pneumojax']}.")
+    elif config.model.startswith("resnet"):
+        _check_stride(path, source, config)
+    leaves, structure = jax.tree_util.tree_flatten_with_path(variables)
+    wanted = {tuple(entry.key for entry in keys): leaf for keys, leaf in leaves}
+    names = {key: _name(source, config.model, key) for key in wanted}
+    fresh = _find_fresh(wanted, names, source, tensors)
+    _check_names(path, config.model, source, tensors, [names[key] for key in wanted if key[1] not in fresh])
+
+    loaded = []
+    for key, leaf in wanted.items():
+        if key[1] in fresh:
+            loaded.append(leaf)
+            continue
+        value = _convert(source, key, tensors[names[key]])
+        if key[1:] in STEM_KERNELS and value.shape[2] == 3:
+            value = fold_normalisation(value, *NORMALISATION[source], pixel_mean, pixel_std)
+        elif key[1:] in STEM_KERNELS and source == "pneumojax":  # Nothing to fold: the plane of ones adds nothing.
+            value = np.concatenate([value, np.zeros_like(value)], 2)
+        if value.shape != leaf.shape:
+            raise UserError(
+                f"{path}: {names[key]} has shape {_shape(value)} in our layout, this {config.model} takes "
+                f"{_shape(leaf)}. Published networks have --resnet_width=64 and --vgg_width=64; wider ones do not fit."
+            )
+        if not np.isfinite(value).all():
+            raise UserError(f"{path}: {names[key]} holds numbers that are not finite. The file is damaged.")
+        loaded.append(value.astype(np.float32))
+    logger.info("Start from %s (%s); fresh: %s", path, source, ", ".join(fresh) or "nothing")
+    return jax.tree_util.tree_unflatten(structure, loaded)
+
+
+def fold_normalisation(
+    kernel: np.ndarray, mean: np.ndarray, std: np.ndarray, pixel_mean: float, pixel_std: float
+) -> np.ndarray:
+    """Sums a kernel over the colours of a grey image and takes the colours' normalisation into it.
+
+    Args:
+      kernel: [K, K, 3, O], for pixels (x - mean) / std, x in 0..1.
+      mean: [3].
+      std: [3].
+      pixel_mean: our own scaling is (x - pixel_mean) / pixel_std.
+      pixel_std: see pixel_mean.
+
+    Returns:
+      [K, K, 2, O], for our grey plane and a plane of ones.
+    """
+    gain, offset = pixel_std / std, (pixel_mean - mean) / std
+    return np.einsum("hwco,pc->hwpo", kernel.astype(np.float64), np.stack([gain, offset]))
+
+
+def save_backbone(path: pathlib.Path, config: ModelConfig, variables: dict[str, Any], data_fingerprint: str) -> None:
+    """Writes a network without its classifier, in our own names and layout.
+
+    Args:
+      path: .safetensors file to write.
+      config: the network.
+      variables: its {"params", "batch_stats"} as numpy arrays.
+      data_fingerprint: of the split that it was trained on.
+    """
+    import safetensors.numpy
+
+    leaves = jax.tree_util.tree_leaves_with_path(variables)
+    named = {tuple(entry.key for entry in keys): np.ascontiguousarray(leaf) for keys, leaf in leaves}
+    tensors = {"/".join(key): leaf for key, leaf in named.items() if not key[1].startswith(CLASSIFIER)}
+    info = {"model": config.model, "data_fingerprint": data_fingerprint}
+    info |= {field: getattr(config, field) for field in SHAPING[config.model]}
+    write_bytes(path, safetensors.numpy.save(tensors, {"pneumojax": json.dumps(info)}))
+
+
+def check_pretraining_images(path: str | pathlib.Path, data_fingerprint: str) -> None:
+    """Warns where a backbone of ours was pretrained on another training split: it may have seen what will be scored.
+
+    Args:
+      path: file that `load_pretrained` has read.
+      data_fingerprint: of the split that is trained on now.
+    """
+    info = _read_info(pathlib.Path(path).expanduser())
+    if info and info["data_fingerprint"] != data_fingerprint:
+        logger.warning(
+            "%s was pretrained on another training split than this one: images that are scored now may have been among "
+            "them. Read the figures with that in mind.",
+            path,
+        )
+
+
+def compute_sha256(path: str | pathlib.Path) -> str | None:
+    """Of a file's content; None where it cannot be read, of which `load_pretrained` tells the reason."""
+    try:
+        with pathlib.Path(path).expanduser().open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None
+
+
+def read_tensors(path: pathlib.Path) -> tuple[str, dict[str, np.ndarray]]:
+    """Reads all tensors of a file.
+
+    Returns:
+      (torch, keras or pneumojax, {name: array}), in the names and layout of torchvision, Keras's layers or our own.
+
+    Raises:
+      UserError: there is no such file, it is damaged or of another kind, or a pickle that holds more than tensors.
+    """
+    readers = {
+        ".safetensors": _read_safetensors,
+        ".pth": _read_pickle,
+        ".pt": _read_pickle,
+        ".bin": _read_pickle,
+        ".h5": _read_h5,
+        ".keras": _read_keras,
+    }
+    if path.is_dir():
+        raise UserError(f"pretrained: {path} is a folder. Name the file, as {path / 'backbone.safetensors'}.")
+    if path.suffix not in readers:
+        raise UserError(f"pretrained: {path} must end in {', '.join(readers)}.")
+    if not path.is_file():
+        raise UserError(f"pretrained: there is no file {path}.")
+    damages = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RuntimeError, zipfile.BadZipFile)
+    try:
+        tensors = readers[path.suffix](path)
+        ours = _read_info(path) is not None
+    except damages as error:
+        raise UserError(
+            f"pretrained: {path} cannot be read ({_first_line(error)}): damaged, or of another kind."
+        ) from error
+    if ours:
+        return "pneumojax", tensors
+    if path.suffix in (".h5", ".keras"):
+        return "keras", _fold_keras_biases(tensors)
+    return "torch", _rename_timm(tensors)
+
+
+def _read_safetensors(path):
+    import safetensors
+    import safetensors.numpy
+
+    try:
+        return safetensors.numpy.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise ValueError(error) from error
+
+
+def _read_info(path):
+    """What `save_backbone` wrote beside the arrays; None where the file is not of it."""
+    if path.suffix != ".safetensors":
+        return None
+    import safetensors
+
+    with safetensors.safe_open(path, "numpy") as file:
+        return json.loads((file.metadata() or {}).get("pneumojax", "null"))
+
+
+def _read_pickle(path):
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(
+            f"pretrained: {path} is a pickle, which only torch reads safely, and torch is not installed. "
+            "Save it as .safetensors where torch is, or install torch beside pneumojax."
+        ) from error
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"pretrained: {path} holds more than tensors, or is damaged. Such a pickle can run any program when it is "
+            "opened, so it is refused. Save its state_dict alone, best as .safetensors."
+        ) from error
+    tensors = tensors.get("state_dict", tensors)  # timm's own checkpoints keep it under that name.
+    return {name: tensor.float().numpy() for name, tensor in tensors.items()}
+
+
+def _read_h5(path):
+    import h5py
+
+    with h5py.File(path) as file:
+        return _read_layers(file)
+
+
+def _read_keras(path):
+    import h5py
+
+    with zipfile.ZipFile(path) as archive, h5py.File(io.BytesIO(archive.read("model.weights.h5"))) as file:
+        return _read_layers(file)
+
+
+def _read_layers(file):
+    """{layer.weight: array} of a Keras file: of version 3 (`layers/*/vars`, named by an attribute) or before."""
+    import h5py
+
+    layers = {}
+
+    def visit(place, item):
+        if not isinstance(item, h5py.Group):
+            return
+        if place.endswith("/vars") and "name" in item.attrs:
+            layers[_text(item.attrs["name"])] = [item[str(i)] for i in range(len(item))]
+        elif "weight_names" in item.attrs:
+            layers[place.split("/")[-1]] = [item[_text(name)] for name in item.attrs["weight_names"]]
+
+    file.visititems(visit)
+    tensors = {}
+    for layer, weights in layers.items():
+        kinds = ("gamma", "beta", "moving_mean", "moving_variance") if len(weights) == 4 else ("kernel", "bias")
+        tensors |= {f"{layer}.{kind}": np.asarray(weight) for kind, weight in zip(kinds, weights, strict=False)}
+    if not tensors:
+        raise ValueError("it holds no layers of Keras with names")
+    return tensors
+
+
+def _text(name):
+    return name.decode() if isinstance(name, bytes) else str(name)
+
+
+def _fold_keras_biases(tensors):
+    """Keras's ResNet50 has biases in front of its normalisations, and adds another epsilon to the variance there."""
+    for name in [name for name in tensors if name.endswith("_conv.bias")]:
+        norm = name.removesuffix("_conv.bias") + "_bn"
+        if f"{norm}.moving_mean" in tensors:
+            tensors[f"{norm}.moving_mean"] = tensors[f"{norm}.moving_mean"] - tensors.pop(name)
+            tensors[f"{norm}.moving_variance"] = tensors[f"{norm}.moving_variance"] + (KERAS_EPSILON - EPSILON)
+    return tensors
+
+
+def _rename_timm(tensors):
+    renamed = {}
+    for name, tensor in tensors.items():
+        for theirs, torchvisions in TIMM_NAMES.items():
+            if name.startswith(theirs):
+                name = torchvisions + name.removeprefix(theirs)
+                tensor = tensor.reshape(len(tensor), -1) if tensor.ndim == 4 else tensor
+        renamed[name] = tensor
+    return renamed
+
+
+def _name(source, model, key):
+    """The file's name for ours: ("params", "stage1_block2", "conv1", "kernel") -> layer1.1.conv1.weight."""
+    if source == "pneumojax":
+        return "/".join(key)
+    *modules, leaf = key[1:]
+    module, torch, vgg = "/".join(modules), source == "torch", model == "vgg16"
+    if module in ("stem_conv", "stem_norm"):
+        layer = {"stem_conv": ("conv1", "conv1_conv"), "stem_norm": ("bn1", "conv1_bn")}[module][not torch]
+    elif match := re.fullmatch(r"stage(\d)_conv(\d)", module):
+        stage, i = map(int, match.groups())
+        layer = f"features.{VGG_PLACES[stage - 1][i - 1]}" if torch else f"block{stage}_conv{i}"
+    elif match := re.fullmatch(r"stage(\d)_block(\d)/(conv|norm)(\d)", module):
+        stage, block, kind, i = int(match[1]), int(match[2]), match[3], match[4]
+        theirs = {"conv": ("conv", "conv"), "norm": ("bn", "bn")}[kind][0]
+        layer = f"layer{stage}.{block - 1}.{theirs}{i}" if torch else f"conv{stage + 1}_block{block}_{i}_{theirs}"
+    elif match := re.fullmatch(r"stage(\d)_block(\d)/shortcut_(conv|norm)", module):
+        stage, block, norm = int(match[1]), int(match[2]), match[3] == "norm"
+        layer = f"layer{stage}.{block - 1}.downsample.{int(norm)}"
+        layer = layer if torch else f"conv{stage + 1}_block{block}_0_{'bn' if norm else 'conv'}"
+    elif match := re.fullmatch(r"dense(\d)", module):
+        layer = f"classifier.{3 * (int(match[1]) - 1)}" if torch else f"fc{match[1]}"
+    else:  # The head.
+        layer = ("classifier.6" if vgg else "fc") if torch else "predictions"
+    is_norm = module.split("/")[-1].split("_")[-1].startswith("norm")
+    kind = "beta" if is_norm and leaf == "bias" and not torch else LEAVES[source][leaf]
+    return f"{layer}.{kind}"
+
+
+def _convert(source, key, tensor):
+    """A tensor in our layout: kernels [K, K, I, O] and [I, O]; places in front of dense layers in the order H, W, C."""
+    if source != "torch" or key[-1] != "kernel":
+        return tensor
+    if tensor.ndim == 4:
+        return tensor.transpose(2, 3, 1, 0)
+    if key[1] == "dense1":
+        return tensor.reshape(len(tensor), -1, 7, 7).transpose(2, 3, 1, 0).reshape(-1, len(tensor))
+    return tensor.T
+
+
+def _find_fresh(wanted, names, source, tensors):
+    """Layers of the classifier from the first on that the file does not have in this shape."""
+    layers = sorted({key[1] for key in wanted if key[1].startswith(CLASSIFIER)})
+    for i, layer in enumerate(layers):
+        for key in (key for key in wanted if key[1] == layer):
+            tensor = tensors.get(names[key])
+            if (
+                tensor is None
+                or tensor.size != wanted[key].size
+                or _convert(source, key, tensor).shape != wanted[key].shape
+            ):
+                return layers[i:]
+    return []
+
+
+def _check_names(path, model, source, tensors, expected):
+    unused = ("fc.", "fc1.", "fc2.", "classifier.", "predictions.")  # Of a classifier that is not taken over.
+    known = {*expected, *(name for name in tensors if name.startswith(unused) or name.endswith(".num_batches_tracked"))}
+    missing, extra = [name for name in expected if name not in tensors], [name for name in tensors if name not in known]
+    if not missing and not extra:
+        return
+    parts = []
+    for words, found, others in (
+        ("lacks", missing, extra or list(tensors)),
+        ("has in addition", extra, missing or expected),
+    ):
+        if found:
+            near = difflib.get_close_matches(found[0], others, n=1)
+            nearest = f" (nearest: {near[0]})" if near else ""
+            parts.append(f"{words} {found[0]}{nearest}" + (f" and {len(found) - 1} more" if found[1:] else ""))
+    looks = _recognise(source, tensors)
+    advice = f" It looks like {looks}: give --model={looks}." if looks and looks != model else ""
+    raise UserError(f"{path} is not a {model} of {SOURCES[source]}: it {', and '.join(parts)}.{advice}")
+
+
+def _check_backbone(path, config):
+    info = _read_info(path)
+    fields = ("model", *SHAPING[config.model])
+    made, wanted = ({name: format_value(values.get(name)) for name in fields} for values in (info, vars(config)))
+    if made["model"] != wanted["model"]:
+        raise UserError(f"{path} holds the backbone of a {made['model']}: give --model={made['model']}.")
+    if made != wanted:
+        flags = " ".join(f"--{name}={value}" for name, value in made.items() if value != wanted[name])
+        raise UserError(f"{path} holds the backbone of another {config.model}: give {flags}.")
+
+
+def format_value(value: object) -> str:
+    """A value of a config field as its flag is given."""
+    return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _recognise(source, tensors):
+    """Which of our networks the names look like, or None."""
+    if ("features.28.weight" if source == "torch" else "block5_conv3.kernel") in tensors:
+        return "vgg16"
+    pattern = (
+        r"layer(\d)\.(\d+)\.conv(\d)\.weight" if source == "torch" else r"conv(\d)_block(\d+)_([123])_conv\.kernel"
+    )
+    found = [match.groups() for name in tensors if (match := re.fullmatch(pattern, name))]
+    stages = sorted({stage for stage, _, _ in found})
+    blocks = tuple(len({block for s, block, _ in found if s == stage}) for stage in stages)
+    return RESNET_BLOCKS.get((blocks, any(i == "3" for _, _, i in found)))
+
+
+def _check_stride(path, source, config):
+    place = "3x3" if source == "torch" or config.model != "resnet50" else "1x1"
+    if config.model == "resnet50" and config.resnet_stride != place:
+        raise UserError(
+            f"{path}: the blocks of {SOURCES[source]}'s ResNet50 take their stride in the {place} convolution: "
+            f"give --resnet_stride={place}."
+        )
+
+
+def _shape(array):
+    return "x".join(map(str, array.shape))
+
+
+def _first_line(error):
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -1,0 +1,1 @@
+"""Convolution and max-pooling: for each device the fastest exact algorithm."""

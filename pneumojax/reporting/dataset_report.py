@@ -1,0 +1,167 @@
+"""What a data set holds, as pictures: classes, average images, sizes, brightness, patients, samples.
+
+Only the training images are looked at; of the other splits the record's counts are told.
+"""
+
+import pathlib
+
+import numpy as np
+
+from pneumojax.config import DataConfig
+from pneumojax.data.dataset import SUBTYPES, Split, load_split, read_record
+from pneumojax.files import write_text
+from pneumojax.reporting.figures.data import (
+    save_average_images,
+    save_class_counts,
+    save_distributions,
+    save_images,
+    save_images_per_patient,
+    save_sizes,
+)
+from pneumojax.reporting.html import Picture, Section, Table, load_picture, render_page
+
+SAMPLE_SEED = 0
+SAMPLES, SAMPLE_COLUMNS = 24, 6
+
+LEFT_OUT = {
+    "left_out_redundant": "byte-identical training images left out",
+    "left_out_in_test": "training images left out that are in test, too",
+    "left_out_contradictory": "byte-identical images left out that were of two classes",
+    "marked_in_test": "byte-identical test images, kept and marked",
+}
+
+
+def explore(config: DataConfig, directory: pathlib.Path) -> list[Table]:
+    """Draws a data set; writes explore.html and its pictures.
+
+    Args:
+      config: which data set, where, and at what size.
+      directory: folder to write to.
+
+    Returns:
+      The facts: what each split holds, each class of the training images, and what was left out.
+
+    Raises:
+      UserError: the data set is not prepared, or damaged.
+    """
+    record, train = read_record(config), load_split(config, "train")
+    directory.mkdir(parents=True, exist_ok=True)
+    tables = [_tabulate_splits(record), _tabulate_classes(train), _tabulate_left_out(record)]
+    title = f"train, {len(train):,} images"
+    numbers = np.unique(train.patient_ids, return_counts=True)[1]
+    brightness = train.images.mean(axis=(1, 2))
+
+    save_class_counts(directory / "classes.png", record["counts"])
+    save_average_images(directory / "averages.png", _average(train), title)
+    save_sizes(directory / "sizes.png", train.widths, train.heights, train.subtypes, SUBTYPES, title)
+    save_distributions(
+        directory / "brightness.png",
+        brightness,
+        train.subtypes,
+        SUBTYPES,
+        "Mean grey level of an image, 0 to 255",
+        f"Brightness\n{title}",
+    )
+    save_images_per_patient(directory / "patients.png", numbers, title)
+    samples = {}
+    for name, chosen in _choose_samples(train).items():
+        path = directory / f"samples_{name.lower()}.png"
+        save_images(path, train.images[chosen], SAMPLE_COLUMNS, title=f"{name}, {len(chosen)} images of train")
+        samples[name] = load_picture(path, f"images of {name}, drawn at random")
+
+    pictures = {
+        "classes": load_picture(directory / "classes.png", "share of each class in each split", wide=True),
+        "averages": load_picture(
+            directory / "averages.png",
+            "average image of each class, and differences",
+            "What the eye finds in one image and not in the next is gone here; what is left is where bodies lie, how "
+            "the machine is set and where letters stand. Differences at the edge are no sign of pneumonia.",
+            True,
+        ),
+        "sizes": load_picture(directory / "sizes.png", "width and height of the original files by class"),
+        "brightness": load_picture(directory / "brightness.png", "distribution of brightness by class"),
+        "patients": load_picture(directory / "patients.png", "number of patients by their number of images"),
+    }
+    write_text(directory / "explore.html", _render(config, record, tables, pictures, samples))  # last, whole
+    return tables
+
+
+def _average(train: Split) -> dict[str, np.ndarray]:
+    """Average image of each class that there is, [H, W] float64."""
+    return {SUBTYPES[c]: train.images[train.subtypes == c].mean(axis=0) for c in np.unique(train.subtypes)}
+
+
+def _choose_samples(train: Split) -> dict[str, np.ndarray]:
+    """Indices of some images of each class, drawn by a fixed seed."""
+    rng = np.random.default_rng(SAMPLE_SEED)
+    by_class = {SUBTYPES[c]: np.flatnonzero(train.subtypes == c) for c in np.unique(train.subtypes)}
+    return {name: np.sort(rng.choice(of, min(SAMPLES, len(of)), replace=False)) for name, of in by_class.items()}
+
+
+def _tabulate_splits(record: dict) -> Table:
+    splits = list(record["counts"])
+    images = {split: sum(record["counts"][split].values()) for split in splits}
+    rows = [[name, *(f"{record['counts'][split][name]:,}" for split in splits)] for name in SUBTYPES]
+    rows.append(["images", *(f"{images[split]:,}" for split in splits)])
+    rows.append(["patients", *(f"{record['groups'][split]:,}" for split in splits)])
+    rows.append(["images of a patient", *(f"{images[split] / record['groups'][split]:.2f}" for split in splits)])
+    rows.append(["colour files", *(f"{record['rgb'][split]:,}" for split in splits)])
+    for side in ("width", "height"):
+        rows.append([f"{side} in px", *(_format_range(**record["sizes"][split][side]) for split in splits)])
+    return Table(("split", *splits), rows)
+
+
+def _format_range(min: float, median: float, max: float) -> str:
+    return f"{min:.0f}" if min == max else f"{min:.0f} to {max:.0f}, median {median:.0f}"
+
+
+def _tabulate_classes(train: Split) -> Table:
+    rows = []
+    brightness = train.images.mean(axis=(1, 2))
+    for c, name in enumerate(SUBTYPES):
+        of_class = train.subtypes == c
+        values = (brightness, train.widths, train.heights)
+        rows.append([name, f"{len(np.unique(train.patient_ids[of_class])):,}"])
+        if of_class.any():
+            rows[-1] += [f"{np.median(value[of_class]):.0f}" for value in values]
+    columns = ("class of train", "patients", "brightness, 0 to 255", "width in px", "height in px")
+    return Table(columns, rows, "Medians of the class's images.")
+
+
+def _tabulate_left_out(record: dict) -> Table:
+    numbers = {words: record["duplicates"][name] for name, words in LEFT_OUT.items()}
+    numbers |= {f"files left aside: {reason}": number for reason, number in record["skipped"].items()}
+    numbers["images left out that could not be decoded"] = len(record["bad_images"])
+    return Table(
+        ("when the data were prepared", "files"), [[words, f"{number:,}"] for words, number in numbers.items()]
+    )
+
+
+def _render(
+    config: DataConfig, record: dict, tables: list[Table], pictures: dict[str, Picture], samples: dict[str, Picture]
+) -> str:
+    splits, classes, left_out = tables
+    images, patients = sum(sum(of.values()) for of in record["counts"].values()), sum(record["groups"].values())
+    lead = [
+        f"{images:,} images of {patients:,} patients, from {record['source']}, looked at with {config.image_px} x "
+        f"{config.image_px} pixels.",
+        "The first table counts all splits; all else is of the training images alone, so that nothing is learned from "
+        "the images that are scored.",
+    ]
+    sections = [
+        Section("Splits and classes", blocks=[pictures["classes"], splits]),
+        Section("Average images", blocks=[pictures["averages"]]),
+        Section(
+            "Size and brightness",
+            ["Where these differ between the classes, a network can score without looking at lungs."],
+            [pictures["sizes"], pictures["brightness"], classes],
+        ),
+        Section(
+            "Patients and duplicates",
+            ["No patient is in two splits; intervals draw patients, not images."],
+            [pictures["patients"], left_out],
+        ),
+        Section("Samples", [f"Up to {SAMPLES} images of each class, drawn at random."], list(samples.values())),
+    ]
+    warning = "Drawn radiographs, not patients: they say nothing about X-rays." if record["synthetic"] else ""
+    return render_page(f"The data set {config.dataset}", lead, sections, warning)

@@ -1,0 +1,272 @@
+"""Pictures of a scored split."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pneumojax.reporting.figures.style import (
+    BAND,
+    BLUE,
+    GREY,
+    INK,
+    ORANGE,
+    REFERENCE,
+    join_heading,
+    make_figure,
+    make_unit_square,
+    save_figure,
+    save_reason,
+    use_style,
+    write_lines,
+)
+from pneumojax.reporting.format import format_interval, format_range, format_score
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def save_roc(
+    path: str | Path, curve: Mapping | None, metrics: Mapping, threshold: float | Sequence[float], title: str = ""
+) -> None:
+    """Draws the ROC curve with its 95 % band, the area with its interval, and the operating point.
+
+    Args:
+      path: PNG file to write; its folder exists.
+      curve: of `metrics.compute_roc_curve`; None draws the reason instead.
+      metrics: of `metrics.compute_metrics`; auroc, sensitivity and specificity are read.
+      threshold: of the operating point.
+      title: what was scored, as "test, 624 images".
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    heading = join_heading("ROC curve", title)
+    if curve is None:
+        return save_reason(path, heading, metrics["auroc"])
+    with use_style():
+        figure, axes = make_unit_square(heading, "1 - specificity (false positive rate)", "Sensitivity")
+        axes.plot([0, 1], [0, 1], **REFERENCE)
+        axes.text(0.15, 0.13, "chance", color=GREY, va="top")
+        if curve["band"] is not None:
+            band = curve["band"]
+            axes.fill_between(band["false_positive_rate"], band["low"], band["high"], **BAND)
+        axes.plot(curve["false_positive_rate"], curve["sensitivity"], color=BLUE, solid_joinstyle="miter")
+
+        lines = [(BLUE, f"AUROC {format_interval(metrics['auroc'])}")]
+        sensitivity, specificity = metrics["sensitivity"]["value"], metrics["specificity"]["value"]
+        _mark_operating_point(axes, 1 - specificity, sensitivity)
+        lines.append((ORANGE, f"At threshold {format_score(threshold)}"))
+        lines.append((INK, f"sensitivity {format_interval(metrics['sensitivity'])}"))
+        lines.append((INK, f"specificity {format_interval(metrics['specificity'])}"))
+        if curve["band"] is not None:
+            lines.append((GREY, "brackets, band: 95 % interval"))
+        write_lines(axes, lines, x=0.97, bottom=0.04, align="right")
+        save_figure(figure, path)
+
+
+def save_precision_recall(
+    path: str | Path, curve: Mapping | None, metrics: Mapping, threshold: float | Sequence[float], title: str = ""
+) -> None:
+    """Draws precision over sensitivity with its 95 % band, the prevalence, and the operating point.
+
+    Args:
+      path: PNG file to write; its folder exists.
+      curve: of `metrics.compute_pr_curve`; None draws the reason instead.
+      metrics: of `metrics.compute_metrics`; auprc, sensitivity and precision are read. Without any positive decision
+        the operating point has no precision and is not drawn.
+      threshold: of the operating point.
+      title: what was scored, as "test, 624 images".
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    heading = join_heading("Precision-recall curve", title)
+    if curve is None:
+        return save_reason(path, heading, metrics["auprc"])
+    with use_style():
+        figure, axes = make_unit_square(heading, "Sensitivity (recall)", "Precision")
+        prevalence = curve["prevalence"]
+        axes.axhline(prevalence, **REFERENCE)
+        axes.text(0.02, prevalence - 0.015, f"prevalence {prevalence:.3f}", color=GREY, va="top")
+        if curve["band"] is not None:
+            band = curve["band"]
+            axes.fill_between(band["sensitivity"], band["low"], band["high"], step="pre", **BAND)
+        sensitivity, precision = [0.0, *curve["sensitivity"]], [curve["precision"][0], *curve["precision"]]
+        axes.plot(sensitivity, precision, color=BLUE, drawstyle="steps-pre", solid_joinstyle="miter")
+
+        lines = [(BLUE, f"AUPRC {format_interval(metrics['auprc'])}")]
+        lines.append((ORANGE, f"At threshold {format_score(threshold)}"))
+        if metrics["precision"]["value"] is not None:
+            _mark_operating_point(axes, metrics["sensitivity"]["value"], metrics["precision"]["value"])
+        lines.append((INK, f"sensitivity {format_interval(metrics['sensitivity'])}"))
+        lines.append((INK, f"precision {format_interval(metrics['precision'])}"))
+        if curve["band"] is not None:
+            lines.append((GREY, "brackets, band: 95 % interval"))
+        write_lines(axes, lines, x=0.03, bottom=0.04, align="left")
+        save_figure(figure, path)
+
+
+def save_confusion_matrix(path: str | Path, confusion: np.ndarray, class_names: Sequence[str], title: str = "") -> None:
+    """Draws counts of images by true and decided class, coloured by the share of the true class.
+
+    Args:
+      path: PNG file to write; its folder exists.
+      confusion: [C, C] int, rows are the true class, as of `metrics.compute_confusion`. A class without images has no
+        shares.
+      class_names: C names.
+      title: what was scored, as "test, 624 images, threshold 0.31".
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    confusion = np.asarray(confusion)
+    totals = confusion.sum(axis=1)
+    shares = confusion / np.maximum(totals, 1)[:, None]
+    classes = len(class_names)
+    with use_style():
+        side = 1.15 * classes
+        figure = make_figure(side + 1.7, side + 1.3)
+        axes = figure.add_subplot()
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        for row in range(classes):
+            for column in range(classes):
+                colour = "white" if shares[row, column] > 0.5 else INK
+                share = f"{shares[row, column]:.1%}" if totals[row] else ""
+                count = f"{confusion[row, column]:,}"
+                axes.text(column, row - 0.08, count, ha="center", va="center", color=colour, size=15)
+                axes.text(column, row + 0.24, share, ha="center", va="center", color=colour)
+        axes.set_xticks(range(classes), class_names)
+        axes.set_yticks(range(classes), [f"{name}\n{n:,} images" for name, n in zip(class_names, totals, strict=True)])
+        axes.set(xlabel="Decision", ylabel="Truth")
+        axes.set_title(join_heading("Confusion matrix", title), x=0, ha="left")
+        axes.grid(visible=False)
+        axes.spines[:].set_visible(False)
+        axes.tick_params(length=0)
+        # White seams between the cells: two light neighbours stay two cells.
+        for edge in np.arange(0.5, classes - 1):
+            axes.axhline(edge, color="white", linewidth=2)
+            axes.axvline(edge, color="white", linewidth=2)
+        save_figure(figure, path)
+
+
+def save_reliability(path: str | Path, reliability: Mapping, calibration: Mapping, title: str = "") -> None:
+    """Draws the share of pneumonia over the score, before and after the temperature.
+
+    Args:
+      path: PNG file to write; its folder exists.
+      reliability: {"before", "after": of `calibration.compute_reliability`}.
+      calibration: {"before", "after": of `calibration.compute_calibration`, "temperature": float}.
+      title: what was scored, as "test, 624 images".
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    with use_style():
+        figure, axes = make_unit_square(
+            join_heading("Reliability", title), "Score for pneumonia (mean of the bin)", "Share of pneumonia"
+        )
+        axes.plot([0, 1], [0, 1], **REFERENCE)
+        for when, colour, size in (("before", GREY, 4), ("after", BLUE, 6)):
+            bins = reliability[when]
+            below, above = (np.abs(np.subtract(bins[bound], bins["share"])) for bound in ("low", "high"))
+            # Before and after lie over each other where the temperature is near 1: the first is thin and open.
+            marker = {"marker": "o", "markersize": size, "markerfacecolor": colour if when == "after" else "white"}
+            axes.errorbar(
+                bins["mean_score"], bins["share"], [below, above], color=colour, linewidth=1.4, elinewidth=0.9, **marker
+            )
+        lines = [(INK, "ECE, Brier score, slope")]
+        for when, colour, words in (
+            ("before", GREY, "as trained"),
+            ("after", BLUE, f"temperature {format_range(calibration['temperature'], '{:.3g}'.format)}"),
+        ):
+            names = ("ece", "brier", "calibration_slope")
+            numbers = [calibration[when][name]["value"] for name in names]
+            text = ", ".join("none" if number is None else f"{number:.3f}" for number in numbers)
+            lines.append((colour, f"{words}: {text}"))
+        lines.append((GREY, "bars: 95 % interval of the share"))
+        write_lines(axes, lines, x=0.97, bottom=0.04, align="right")
+        save_figure(figure, path)
+
+
+def save_predictive_values(
+    path: str | Path, values: Mapping, counts: Mapping, threshold: float | Sequence[float], title: str = ""
+) -> None:
+    """Draws the predictive values of the decision over the prevalence of pneumonia, with their 95 % bands.
+
+    Args:
+      path: PNG file to write; its folder exists.
+      values: {"prevalence": G floats, "ppv", "npv": G times {"value", "ci95"}}, of
+        `calibration.compute_predictive_values`. A value that does not exist is not drawn; where none does, the picture
+        says why.
+      counts: of the evaluation; images and classes are read, for the split's own prevalence.
+      threshold: of the operating point.
+      title: what was scored, as "test, 624 images".
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    heading = join_heading("Predictive values", title)
+    drawn = {name: [one for one in values[name] if one["value"] is not None] for name in ("ppv", "npv")}
+    if not any(drawn.values()):
+        return save_reason(path, heading, values["ppv"][0])
+    with use_style():
+        figure, axes = make_unit_square(heading, "Prevalence of pneumonia", "Predictive value")
+        own = 1 - counts["classes"]["NORMAL"] / counts["images"]
+        axes.axvline(own, **REFERENCE)
+        axes.text(own - 0.015, 0.5, "this split", color=GREY, rotation=90, ha="right", va="center")
+        lines = [(INK, f"At threshold {format_score(threshold)}")]
+        for name, colour, words in (
+            ("ppv", ORANGE, "PPV: pneumonia among those decided for"),
+            ("npv", BLUE, "NPV: NORMAL among the others"),
+        ):
+            if not drawn[name]:  # As at a threshold that nobody reaches.
+                lines.append((colour, f"{name.upper()} does not exist"))
+                continue
+            lines.append((colour, words))
+            axes.plot(values["prevalence"], [one["value"] for one in values[name]], color=colour)
+            if all(one["ci95"] for one in values[name]):
+                low, high = zip(*(one["ci95"] for one in values[name]), strict=True)
+                axes.fill_between(values["prevalence"], low, high, **BAND | {"color": colour})
+        lines.append((GREY, "bands: 95 % interval"))
+        write_lines(axes, lines, x=0.5, bottom=0.04, align="center")
+        save_figure(figure, path)
+
+
+def save_decision_curve(path: str | Path, curve: Mapping, title: str = "") -> None:
+    """Draws the net benefit of the score over the threshold probability, beside deciding for all and for nobody.
+
+    Args:
+      path: PNG file to write; its folder exists.
+      curve: of `decision_curve.compute_decision_curve`.
+      title: what was scored, as "test, 624 images".
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    with use_style():
+        figure = make_figure(4.8, 4.2)
+        axes = figure.add_subplot()
+        axes.set_title(join_heading("Decision curve", title))
+        # The best there is: a hit for each patient with pneumonia and no false alarm. Harm is cut off far below.
+        best = max(curve["treat_all"][0], 0.05)
+        axes.set(xlabel="Threshold probability", ylabel="Net benefit", xlim=(0, 1), ylim=(-0.15 * best, 1.1 * best))
+        axes.axhline(0, **REFERENCE)
+        axes.plot(curve["threshold"], curve["treat_all"], color=ORANGE, linewidth=1.4)
+        if curve["band"] is not None:
+            axes.fill_between(curve["threshold"], curve["band"]["low"], curve["band"]["high"], **BAND)
+        axes.plot(curve["threshold"], curve["net_benefit"], color=BLUE)
+        lines = [
+            (BLUE, "by the calibrated score"),
+            (ORANGE, "for pneumonia in all images"),
+            (GREY, "for nobody (dashed)"),
+        ]
+        if curve["band"] is not None:
+            lines.append((GREY, "band: 95 % interval"))
+        write_lines(axes, lines, x=0.03, bottom=0.16, align="left")
+        save_figure(figure, path)
+
+
+def _mark_operating_point(axes: "Axes", x: float, y: float) -> None:
+    axes.plot([x], [y], marker="o", markersize=8, color=ORANGE, markeredgecolor="white", clip_on=False, zorder=5)

@@ -1,0 +1,87 @@
+"""Pictures of numbers with their intervals, one under the other."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pneumojax.reporting.figures.style import (
+    BLUE,
+    GREY,
+    ORANGE,
+    REFERENCE,
+    join_heading,
+    make_figure,
+    save_figure,
+    use_style,
+)
+from pneumojax.reporting.format import format_interval
+
+
+def save_intervals(path: str | Path, groups: Mapping[str, Mapping[str, Mapping]], title: str = "") -> None:
+    """Draws areas under the ROC curve as dots with their 95 % intervals, one under the other, beside chance.
+
+    Args:
+      path: PNG file to write; its folder exists.
+      groups: {heading: {row: {"value", "ci95"}}}, in order; a value that does not exist is written, not drawn.
+      title: what was scored, as "test, 624 images".
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    rows = [row for metrics in groups.values() for row in metrics.values() if row["value"] is not None]
+    lowest = min([0.5] + [min([row["value"], *(row["ci95"] or ())]) for row in rows])
+    with use_style():
+        # A heading, the rows and a gap for each group, and the axis.
+        figure = make_figure(6.2, 1.1 + 0.27 * sum(len(metrics) + 1.5 for metrics in groups.values()))
+        axes = figure.add_subplot()
+        axes.set_title(join_heading("AUROC, pneumonia against NORMAL", title))
+        axes.axvline(0.5, **REFERENCE)
+        place, places, names = 0.0, [], []
+        for colour, (heading, metrics) in zip((BLUE, ORANGE), groups.items(), strict=True):
+            beside = axes.get_yaxis_transform()
+            axes.text(-0.02, place, heading, color=colour, ha="right", va="center", weight="bold", transform=beside)
+            for name, row in metrics.items():
+                place += 1
+                places, names = [*places, place], [*names, name]
+                axes.text(1.02, place, format_interval(row), va="center", transform=beside)
+                if row["value"] is not None:
+                    reach = [[abs(row["value"] - bound)] for bound in row["ci95"] or ()] or None
+                    axes.errorbar(row["value"], place, xerr=reach, fmt="o", markersize=5, color=colour, elinewidth=1.4)
+            place += 1.5
+        axes.text(0.5, place - 1, " chance", color=GREY, va="center")
+        axes.set_yticks(places, names)
+        axes.set(xlim=(lowest - 0.02, 1.01), ylim=(place - 0.5, -0.6), xlabel="AUROC, 95 % interval")
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        save_figure(figure, path)
+
+
+def save_reported(path: str | Path, rows: Sequence[Mapping], split: str) -> None:
+    """Draws figures that others report beside ours, a line each.
+
+    Args:
+      path: PNG file to write; its folder exists.
+      rows: {"name", "reported": float, "ours": {"value", "ci95"}} each, from top to bottom.
+      split: that ours were scored on.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    with use_style():
+        figure = make_figure(7.6, 1.3 + 0.27 * len(rows))
+        axes = figure.add_subplot()
+        heights = -np.arange(len(rows))
+        for height, row in zip(heights, rows, strict=True):
+            if row["ours"]["ci95"]:
+                axes.plot(row["ours"]["ci95"], [height, height], color=BLUE, linewidth=1.6)
+            if row["ours"]["value"] is not None:
+                axes.plot(row["ours"]["value"], height, "o", color=BLUE, markersize=6)
+            axes.plot(row["reported"], height, "D", color=ORANGE, markersize=5)
+        axes.set_yticks(heights, [row["name"] for row in rows])
+        axes.set(ylim=(-len(rows) + 0.4, 0.6))
+        axes.set_title("Reported on test", loc="left", color=ORANGE)
+        axes.set_title(f"Ours on {split}, 95 % interval", loc="right", color=BLUE)
+        axes.grid(axis="y", visible=False)
+        axes.tick_params(axis="y", length=0)
+        save_figure(figure, path)

@@ -1,0 +1,78 @@
+"""Pictures of a training run."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from pneumojax.reporting.figures.style import (
+    BLUE,
+    ORANGE,
+    REFERENCE,
+    join_heading,
+    make_figure,
+    save_figure,
+    save_reason,
+    use_style,
+)
+
+PANELS = {"loss": "Loss", "auroc": "AUROC", "accuracy": "Accuracy"}
+
+
+def save_learning_curves(
+    path: str | Path, rows: Iterable[Mapping], selection_split: str = "validation", title: str = ""
+) -> None:
+    """Draws loss, AUROC and accuracy over the epochs, in training and validation, and marks the best epoch.
+
+    Best is the largest val/auroc, the last of equals, as the checkpoints keep it.
+
+    Args:
+      path: PNG file to write; its folder exists.
+      rows: of a run's log, as {"step": int, "epoch": float, "train/loss": float, "val/auroc": float}; any key but step
+        and epoch may be missing or None. Of rows with the same step the later one counts, as after a resumed run. A
+        panel without values is left out.
+      selection_split: what the values named val/ are of.
+      title: what was trained.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    rows = list(rows)
+    heading = join_heading("Learning curves", title)
+    curves = {name: _read_curve(rows, name) for panel in PANELS for name in (f"train/{panel}", f"val/{panel}")}
+    panels = [panel for panel in PANELS if len(curves[f"train/{panel}"][0]) + len(curves[f"val/{panel}"][0])]
+    if not panels:
+        return save_reason(path, heading, {"reason": "The log holds no values yet."})
+    with use_style():
+        figure = make_figure(0.6 + 3.4 * len(panels), 3.3)
+        figure.suptitle(heading, x=0.01, ha="left", size=10)
+        epochs, aurocs = curves["val/auroc"]
+        best = len(aurocs) - 1 - int(np.argmax(aurocs[::-1])) if len(aurocs) else None
+        last = max(epochs[-1] for epochs, _ in curves.values() if len(epochs))
+        row_of_axes = figure.subplots(1, len(panels), squeeze=False)[0]
+        for axes, panel in zip(row_of_axes, panels, strict=True):
+            for part, label, colour in (("train", "training", BLUE), ("val", selection_split, ORANGE)):
+                x, y = curves[f"{part}/{panel}"]
+                # A line of one point is invisible, so few points get a mark each.
+                axes.plot(x, y, color=colour, label=label, marker="o" if len(x) <= 40 else None, markersize=3.5)
+            panel_title = PANELS[panel]
+            if best is not None:
+                axes.axvline(epochs[best], **REFERENCE)
+                if panel == "auroc":
+                    panel_title += f": best {aurocs[best]:.4f} at epoch {epochs[best]:.3g} (dashed)"
+            axes.set(title=panel_title, xlabel="Epoch", xlim=(0, last * 1.03 or 1))
+            axes.xaxis.get_major_locator().set_params(integer=last >= 1)
+            if panel == "loss":
+                axes.set_ylim(bottom=0)
+        # On the title's line, where no curve can run into it.
+        legend = {"loc": "lower right", "bbox_to_anchor": (1, 1), "ncols": 2, "handlelength": 1.2, "borderaxespad": 0.3}
+        row_of_axes[0].legend(frameon=False, **legend)
+        save_figure(figure, path)
+
+
+def _read_curve(rows: list[Mapping], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Epochs and values of one logged name, by step."""
+    by_step = {row["step"]: (row["epoch"], row[name]) for row in rows if row.get(name) is not None}
+    points = np.array([by_step[step] for step in sorted(by_step)], np.float64).reshape(-1, 2)
+    points = points[np.isfinite(points[:, 1])]
+    return points[:, 0], points[:, 1]

@@ -1,0 +1,145 @@
+import io
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pneumojax.data import decode
+from pneumojax.data.decode import decode_image, decode_images
+from pneumojax.errors import UserError
+
+
+def encode(pixels, format="PNG", mode=None, **options):
+    image = Image.fromarray(pixels)
+    file = io.BytesIO()
+    image.convert(mode or image.mode).save(file, format, **options)
+    return file.getvalue()
+
+
+def smooth_pixels(height, width, seed=0):
+    """Structure at the scale of ribs, as a radiograph has, and a little noise."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (12, 12), dtype=np.uint8))
+    pixels = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.float32)
+    return np.clip(pixels + rng.normal(0, 4, pixels.shape), 0, 255).astype(np.uint8)
+
+
+def squeeze(pixels, px):
+    return np.asarray(Image.fromarray(pixels).resize((px, px), Image.Resampling.BILINEAR))
+
+
+@pytest.mark.parametrize(("height", "width", "px"), [(100, 150, 32), (30, 20, 64), (1, 1, 16), (224, 224, 224)])
+def test_the_whole_image_is_squeezed_into_a_square(height, width, px):
+    pixels = smooth_pixels(height, width)
+    image = decode_image(encode(pixels), px)
+    assert (image.shape, image.dtype) == ((px, px), np.uint8)
+    np.testing.assert_array_equal(image, squeeze(pixels, px))
+
+
+@pytest.mark.parametrize(("height", "width"), [(1200, 1700), (1113, 1399), (640, 520), (200, 3000)])
+def test_a_large_jpeg_is_near_the_one_decoded_in_full(height, width):
+    data = encode(smooth_pixels(height, width), "JPEG", quality=95)
+    with Image.open(io.BytesIO(data)) as image:
+        full = squeeze(np.asarray(image), 64)
+    difference = decode_image(data, 64).astype(float) - full
+    assert np.abs(difference).mean() < 0.8
+    assert np.abs(difference).max() < 5
+
+
+def test_a_jpeg_is_never_decoded_below_the_target(monkeypatch):
+    data = encode(smooth_pixels(1100, 1300), "JPEG")
+    heights = []
+    resize = Image.Image.resize
+    monkeypatch.setattr(
+        Image.Image, "resize", lambda self, *args: (heights.append(self.height), resize(self, *args))[1]
+    )
+    for px in (16, 137, 138, 139, 275, 276, 600):
+        decode_image(data, px)
+    assert heights == [138, 138, 275, 275, 275, 550, 1100]
+
+
+@pytest.mark.parametrize(
+    ("format", "mode", "options"),
+    [
+        ("JPEG", "RGB", {"quality": 95}),
+        ("JPEG", "CMYK", {"quality": 95}),
+        ("PNG", "RGB", {}),
+        ("PNG", "RGBA", {}),
+        ("PNG", "LA", {}),
+        ("PNG", "P", {}),
+        ("PNG", "L", {"transparency": 0}),
+    ],
+)
+def test_grey_in_other_clothes_stays_the_same_grey(format, mode, options):
+    pixels = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (64, 1))
+    image = decode_image(encode(pixels, format, mode, **options), 64)
+    np.testing.assert_allclose(image.astype(int), pixels, atol=1)
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG"])
+def test_colour_becomes_its_luma(format):
+    colours = np.array([(255, 0, 0), (0, 255, 0), (0, 0, 255), (250, 200, 30)], np.uint8)
+    for colour in colours:
+        pixels = np.broadcast_to(colour, (32, 32, 3)).copy()
+        image = decode_image(encode(pixels, format), 16)
+        luma = colour @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+        np.testing.assert_allclose(image, luma, atol=2)
+
+
+def test_16_bit_grey_is_scaled_to_8_not_clipped():
+    wide = np.tile(np.linspace(0, 65535, 64).astype(np.uint16), (64, 1))
+    image = decode_image(encode(wide), 64)
+    np.testing.assert_allclose(image, wide / 257, atol=1)
+    assert (image.min(), image.max()) == (0, 255)
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG"])
+def test_any_damage_to_a_file_is_an_os_error_or_a_whole_image(format):
+    # Pillow has other errors too: SyntaxError and ValueError for some broken PNG files.
+    rng = np.random.default_rng(0)
+    data = encode(smooth_pixels(24, 20), format)
+    damaged = [data[: round(share * len(data))] for share in np.linspace(0, 1, 40)]
+    for place in rng.integers(0, len(data), 300):
+        damaged.append(data[:place] + bytes([rng.integers(256)]) + data[place + 1 :])
+    # In PNG, the lengths of the chunks of the header and of the pixels.
+    damaged += [data[:11] + b"\x00" + data[12:], data[:36] + b"\x00" + data[37:]]
+    failed = 0
+    for one in damaged:
+        try:
+            assert decode_image(one, 16).shape == (16, 16)
+        except OSError:
+            failed += 1
+    assert failed > 20
+
+
+def test_the_sentence_for_a_damaged_file_names_it():
+    good = encode(smooth_pixels(60, 60), "JPEG")
+    png = encode(smooth_pixels(60, 60))
+    for bad in (good[: len(good) // 2], b"", b"no image", png[:36] + b"\x00" + png[37:]):
+        with pytest.raises(UserError, match="^second.jpeg is not a complete JPEG or PNG image"):
+            decode_images([good, bad, good], ["first.jpeg", "second.jpeg", "third.jpeg"], 16)
+
+
+def test_many_are_decoded_in_order_each_read_once(monkeypatch):
+    reads, lock = [], threading.Lock()
+
+    class Files:
+        def __len__(self):
+            return 50
+
+        def __getitem__(self, i):
+            with lock:
+                reads.append(i)
+            return encode(smooth_pixels(20 + i, 30, seed=i), "JPEG")
+
+    files = Files()
+    one_by_one = np.stack([decode_image(files[i], 16) for i in range(50)])
+    reads.clear()
+    monkeypatch.setattr(decode.os, "cpu_count", lambda: 8)
+    np.testing.assert_array_equal(decode_images(files, ["name"] * 50, 16), one_by_one)
+    assert sorted(reads) == list(range(50))
+
+
+def test_no_files_make_an_empty_array():
+    assert decode_images([], [], 16).shape == (0, 16, 16)

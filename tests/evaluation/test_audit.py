@@ -1,0 +1,165 @@
+"""The audit of a run: its figures are those of an evaluation, and its page says what they mean."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+from forked import run_script
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+
+from pneumojax.errors import UserError
+from pneumojax.evaluation import audit, metrics
+from pneumojax.evaluation.baselines import BASELINES
+from pneumojax.evaluation.operating_point import score_split
+from pneumojax.evaluation.perturbations import ALTERATIONS
+from pneumojax.evaluation.predict import predict
+from pneumojax.evaluation.run import open_run
+from pneumojax.training.fit import fit
+
+
+@pytest.fixture(scope="module")
+def audited(make_config, tmp_path_factory):
+    """A perceptron of 16 px, trained for an epoch, and its audit; not to be changed."""
+    workdir = tmp_path_factory.mktemp("audit") / "run"
+    fit(make_config(model="mlp", image_px=16, epochs=1, mixup_alpha=0.0), workdir)
+    run = open_run(workdir)
+    return run, audit.audit(run, "validation")
+
+
+def test_the_unaltered_row_is_the_evaluation_and_files_hold_what_is_returned(audited):
+    run, results = audited
+    directory = run.workdir / "evaluation" / "validation"
+    assert json.loads((directory / "audit.json").read_text()) == results
+    split, probabilities = score_split(run, "validation")
+    threshold = json.loads((run.workdir / "threshold.json").read_text())["value"]
+    whole = metrics.compute_metrics(split.labels("binary"), probabilities, threshold, split.patient_ids, 1000, 0)
+    unaltered = results["altered"]["unaltered"]["metrics"]
+    assert unaltered == {name: whole[name] for name in ("auroc", "sensitivity", "specificity")}
+    assert set(results["altered"]) == set(ALTERATIONS) and set(results["baselines"]) == set(BASELINES)
+    for row in (*results["altered"].values(), *results["baselines"].values()):
+        low, high = row["metrics"]["auroc"]["ci95"]
+        assert 0 <= low <= row["metrics"]["auroc"]["value"] <= high <= 1
+    assert {path.name for path in (directory / "audit").iterdir()} == {
+        f"{name}.png" for name in (*ALTERATIONS, "auroc")
+    }
+
+
+def test_the_page_shows_every_alteration_and_needs_no_other_file(audited):
+    run, results = audited
+    page = (run.workdir / "evaluation" / "validation" / "audit.html").read_text()
+    assert page.count('src="data:image/png;base64,') == page.count("<img") == len(ALTERATIONS) + 1
+    assert "http" not in page
+    assert "Drawn radiographs" in page
+    for table in audit.make_tables(results):
+        for row in table.rows:
+            assert all(cell in page.replace("\xa0", " ") for cell in row)
+
+
+def test_pictures_show_what_the_network_saw(audited, monkeypatch):
+    run, results = audited
+    seen, drawn = [], {}
+    monkeypatch.setattr(audit, "predict", lambda run, images: seen.append(images) or predict(run, images))
+    monkeypatch.setattr(audit, "save_images", lambda path, images, *_: drawn.update({path.stem: images}) or save(path))
+
+    def save(path):
+        Image.new("L", (8, 8)).save(path)
+
+    assert audit.audit(run, "validation")["altered"] == results["altered"]
+    for images, (name, shown) in zip(seen, drawn.items(), strict=True):
+        assert ALTERATIONS[name].alter(seen[0]).tobytes() == images.tobytes()
+        assert len(shown) == 3
+        assert all(any(np.array_equal(one, image) for image in images) for one in shown)
+
+
+def test_three_classes_score_as_pneumonia_and_baselines_do_not_hang_on_the_run(audited, tmp_path, monkeypatch):
+    run, of_two = audited
+    load = audit.load_split
+
+    def load_resized(config, name):
+        split = load(config, name)
+        side = np.full(len(split), 224, np.int32)
+        return dataclasses.replace(split, widths=side, heights=side)
+
+    logits = np.random.default_rng(0).normal(size=(len(load(run.config.data, "validation")), 3))
+    monkeypatch.setattr(audit, "load_split", load_resized)
+    monkeypatch.setattr(audit, "load_threshold", lambda *_: of_two["threshold"])
+    monkeypatch.setattr(audit, "predict", lambda run, images: logits)
+    larger = dataclasses.replace(run.config, data=dataclasses.replace(run.config.data, image_px=24))
+    results = audit.audit(dataclasses.replace(run, workdir=tmp_path, config=larger), "validation")
+    labels = load(run.config.data, "validation").subtypes > 0
+    others = np.log(np.exp(logits[:, 1:]).sum(axis=1))  # Orders as 1 - P(NORMAL) does.
+    expected = roc_auc_score(labels, others - logits[:, 0])
+    assert results["altered"]["blocks"]["metrics"]["auroc"]["value"] == pytest.approx(expected)
+
+    size = results["baselines"].pop("size")["metrics"]["auroc"]
+    assert size["value"] is None and "files have 224 x 224 pixels" in size["reason"]
+    assert results["baselines"] == {name: of_two["baselines"][name] for name in results["baselines"]}
+    page = (tmp_path / "evaluation" / "validation" / "audit.html").read_text()
+    assert "none: All" in page and "were resized" in page
+
+
+def make_rows(of, **aurocs):
+    rows = {
+        name: {"title": name, "without_lungs": one.without_lungs, "metrics": {"auroc": {"value": 0.8, "ci95": None}}}
+        for name, one in of.items()
+    }
+    for name, (value, low, high) in aurocs.items():
+        rows[name]["metrics"]["auroc"] = {"value": value, "ci95": [low, high]}
+    return rows
+
+
+def test_the_reading_judges_by_the_interval():
+    altered = make_rows(
+        ALTERATIONS, unaltered=(0.95, 0.9, 0.98), centre_black=(0.7, 0.6, 0.8), edge_only=(0.3, 0.2, 0.4)
+    )
+    baselines = make_rows(
+        BASELINES, size=(0.55, 0.45, 0.6), edge_pixels=(0.6, 0.5, 0.7), pixels=(0.9, 0.8, 0.95), hog=(0.94, 0.9, 0.97)
+    )
+    text = audit.explain(altered, baselines, "test", "validation")
+    assert "0.950 (0.900 to 0.980)" in text[0]
+    assert "centre_black, the network reaches 0.700 (0.600 to 0.800): better than chance" in text[1]
+    assert "edge_only, the network reaches 0.300 (0.200 to 0.400): worse than chance" in text[2]
+    assert "size, a linear model reaches 0.550 (0.450 to 0.600): no better than chance" in text[3]
+    assert "edge_pixels, a linear model reaches 0.600 (0.500 to 0.700): no better than chance" in text[4]
+    assert text[5].endswith("pixels alone reach 0.900 and hog 0.940: the network adds 0.010 to that.")
+    assert len(text) == 6
+    baselines["hog"]["metrics"]["auroc"]["value"] = 0.95
+    assert "no proof" in audit.explain(altered, baselines, "validation", "validation")[5]
+    assert "flatters" in audit.explain(altered, baselines, "test", "test")[6]
+    altered["unaltered"]["metrics"]["auroc"] = {"value": None, "ci95": None, "reason": "One class."}
+    assert audit.explain(altered, baselines, "test", "validation") == ["There is nothing to read: One class."]
+
+
+def test_a_split_that_does_not_exist_is_named(audited, data_dir, tmp_path):
+    copy = shutil.copytree(data_dir, tmp_path / "data")
+    (path,) = copy.rglob("metadata.json")
+    record = json.loads(path.read_text())
+    del record["fingerprints"]["test"]
+    path.write_text(json.dumps(record))
+    with pytest.raises(UserError, match="has no test split"):
+        audit.audit(open_run(audited[0].workdir, data_dir=str(copy)), "test")
+    assert not (audited[0].workdir / "evaluation" / "test").exists()
+
+
+def test_script_prints_both_tables_the_reading_and_the_next_command(audited, processes, tmp_path):
+    run, results = audited
+    done = run_script(processes, tmp_path, "experiments/audit.py", f"--workdir={run.workdir}")
+    assert done.returncode == 0, done.stderr
+    text = done.stdout
+    network, linear = audit.make_tables(results)
+    assert linear.format_text() in text
+    for row in network.rows:  # On one device; the last digit of a score, and so a decision, may differ.
+        assert f"\n{row[0]}   " in text
+    assert results["reading"][-2] in text
+    data = run.config.data
+    assert text.rstrip().endswith(f"scripts/run experiments/explore.py --dataset=phantom --data_dir={data.data_dir}")
+
+
+def test_script_without_a_run_ends_in_a_sentence_and_leaves_nothing(processes, tmp_path):
+    done = run_script(processes, tmp_path, "experiments/audit.py", f"--workdir={tmp_path / 'none'}")
+    assert done.returncode == 1
+    assert f"{tmp_path / 'none'} holds no checkpoints" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "none").exists()

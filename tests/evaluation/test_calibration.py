@@ -1,0 +1,217 @@
+"""pneumojax.evaluation.calibration against scikit-learn, scipy, closed forms and a published example."""
+
+import json
+
+import numpy as np
+import pytest
+from scipy import optimize, stats
+from sklearn import calibration as oracle_calibration
+from sklearn import metrics as oracle
+from sklearn.linear_model import LogisticRegression
+
+from pneumojax.evaluation import calibration
+
+
+def make_split(images, classes=2, sharpness=1.0, seed=0):
+    """Labels drawn from probabilities that are then made too sure (sharpness above 1), and patients of two images."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(images, classes)) * 1.5
+    true = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    labels = (rng.random((images, 1)) > np.cumsum(true, axis=1)).sum(axis=1)
+    sharp = np.exp(sharpness * logits)
+    return labels, sharp / sharp.sum(axis=1, keepdims=True), np.array([f"person{i // 2}" for i in range(images)])
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("sharpness", [0.3, 1.0, 4.0])
+def test_temperature_is_where_scipy_finds_the_likelihood_highest(classes, sharpness):
+    labels, probabilities, _ = make_split(500, classes, sharpness)
+    temperature = calibration.fit_temperature(labels, probabilities)
+
+    def compute_loss(log_temperature):
+        return oracle.log_loss(labels, calibration.apply_temperature(probabilities, np.exp(log_temperature)))
+
+    best = optimize.minimize_scalar(compute_loss, bounds=(-4, 4), method="bounded", options={"xatol": 1e-9})
+    assert temperature == pytest.approx(np.exp(best.x), rel=1e-4)
+    # 500 images draw the true temperature, which is the sharpness, within about a tenth.
+    assert temperature == pytest.approx(sharpness, rel=0.25)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_temperature_divides_the_logits(classes):
+    logits = np.random.default_rng(0).normal(size=(20, classes))
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    expected = np.exp(logits / 2.5) / np.exp(logits / 2.5).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(calibration.apply_temperature(probabilities, 2.5), expected, rtol=1e-12)
+    np.testing.assert_allclose(calibration.apply_temperature(probabilities, 1.0), probabilities, rtol=1e-12)
+
+
+def test_temperature_of_ten_images_of_one_certainty_is_the_closed_form():
+    # Eight of ten are right at log-odds 3: the likeliest log-odds are log(8 / 2), so T = 3 / log(4).
+    labels = [1] * 8 + [0] * 2
+    probabilities = np.tile([1 / (1 + np.exp(3)), 1 / (1 + np.exp(-3))], (10, 1))
+    assert calibration.fit_temperature(labels, probabilities) == pytest.approx(3 / np.log(4), rel=1e-9)
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 1], [1, 0, 0]])
+def test_no_temperature_is_best_where_all_are_right_or_worse_than_chance(labels):
+    assert calibration.fit_temperature(labels, [[0.9, 0.1], [0.2, 0.8], [0.4, 0.6]]) is None
+    assert calibration.fit_temperature([0, 1], [[0.5, 0.5], [0.5, 0.5]]) is None
+
+
+def test_log_odds_of_near_certain_images_stay_apart():
+    probabilities = np.array([[1e-17, 1.0], [1e-30, 1.0], [0.0, 1.0], [1.0, 0.0], [0.25, 0.75]])
+    log_odds = calibration.compute_log_odds(probabilities)
+    np.testing.assert_allclose(log_odds[[0, 1, 4]], [17 * np.log(10), 30 * np.log(10), np.log(3)])
+    assert np.isfinite(log_odds).all()
+
+
+def test_prevalence_shift_is_bayes_rule():
+    # Vickers of a likelihood ratio: odds 0.6/0.4 at prevalence 0.5 are the likelihood ratio 1.5; at 0.2 the prior odds
+    # are 0.25, so the odds 0.375 and the probability 3/11.
+    np.testing.assert_allclose(calibration.shift_prevalence([0.6, 0.0, 1.0], 0.5, 0.2), [3 / 11, 0, 1])
+    scores = np.random.default_rng(0).random(50)
+    np.testing.assert_allclose(calibration.shift_prevalence(scores, 0.7, 0.7), scores)
+    there = calibration.shift_prevalence(scores, 0.74, 0.1)
+    np.testing.assert_allclose(calibration.shift_prevalence(there, 0.1, 0.74), scores)
+    # Where 9 in 10 of the NORMAL images leave a calibrated set, the shifted scores are the shares that remain.
+    with_pneumonia, without = np.array([10.0, 40.0, 90.0]), np.array([90.0, 60.0, 10.0])
+    old, new = 140 / 300, 140 / (140 + 16)
+    shifted = calibration.shift_prevalence(with_pneumonia / 100, old, new)
+    np.testing.assert_allclose(shifted, with_pneumonia / (with_pneumonia + without / 10))
+    with pytest.raises(ValueError, match="between 0 and 1, not 0"):
+        calibration.shift_prevalence(scores, 0.5, 0)
+
+
+@pytest.mark.parametrize("sharpness", [0.5, 1.0, 3.0])
+def test_calibration_equals_scikit_learn(sharpness):
+    labels, probabilities, patient_ids = make_split(300, sharpness=sharpness)
+    result = calibration.compute_calibration(labels, probabilities, patient_ids)
+    scores, log_odds = probabilities[:, 1], np.log(probabilities[:, 1] / probabilities[:, 0])
+    assert result["brier"]["value"] == pytest.approx(oracle.brier_score_loss(labels, scores), abs=1e-12)
+
+    share, mean_score = oracle_calibration.calibration_curve(labels, scores, n_bins=10, strategy="quantile")
+    assert result["ece"]["value"] == pytest.approx(np.mean(np.abs(share - mean_score)), abs=1e-12)
+
+    logistic = LogisticRegression(C=np.inf, tol=1e-10).fit(log_odds[:, None], labels)
+    assert result["calibration_slope"]["value"] == pytest.approx(logistic.coef_[0, 0], rel=1e-5)
+    assert result["calibration_intercept"]["value"] == pytest.approx(logistic.intercept_[0], abs=1e-5)
+    # The likeliest shift makes the mean probability the share of pneumonia.
+    shift = optimize.brentq(lambda a: np.mean(1 / (1 + np.exp(-a - log_odds))) - labels.mean(), -9, 9)
+    assert result["calibration_in_the_large"]["value"] == pytest.approx(shift, abs=1e-8)
+
+    assert result["calibration_slope"]["value"] == pytest.approx(1 / sharpness, rel=0.3)
+    for metric in (result[name] for name in result if name != "ece"):
+        assert metric["ci95"][0] <= metric["value"] <= metric["ci95"][1]
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+
+
+def test_slopes_of_resamples_equal_scikit_learn_with_sample_weight():
+    labels, probabilities, _ = make_split(80, sharpness=2.0)
+    log_odds = calibration.compute_log_odds(probabilities)
+    weights = np.random.default_rng(3).integers(3, size=(5, 80)).astype(float)
+    covariates = np.stack([np.ones(80), log_odds], axis=1)
+    fitted = calibration._fit_logistic(labels > 0, covariates, np.zeros(80), weights, np.ones(5, bool))
+    for row, weight in zip(fitted, weights, strict=True):
+        logistic = LogisticRegression(C=np.inf, tol=1e-10).fit(log_odds[:, None], labels, sample_weight=weight)
+        np.testing.assert_allclose(row, [logistic.intercept_[0], logistic.coef_[0, 0]], rtol=1e-4, atol=1e-5)
+
+
+def test_interval_of_the_slope_is_as_wide_as_its_standard_error_says():
+    labels, probabilities, _ = make_split(600)
+    result = calibration.compute_calibration(labels, probabilities, np.arange(600))["calibration_slope"]
+    log_odds = calibration.compute_log_odds(probabilities)
+    x = np.stack([np.ones(600), log_odds], axis=1)
+    variance = probabilities[:, 0] * probabilities[:, 1]
+    half = 1.96 * np.sqrt(np.linalg.inv(x.T @ (x * variance[:, None]))[1, 1])
+    assert np.ptp(result["ci95"]) / 2 == pytest.approx(half, rel=0.2)
+
+
+def test_fit_arrives_from_log_odds_of_hundreds():
+    # Two sure mistakes among sure images: plain Newton runs away here.
+    log_odds = np.array([-300.0, -200, -100, -50, 250, 50, 100, 200, 300, -250])
+    positive = np.arange(10) >= 5
+    shift = calibration._fit_logistic(positive, np.ones((10, 1)), log_odds, np.ones((1, 10)), np.ones(1, bool))[0, 0]
+    assert np.mean(1 / (1 + np.exp(-shift - log_odds))) == pytest.approx(0.5, abs=1e-9)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "scores", [[0.1, 0.2, 0.7, 0.9], [0.9, 0.8, 0.1, 0.2], [0.5, 0.5, 0.5, 0.5], [0.2, 0.4, 0.4, 0.5]]
+)
+def test_no_slope_where_classes_do_not_overlap(scores):
+    probabilities = np.stack([1 - np.array(scores), scores], axis=1)
+    result = calibration.compute_calibration([0, 0, 1, 1], probabilities, list("abcd"))
+    for name in ("calibration_slope", "calibration_intercept"):
+        assert result[name]["value"] is None
+        assert "overlap" in result[name]["reason"]
+    assert result["calibration_in_the_large"]["value"] is not None
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("label", [0, 1])
+def test_split_of_one_class(label):
+    _, probabilities, patient_ids = make_split(30)
+    result = calibration.compute_calibration([label] * 30, probabilities, patient_ids)
+    assert result["brier"]["value"] is not None
+    assert result["ece"]["value"] is not None
+    assert "only one of the two" in result["calibration_in_the_large"]["reason"]
+    assert result["calibration_slope"]["value"] is None
+    values = calibration.compute_predictive_values([label] * 30, probabilities[:, 1], 0.5, patient_ids, [0.3])
+    assert "only one of the two" in values["ppv"][0]["reason"]
+
+
+@pytest.mark.parametrize("images", [100, 624])
+def test_reliability_equals_scikit_learn_with_wilson_intervals(images):
+    labels, probabilities, _ = make_split(images)
+    result = calibration.compute_reliability(labels, probabilities[:, 1])
+    if images % 10 == 0:  # Else scikit-learn cuts between other images.
+        share, score = oracle_calibration.calibration_curve(labels, probabilities[:, 1], n_bins=10, strategy="quantile")
+        np.testing.assert_allclose(result["share"], share)
+        np.testing.assert_allclose(result["mean_score"], score)
+    assert sum(result["images"]) == images
+    assert np.ptp(result["images"]) <= 1
+    for share, low, high, number in zip(*(result[key] for key in ("share", "low", "high", "images")), strict=True):
+        wilson = stats.binomtest(round(share * number), number).proportion_ci(method="wilson")
+        assert [low, high] == pytest.approx([wilson.low, wilson.high], abs=1e-6)
+
+
+def test_images_of_equal_score_share_a_bin_in_any_order():
+    scores = np.repeat([0.2, 0.6, 0.9], [7, 2, 1])
+    labels = np.array([1, 0, 0, 0, 0, 0, 1, 1, 0, 1])
+    result = calibration.compute_reliability(labels, scores)
+    assert result["images"] == [7, 2, 1]
+    assert result["share"] == pytest.approx([2 / 7, 1 / 2, 1])
+    assert calibration.compute_reliability(labels[::-1], scores[::-1]) == result
+
+
+def test_predictive_values_of_a_published_example():
+    # Altman and Bland, Diagnostic tests 2, 1994: liver scans, 231 true and 32 false positives, 27 false and 54 true
+    # negatives: sensitivity 0.90, specificity 0.63. At the prevalence of the sample, 0.75, PPV 0.88 and NPV 0.67; at
+    # 0.25, PPV 0.45 and NPV 0.95.
+    labels = np.repeat([1, 1, 0, 0], [231, 27, 32, 54])
+    scores = np.repeat([1.0, 0.0, 1.0, 0.0], [231, 27, 32, 54])
+    values = calibration.compute_predictive_values(labels, scores, 0.5, np.arange(344), [258 / 344, 0.25])
+    assert values["ppv"][0]["value"] == pytest.approx(oracle.precision_score(labels, scores), abs=1e-12)
+    assert [round(one["value"], 2) for one in values["ppv"]] == [0.88, 0.45]
+    assert [round(one["value"], 2) for one in values["npv"]] == [0.67, 0.95]
+    for one in values["ppv"] + values["npv"]:
+        assert one["ci95"][0] < one["value"] < one["ci95"][1]
+
+
+def test_perfect_decisions_have_no_interval_that_ignores_the_prevalence():
+    # 20 NORMAL images say that specificity is above 0.83: at a prevalence of 0.01, PPV may be as low as 0.06.
+    labels = np.repeat([0, 1], 20)
+    ppv = calibration.compute_predictive_values(labels, labels, 0.5, np.arange(40), [0.01])["ppv"][0]
+    assert (ppv["value"], ppv["ci95"]) == (1.0, None)
+    assert "do not differ" in ppv["reason"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_nobody_decided_for_has_no_ppv():
+    values = calibration.compute_predictive_values([0, 1, 0, 1], [0.1, 0.2, 0.3, 0.4], 0.5, list("abcd"), [0.3, 0.5])
+    assert [one["value"] for one in values["ppv"]] == [None, None]
+    assert "there is none" in values["ppv"][0]["reason"]
+    assert [one["value"] for one in values["npv"]] == pytest.approx([0.7, 0.5])
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        calibration.compute_predictive_values([0, 1], [0.1, 0.9], 0.5, ["a", "b"], [0.0])

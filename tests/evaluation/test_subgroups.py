@@ -1,0 +1,115 @@
+"""pneumojax.evaluation.subgroups against scikit-learn on images that are picked by hand."""
+
+import json
+
+import numpy as np
+import pytest
+from sklearn import metrics as oracle
+
+from pneumojax.data.dataset import Split
+from pneumojax.evaluation import metrics, subgroups
+
+
+def make_split(images=240, seed=0, **changes):
+    """A split without images, with every kind of file, and three-class probabilities for it."""
+    rng = np.random.default_rng(seed)
+    columns = {
+        "subtypes": rng.integers(3, size=images).astype(np.int32),
+        "patient_ids": np.array([f"person{i // 2}" for i in range(images)]),
+        "filenames": np.array([f"image{i}" for i in range(images)]),
+        "heights": rng.integers(400, 2000, size=images).astype(np.int32),
+        "widths": rng.integers(600, 2900, size=images).astype(np.int32),
+        "channels": np.where(np.arange(images) % 20 < 3, 3, 1).astype(np.int32),
+        "duplicate_of": np.where(np.arange(images) % 40 == 7, "image0", ""),
+    } | changes
+    split = Split(name="test", images=np.zeros((images, 1, 1), np.uint8), fingerprint="", **columns)
+    logits = rng.normal(size=(images, 3)) + 1.3 * np.eye(3)[split.subtypes]
+    return split, np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+
+
+def pick(split, name):
+    """The images of a subgroup, one by one."""
+    megapixels = [int(h) * int(w) for h, w in zip(split.heights, split.widths, strict=True)]
+    aspects = [w / h for h, w in zip(split.heights, split.widths, strict=True)]
+    tests = {
+        "bacterial": lambda i: split.subtypes[i] in (0, 1),
+        "viral": lambda i: split.subtypes[i] in (0, 2),
+        "grey": lambda i: split.channels[i] == 1,
+        "rgb": lambda i: split.channels[i] == 3,
+        "small": lambda i: megapixels[i] <= np.median(megapixels),
+        "large": lambda i: megapixels[i] > np.median(megapixels),
+        "narrow": lambda i: aspects[i] <= np.median(aspects),
+        "wide": lambda i: aspects[i] > np.median(aspects),
+        "without_duplicates": lambda i: not split.duplicate_of[i],
+    }
+    return np.array([i for i in range(len(split)) if tests[name](i)])
+
+
+def test_subgroups_equal_scikit_learn():
+    split, probabilities = make_split(241)  # An odd number: one image is the median.
+    scores = 1 - probabilities[:, 0]
+    results = subgroups.compute_subgroups(split, probabilities, 0.6)
+    assert json.loads(json.dumps(results, allow_nan=False)) == results
+    kinds = results.pop("bacterial_against_viral")
+    for name, group in results.items():
+        of_group = pick(split, name)
+        labels, decisions = split.subtypes[of_group] > 0, scores[of_group] >= 0.6
+        assert group["images"] == len(of_group)
+        assert group["patients"] == len(set(split.patient_ids[of_group]))
+        values = {metric: one["value"] for metric, one in group["metrics"].items()}
+        assert values.pop("specificity_at_sensitivity_0.95") is not None
+        assert values == pytest.approx(
+            {
+                "auroc": oracle.roc_auc_score(labels, scores[of_group]),
+                "accuracy": oracle.accuracy_score(labels, decisions),
+                "sensitivity": oracle.recall_score(labels, decisions),
+                "specificity": oracle.recall_score(~labels, ~decisions),
+            }
+        )
+        for one in group["metrics"].values():
+            assert one["ci95"][0] <= one["value"] <= one["ci95"][1]
+    assert results["without_duplicates"]["images"] == 235
+
+    pneumonia = split.subtypes > 0
+    ratio = probabilities[pneumonia, 1] / (probabilities[pneumonia, 1] + probabilities[pneumonia, 2])
+    expected = oracle.roc_auc_score(split.subtypes[pneumonia] == 1, ratio)
+    assert kinds["metrics"]["auroc"]["value"] == pytest.approx(expected)
+    assert kinds["images"] == pneumonia.sum()
+
+
+def test_a_subgroup_of_all_images_has_the_figures_of_the_split():
+    split, probabilities = make_split(channels=np.ones(240, np.int32))
+    whole = metrics.compute_metrics(split.subtypes, probabilities, 0.6, split.patient_ids)
+    results = subgroups.compute_subgroups(split, probabilities, 0.6)
+    assert results["grey"]["metrics"] == {name: whole[name] for name in subgroups.REPORTED}
+    assert all(one["reason"] == "The split has no such image." for one in results["rgb"]["metrics"].values())
+
+
+def test_shared_specificity_of_both_kinds_of_pneumonia():
+    split, probabilities = make_split()
+    results = subgroups.compute_subgroups(split, probabilities, 0.5)
+    assert results["bacterial"]["metrics"]["specificity"] == results["viral"]["metrics"]["specificity"]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("subtype", [0, 1, 2])
+def test_split_of_one_class(subtype):
+    split, probabilities = make_split(30, subtypes=np.full(30, subtype, np.int32))
+    results = subgroups.compute_subgroups(split, probabilities, 0.5, resamples=50)
+    json.dumps(results, allow_nan=False)
+    kinds = results.pop("bacterial_against_viral")["metrics"]["auroc"]
+    assert "lacks one of them" in kinds["reason"]
+    for group in results.values():
+        assert group["metrics"]["auroc"]["value"] is None
+        assert group["metrics"]["auroc"]["reason"]
+
+
+def test_a_network_of_two_classes_does_not_tell_the_kinds_apart():
+    split, probabilities = make_split()
+    binary = np.stack([probabilities[:, 0], 1 - probabilities[:, 0]], axis=1)
+    results = subgroups.compute_subgroups(split, binary, 0.6)
+    assert "two classes" in results["bacterial_against_viral"]["metrics"]["auroc"]["reason"]
+    of_three = subgroups.compute_subgroups(split, probabilities, 0.6)
+    assert results["viral"]["metrics"]["auroc"]["value"] == pytest.approx(
+        of_three["viral"]["metrics"]["auroc"]["value"]
+    )

@@ -1,0 +1,125 @@
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from pneumojax.config import Config, config_fields, config_to_dict
+
+ROOT = pathlib.Path(__file__).parents[2]
+PRESETS = sorted((ROOT / "experiments" / "presets").glob("*.flags"))
+
+# absl's flags are global and can be defined once in a process: each parse has its own.
+PARSE = """
+import json
+from absl import flags
+from experiments.flags import define_config_flags, config_from_flags, run
+from pneumojax.config import config_to_dict
+own = set(flags.FLAGS)
+define_config_flags()
+names = sorted(set(flags.FLAGS) - own)
+run(lambda: print(json.dumps({"names": names, "config": config_to_dict(config_from_flags())})))
+"""
+
+
+def parse(*arguments):
+    done = subprocess.run([sys.executable, "-c", PARSE, *arguments], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_each_field_has_one_flag_with_the_same_default():
+    parsed = parse()
+    assert parsed["names"] == sorted(field.name for field in config_fields())
+    assert parsed["config"] == config_to_dict(Config())
+
+
+def test_flags_of_every_type_reach_the_config():
+    given = {
+        "data_dir": "some folder",  # str | None
+        "task": "three_class",
+        "epochs": 3,
+        "chunk_steps": 7,
+        "learning_rate": 0.25,
+        "ema_decay": 0.5,  # float | None
+        "flip": True,
+        "cnn_widths": [4, 8],
+        "mlp_widths": [16],
+    }
+    words = {name: ",".join(map(str, value)) if isinstance(value, list) else value for name, value in given.items()}
+    assert parse(*[f"--{name}={word}" for name, word in words.items()])["config"] == config_to_dict(Config()) | given
+
+
+def test_a_negated_bool_and_a_repeated_flag():
+    assert not parse("--flip", "--noflip")["config"]["flip"]
+    assert parse("--epochs=3", "--epochs=4")["config"]["epochs"] == 4
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.name)
+def test_a_preset_parses_and_changes_the_defaults_where_it_says(preset):
+    config, defaults = parse(f"--flagfile={preset}")["config"], config_to_dict(Config())
+    lines = [line.strip() for line in preset.read_text().splitlines()]
+    named = [line[2:].split("=")[0] for line in lines if line.startswith("--")]
+    assert {name for name in defaults if config[name] != defaults[name]} <= set(named)
+    assert len(named) == len(set(named)), "a flag is set twice"
+
+
+@pytest.mark.parametrize(
+    ("argument", "sentence"),
+    [
+        ("--epochs=-1", "train.py: epochs must be at least 1, not -1."),
+        ("--learning_rate=nan", "train.py: learning_rate must be a finite number, not nan."),
+        ("--cnn_widths=a", "train.py: cnn_widths must be whole numbers separated by commas: "),
+        ("--cnn_widths=8,0", "train.py: cnn_widths must be at least 1, not 0."),
+        ("--batch_norm=local", "train.py: batch_norm=local needs parallel="),
+        ("epochs=3", "train.py: unexpected argument epochs=3: flags are written --name=value."),
+        ("--model=foo", "flag --model=foo: value should be one of <mlp|cnn|flatiron|vgg16|resnet18|resnet34|resnet50>"),
+        ("--epochs=3.5", "flag --epochs=3.5"),
+        ("--epoch=3", "Unknown command line flag 'epoch'. Did you mean: epochs"),
+        ("--flagfile=no/such.flags", "Unable to open flagfile"),
+    ],
+)
+def test_a_bad_argument_ends_in_a_sentence_and_code_1(argument, sentence, tmp_path):
+    script = ROOT / "experiments" / "train.py"
+    done = subprocess.run([sys.executable, script, argument], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "sentence"),
+    [
+        ("UserError('mend this.')", 1, "mend this."),
+        ("KeyboardInterrupt()", 130, "interrupted."),
+        (
+            "PermissionError(errno.EACCES, 'Permission denied', 'runs/a')",
+            1,
+            "runs/a cannot be written: Permission denied.",
+        ),
+        ("OSError(errno.ENOSPC, 'No space left on device')", 1, "a file cannot be written: No space left on device."),
+    ],
+)
+def test_what_the_user_can_mend_ends_without_a_traceback(error, code, sentence):
+    program = f"""
+import errno
+from experiments.flags import run
+from pneumojax.errors import UserError
+def main():
+    raise {error}
+run(main)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, "Traceback" in done.stderr) == (code, False)
+    assert sentence in done.stderr
+
+
+def test_a_defect_keeps_its_traceback_and_the_exit_code_of_main_is_kept():
+    program = "from experiments.flags import run\nrun(lambda: {}['missing'])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert "KeyError" in done.stderr
+    assert done.returncode == 1
+    program = "from experiments.flags import run\nrun(lambda: 7)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 7

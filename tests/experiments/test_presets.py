@@ -1,0 +1,86 @@
+"""The presets that stand for published systems: each is there, is told what it reads, and builds its network."""
+
+import dataclasses
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from experiments import flags
+from pneumojax.config import AugmentConfig, config_from_dict
+from pneumojax.data.augment import keep_pneumonia, make_augment
+from pneumojax.models import make_model
+from pneumojax.optimizer import make_optimizer
+from pneumojax.sharding import make_mesh
+from pneumojax.steps import init_state, make_graph, make_train_step
+
+PRESETS = pathlib.Path(__file__).parents[2] / "experiments" / "presets"
+SYSTEMS = ("a1", "a2", "a3", "b1", "c1", "d1", "d2", "d3", "e1", "e2", "e3")
+EVERY_SYSTEM = pytest.mark.parametrize("name", SYSTEMS)
+
+
+def read_preset(name):
+    return flags.read_preset(PRESETS / f"{name}.flags")
+
+
+@EVERY_SYSTEM
+def test_a_system_says_what_is_published_what_is_our_reading_and_what_it_costs(name):
+    text = (PRESETS / f"{name}.flags").read_text()
+    assert text.startswith(f"# {name}: ")
+    assert "\n# Published" in text
+    assert "\n# Our reading" in text
+    assert re.search(r"^# \d+ px, .*(seconds|minutes?) on two CPU cores", text, re.MULTILINE)
+
+
+@EVERY_SYSTEM
+def test_a_system_builds_its_network_at_its_size(name):
+    config = read_preset(name)
+    size = config.data.image_px
+    model = nnx.eval_shape(lambda: make_model(config.model, size, jax.random.key(0)))
+    assert (model.head.linear.bias.shape[0]) == (3 if name == "a3" else 1)
+    assert f"# {size} px, " in (PRESETS / f"{name}.flags").read_text()
+
+
+def test_a2_is_a1_with_another_threshold_rule():
+    a1, a2 = read_preset("a1"), read_preset("a2")
+    assert dataclasses.replace(a1, threshold=a2.threshold) == a2
+    assert 0.98 <= a2.threshold.target_sensitivity <= 0.99
+    assert a2.threshold.threshold_rule == "target_sensitivity"
+
+
+@pytest.mark.parametrize("name", ["b1", "d1", "d2", "e1", "e2"])
+def test_systems_without_augmentation_change_no_image(name):
+    keys = jax.random.split(jax.random.key(0), 2)
+    images = np.random.default_rng(0).random((2, 8, 8), np.float32)
+    np.testing.assert_array_equal(make_augment(read_preset(name).augment)(keys, images), images)
+
+
+def test_augmenting_normal_only_leaves_pneumonia_bitwise_as_it_is():
+    augment = make_augment(AugmentConfig(flip=True, erase_probability=1.0))
+    keys = jax.random.split(jax.random.key(0), 4)
+    images = np.random.default_rng(0).random((4, 16, 16), np.float32)
+    labels = np.array([0, 1, 2, 0])
+    augmented = augment(keys, images)
+    assert np.abs(augmented - images).max((1, 2)).min() > 0.1
+    kept = keep_pneumonia(images, augmented, labels)
+    np.testing.assert_array_equal(kept[1:3], images[1:3])
+    np.testing.assert_array_equal(kept[::3], augmented[::3])
+
+
+def test_training_augments_the_classes_of_the_config():
+    losses = {}
+    for classes in ("all", "normal"):
+        config = config_from_dict({"model": "mlp", "mlp_widths": [4], "image_px": 16, "augment_classes": classes})
+        graph, tx, mesh = make_graph(config), make_optimizer(config.optimizer, 2), make_mesh()
+        step = jax.jit(make_train_step(config, graph, tx, np.ones(2, np.float32), mapped=False))
+        images = np.random.default_rng(0).integers(0, 256, (4, 16, 16), np.uint8)
+        state = init_state(config, tx, mesh)
+        for name, label in (("NORMAL", 0), ("PNEUMONIA", 1)):
+            labels, index = jnp.full(4, label, jnp.int32), jnp.arange(4, dtype=jnp.int32)
+            losses[classes, name] = float(step(state, images, labels, index, jax.random.key(0))[1]["loss"])
+    assert losses["all", "NORMAL"] == pytest.approx(losses["normal", "NORMAL"], rel=1e-5)
+    assert abs(losses["all", "PNEUMONIA"] - losses["normal", "PNEUMONIA"]) > 1e-3

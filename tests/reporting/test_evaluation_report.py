@@ -1,0 +1,246 @@
+"""The report tells what metrics.json holds, in words, and hides nothing that a reader must know."""
+
+import base64
+import copy
+import html
+import io
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pneumojax.config import Config, config_from_dict, config_to_dict
+from pneumojax.data.dataset import Split
+from pneumojax.evaluation import metrics
+from pneumojax.evaluation.summary import compute_statistics
+from pneumojax.reporting.evaluation_report import NOT_A_DEVICE, describe_warnings, make_report
+
+PICTURES = ("roc", "precision_recall", "reliability", "predictive_values", "decision_curve", "learning_curves")
+
+
+def make_split(subtypes):
+    """Images of one patient each, told apart by their brightness."""
+    n = len(subtypes)
+    return Split(
+        name="test",
+        images=np.full((n, 4, 4), np.arange(n)[:, None, None], np.uint8),
+        subtypes=np.asarray(subtypes, np.int32),
+        patient_ids=np.array([f"p{i:02}" for i in range(n)]),
+        filenames=np.array([f"image{i:02}.jpeg" for i in range(n)]),
+        heights=np.full(n, 900, np.int32),
+        widths=np.arange(1000, 1000 + n, dtype=np.int32),
+        channels=np.ones(n, np.int32),
+        duplicate_of=np.full(n, ""),
+        fingerprint="f" * 64,
+    )
+
+
+def make_info(**fields):
+    return {
+        "config": config_to_dict(config_from_dict(fields)),
+        "class_names": ["NORMAL", "PNEUMONIA"],
+        "data": {"fingerprint": "d" * 64, "source": "a zip", "synthetic": False, "counts": {"test": {"NORMAL": 12}}},
+        "versions": {"jax": "0.0.1"},
+        "device": {"kind": "toaster", "count": 2},
+        "created": "2026-01-02T03:04:05+00:00",
+        "step": 1234,
+    }
+
+
+def make_results(split, scores, threshold=0.5, task="binary"):
+    """metrics.json of scores for pneumonia; of three classes, those of pneumonia fall to VIRUS by a third."""
+    scores = np.asarray(scores, np.float64)
+    columns = [1 - scores, scores] if task == "binary" else [1 - scores, scores * 2 / 3, scores / 3]
+    probabilities = np.stack(columns, axis=1)
+    chosen = {"value": threshold, "rule": "youden", "split": "validation"}
+    chosen["operating_points"] = {"target_sensitivity_0.95": 0.25, "target_sensitivity_0.99": None, "youden": threshold}
+    fitted = {"temperature": 1.5, "prevalence": 0.5, "split": "validation"}
+    numbers = compute_statistics(split, task, probabilities, chosen, fitted)
+    ill = split.subtypes > 0
+    confusion = metrics.compute_confusion(ill.astype(int), metrics.compute_decisions(scores, threshold), 2)
+    names = ("NORMAL", "PNEUMONIA") if task == "binary" else ("NORMAL", "BACTERIA", "VIRUS")
+    matrices = {"at_threshold": confusion.tolist()} | ({} if task == "binary" else {"most_probable_class": []})
+    return {
+        **numbers,
+        "calibration": fitted | numbers["calibration"],
+        "threshold": chosen,
+        "counts": {
+            "images": len(split),
+            "patients": len(split),
+            "classes": {name: int((split.labels(task) == i).sum()) for i, name in enumerate(names)},
+            "confusion_matrix": matrices,
+        },
+        "run": {
+            "workdir": "runs/a",
+            "checkpoint": {"which": "best", "step": 1234},
+            "split": {"name": split.name, "fingerprint": split.fingerprint},
+            "trained_on_this_data": True,
+            "test_time_views": 1,
+            "bootstrap": {"resamples": 1000},
+            "date": "2026-02-03T04:05:06+00:00",
+            **make_info(),
+        },
+    }
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    path = tmp_path_factory.mktemp("evaluation")
+    for name in (*PICTURES, "confusion_matrix_three_class"):
+        Image.new("L", (2, 2)).save(path / f"{name}.png")
+    return path
+
+
+def draw_report(results, split, scores, networks, directory):
+    decisions = metrics.compute_decisions(scores, results["threshold"]["value"])
+    return make_report(results, split, np.asarray(scores), decisions, networks, directory)
+
+
+@pytest.fixture(scope="module")
+def report(directory):
+    """`report(subtypes, scores, ...)`: the page of these scores, as text."""
+
+    def make(subtypes, scores, networks=None, **choices):
+        split = make_split(subtypes)
+        results = make_results(split, scores, **choices)
+        return draw_report(results, split, scores, networks or {"runs/a": make_info()}, directory)
+
+    return make
+
+
+def read_text(page):
+    """All that is read on a page, in one line."""
+    text = re.sub(r"<style>.*?</style>|<[^>]+>", " ", page, flags=re.DOTALL)
+    return " ".join(html.unescape(text).replace("\xa0", " ").split())
+
+
+def read_rows(page):
+    rows = re.findall(r"<tr>(.*?)</tr>", page, re.DOTALL)
+    return [[read_text(cell) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL)] for row in rows]
+
+
+# Of 20 NORMAL and 20 of pneumonia: 2 false alarms and 5 misses at 0.5; at 0.25 7 and 2.
+SUBTYPES = [0] * 20 + [1] * 12 + [2] * 8
+SCORES = [0.1] * 13 + [0.3] * 5 + [0.6, 0.8] + [0.9] * 13 + [0.7] * 2 + [0.2, 0.05, 0.3, 0.4, 0.45]
+
+
+def test_the_summary_says_what_was_found_and_what_was_missed(report):
+    text = read_text(report(SUBTYPES, SCORES))
+    assert "scored 40 chest X-rays of 40 children (20 NORMAL, 20 PNEUMONIA), the test split" in text
+    assert re.search(r"of 100 images with pneumonia 75 \(\d+ to \d+\) are found \(15 of 20\)", text)
+    assert re.search(r"Of 100 NORMAL images 10 \(\d+ to \d+\) raise a false alarm \(2 of 20\)", text)
+    auroc = np.mean([(a > b) + (a == b) / 2 for a in SCORES[20:] for b in SCORES[:20]])
+    assert f"AUROC {auroc:.3f} (" in text
+    assert NOT_A_DEVICE in text
+
+
+def test_each_operating_point_has_its_confusion_matrix_and_rates(report):
+    page = report(SUBTYPES, SCORES)
+    rows = read_rows(page)
+    (first,) = [i for i, row in enumerate(rows) if row[0] == "The run's own, youden"]
+    assert rows[first][1:4] == ["pneumonia", "15 found", "5 missed"]
+    assert rows[first][4].startswith("sensitivity 0.750 (")
+    assert rows[first + 1][:4] == ["threshold 0.5", "NORMAL", "2 false alarms", "18 right"]
+    assert rows[first + 1][4].startswith("specificity 0.900 (")
+    assert rows[first + 2][2].startswith(f"PPV {15 / 17:.3f} (") and rows[first + 2][3].startswith(
+        f"NPV {18 / 23:.3f} ("
+    )
+    assert rows[first + 3][:4] == ["Target sensitivity 0.95", "pneumonia", "18 found", "2 missed"]
+    assert rows[first + 4][:4] == ["threshold 0.25", "NORMAL", "7 false alarms", "13 right"]
+    assert "Target sensitivity 0.99: no threshold." in read_text(page)
+
+
+def test_the_most_wrong_images_come_first_as_the_network_saw_them(report):
+    page = report(SUBTYPES, SCORES)
+    images = re.findall(r'base64,([^"]+)" alt="(\w+), score ([\d.]+)\n(image\d\d).jpeg"', page)
+    assert [(kind, float(score), name) for _, kind, score, name in images] == [
+        ("NORMAL", 0.8, "image19"),
+        ("NORMAL", 0.6, "image18"),
+        ("VIRUS", 0.05, "image36"),
+        ("VIRUS", 0.2, "image35"),
+        ("VIRUS", 0.3, "image37"),
+        ("VIRUS", 0.4, "image38"),
+        ("VIRUS", 0.45, "image39"),
+    ]
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(images[2][0]))))
+    np.testing.assert_array_equal(pixels, np.full((4, 4), 36, np.uint8))
+
+
+def test_many_errors_are_cut_and_none_are_named(report):
+    text = read_text(report([0] * 12 + [1] * 12, [0.6 + i / 100 for i in range(12)] + [0.9] * 12))
+    assert "12 of NORMAL, of which 8 are shown" in text
+    assert "score 0.71 image11.jpeg" in text and "image03.jpeg" not in text
+    assert "None: no image with pneumonia was decided NORMAL." in text
+
+
+@pytest.mark.parametrize("subtype", [0, 1])
+def test_a_split_of_one_class_has_a_report_with_reasons(report, subtype):
+    page = report([subtype] * 12, np.linspace(0.2, 0.8, 12))
+    text = read_text(page)
+    assert "AUROC does not exist. Needs images of pneumonia and others" in text
+    reason = "Needs images of pneumonia and others; the split has only one of the two."
+    assert ["AUROC", "-", reason] in read_rows(page)
+    lacking = (
+        "no NORMAL image that could raise a false alarm" if subtype else "there is no image with pneumonia to find"
+    )
+    assert lacking in text
+
+
+def test_training_tells_the_essentials_and_what_is_not_the_default(report):
+    networks = {"runs/a": make_info(flip=True), "runs/b": make_info(flip=True, epochs=7) | {"step": 77}}
+    one, two = (read_rows(report(SUBTYPES, SCORES, networks=these)) for these in ({"runs/a": make_info()}, networks))
+    assert ["Setting", "Default", "runs/a", "runs/b"] in two
+    assert ["flip", "False", "True", "True"] in two
+    default = Config()
+    assert ["epochs", str(default.train.epochs), str(default.train.epochs), "7"] in two
+    assert ["Checkpoint, step", "", "1,234", "77"] in two
+    assert ["Device", "", "2 x toaster"] in one
+    assert ["optimizer", "adamw", "adamw"] in one
+    assert "flip" not in [row[0] for row in one] and "dropout" not in [row[0] for row in two]
+    assert ["Fingerprint of the data set", "d" * 64] in one and ["Begun", "", "2026-01-02 03:04 UTC"] in one
+
+
+def test_three_classes_have_their_matrix_and_metrics(report):
+    page = report(SUBTYPES, SCORES, task="three_class")
+    assert "Confusion matrix of three classes" in page
+    rows = read_rows(page)
+    (first,) = [i for i, row in enumerate(rows) if row[0] == "Each class against the others"]
+    assert rows[first][1:] == ["Mean (macro)", "NORMAL", "BACTERIA", "VIRUS"]
+    assert [row[0] for row in rows[first + 1 : first + 4]] == ["AUROC", "AUPRC", "Sensitivity"]
+    # NORMAL has the higher probability up to a score of 0.6: 19 of 20.
+    assert rows[first + 3][2].startswith("0.950 (") and rows[first + 3][4] == "0.000 (0.000 to 0.369)"
+    assert "Confusion matrix of three classes" not in report(SUBTYPES, SCORES)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentences"),
+    [
+        ({}, []),
+        ({"synthetic": True}, ["Drawn radiographs, not patients"]),
+        ({"split": "validation"}, ["Epoch, threshold and temperature were chosen on this very split"]),
+        ({"split": "validation", "rule_split": None}, ["Epoch and temperature were chosen on this very split"]),
+        ({"split": "validation", "which": "latest", "rule_split": None}, ["Temperature was chosen on this very split"]),
+        ({"split": "train"}, ["trained on these images"]),
+        (
+            {"selection_split": "test", "rule_split": "test"},
+            ["LEAKY: epoch, threshold and temperature were chosen on the split that is scored"],
+        ),
+        ({"trained": False, "synthetic": True}, ["Drawn radiographs", "may have been trained on"]),
+    ],
+)
+def test_warnings_stand_where_they_must_and_nowhere_else(change, sentences, directory):
+    split = make_split(SUBTYPES)
+    results = copy.deepcopy(make_results(split, SCORES))
+    results["run"]["data"]["synthetic"] = change.get("synthetic", False)
+    results["run"]["split"]["name"] = change.get("split", "test")
+    results["run"]["checkpoint"]["which"] = change.get("which", "best")
+    results["run"]["trained_on_this_data"] = change.get("trained", True)
+    results["calibration"]["split"] = change.get("selection_split", "validation")
+    results["threshold"]["split"] = change.get("rule_split", "validation")
+    warnings = describe_warnings(results)
+    assert len(warnings) == len(sentences)
+    assert all(sentence in warning for sentence, warning in zip(sentences, warnings, strict=True))
+    page = draw_report(results, split, SCORES, {"runs/a": make_info()}, directory)
+    framed = re.findall(r'<div class="warning">(.*?)</div>', page, re.DOTALL)
+    assert [read_text(frame) for frame in framed] == ([" ".join(warnings)] if warnings else [])

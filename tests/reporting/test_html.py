@@ -1,0 +1,74 @@
+"""Pages are one file, escape what they are given, and keep the order of their blocks."""
+
+import base64
+import html.parser
+import re
+
+from pneumojax.reporting.html import Picture, Section, Table, load_picture, render_page
+
+PIXEL = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+
+
+class _Balance(html.parser.HTMLParser):
+    """Checks that each element is closed by its own name."""
+
+    def __init__(self):
+        super().__init__()
+        self.open = []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def make_page():
+    picture = Picture(PIXEL, "a <dot>", "one pixel")
+    table = Table(("metric", "value"), (("AUROC", "0.9 & more"),), "a caption")
+    blocks = (picture, picture, table, Picture(b"<svg/>", "drawing", wide=True))
+    sections = [Section(f"Part {i}", ("5 < 6",), blocks) for i in range(4)]
+    return render_page("<Title>", ["first", "second"], sections, warning="Drawn, not real.")
+
+
+def test_a_page_is_well_formed_and_needs_no_other_file():
+    page = make_page()
+    balance = _Balance()
+    balance.feed(page)
+    assert balance.open == []
+    assert re.findall(r'(?:src|href)="(?!data:|#)', page) == []
+    assert "data:image/png;base64,iVBOR" in page and "data:image/svg+xml;base64," in page
+
+
+def test_all_text_is_escaped():
+    page = make_page()
+    for escaped in ("&lt;Title&gt;", "5 &lt; 6", "0.9 &amp; more", "a &lt;dot&gt;"):
+        assert escaped in page
+    assert "<Title>" not in page and "<dot>" not in page
+
+
+def test_pictures_that_follow_each_other_share_a_row_and_tables_part_them():
+    assert make_page().count('<div class="pictures">') == 2 * 4
+
+
+def test_only_long_pages_list_their_parts():
+    assert "<nav>" in make_page()
+    assert "<nav>" not in render_page("t", (), [Section("one")])
+
+
+def test_pictures_are_read_from_files(tmp_path):
+    (tmp_path / "dot.png").write_bytes(PIXEL)
+    assert load_picture(tmp_path / "dot.png", "dot") == Picture(PIXEL, "dot")
+
+
+def test_a_table_as_text_is_aligned_and_a_long_end_of_a_row_widens_no_column():
+    table = Table(("row", "value", "note"), (("a", "1", ""), ("long name", "none: for a reason", ""), ("c", "22", "x")))
+    assert table.format_text().splitlines() == [
+        "row         value   note",
+        "a           1",
+        "long name   none: for a reason",
+        "c           22      x",
+    ]
