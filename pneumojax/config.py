@@ -5,8 +5,6 @@ Each default is written here once. `experiments/flags.py` makes one flag of each
 
 import dataclasses
 import math
-import pathlib
-import tomllib
 from typing import Any
 
 from pneumojax.errors import UserError
@@ -335,45 +333,6 @@ def replace_fields(config: Config, values: dict[str, Any]) -> Config:
         new = {field.name: values[field.name] for field in dataclasses.fields(old) if field.name in values}
         groups[group.name] = dataclasses.replace(old, **new)
     return Config(**groups)
-
-
-def plan_replicas(config: Config) -> list[Config]:
-    """The runs that the replicas stand for, each as it would be trained alone.
-
-    Replica r has the seed `seed + r`, and what the file of the sweep lists at place r.
-
-    Raises:
-      UserError: the file cannot be read, names a field that cannot be swept, or lists too few, too many or bad values.
-    """
-    replicas = config.train.replicas
-    lists = _read_sweep(config.train.sweep, replicas) if config.train.sweep else {}
-    plans = []
-    for replica in range(replicas):
-        values = {"seed": config.train.seed + replica} | {name: column[replica] for name, column in lists.items()}
-        try:
-            plans.append(replace_fields(config, {"replicas": 1, "sweep": None} | values))
-        except UserError as error:
-            where = f"{config.train.sweep}, replica {replica}" if lists else f"replica {replica}"
-            raise UserError(f"{where}: {error}") from error
-    return plans
-
-
-def _read_sweep(path: str, replicas: int) -> dict[str, list]:
-    try:
-        lists = tomllib.loads(pathlib.Path(path).expanduser().read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"sweep: {path} cannot be read as TOML ({error}).") from error
-    kinds = {"seed": int} | dict.fromkeys(SWEPT, float)
-    for name, column in lists.items():
-        if name not in kinds:
-            raise UserError(f"sweep: {path} lists {name}; what may differ is {', '.join(kinds)}.")
-        if not isinstance(column, list) or len(column) != replicas:
-            given = f"{len(column)} values" if isinstance(column, list) else "no list"
-            raise UserError(f"sweep: {path} has {given} for {name}; replicas={replicas} needs a list of {replicas}.")
-        if bad := [value for value in column if type(value) not in (int, kinds[name])]:
-            kind = "a whole number" if kinds[name] is int else "a number"
-            raise UserError(f"sweep: {path} has {bad[0]!r} for {name}, which must be {kind}.")
-    return {name: [kinds[name](value) for value in column] for name, column in lists.items()}
 
 
 def config_fields() -> list[dataclasses.Field]:

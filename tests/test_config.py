@@ -17,11 +17,11 @@ from pneumojax.config import (
     config_fields,
     config_from_dict,
     config_to_dict,
-    plan_replicas,
 )
 from pneumojax.errors import UserError
 from pneumojax.models import MODELS
 from pneumojax.steps import make_abstract_variables
+from pneumojax.training.sweep import plan_replicas
 
 EVERY_FIELD = pytest.mark.parametrize("field", config_fields(), ids=lambda field: field.name)
 
@@ -177,7 +177,7 @@ def test_replicas_are_runs_with_seeds_in_a_row_and_the_values_of_the_sweep(tmp_p
     [
         (None, r"sweep: .*sweep\.toml cannot be read as TOML \(.*No such file"),
         ("learning_rate = [", r"sweep: .*sweep\.toml cannot be read as TOML"),
-        ("epochs = [1, 2]", r"sweep: .* lists epochs; what may differ is seed, learning_rate, "),
+        ("epochs = [1, 2]", r"sweep: .* lists epochs, which cannot be swept. These fields can: seed, learning_rate, "),
         ("learning_rate = [1e-3]", r"sweep: .* has 1 values for learning_rate; replicas=2 needs a list of 2\."),
         ("learning_rate = 1e-3", r"sweep: .* has no list for learning_rate; replicas=2 needs a list of 2\."),
         ("learning_rate = [1e-3, true]", r"sweep: .* has True for learning_rate, which must be a number\."),

@@ -35,7 +35,8 @@ from pneumojax.files import read_rows
 from pneumojax.ops.convolution import uses_xla_forms, xla_forms
 from pneumojax.optimizer import make_optimizer
 from pneumojax.sharding import initialize, make_mesh, put
-from pneumojax.training.compile_cost import compile_chunk, find_peak_flops
+from pneumojax.training.chips import find_peak_flops
+from pneumojax.training.compile_cost import compile_chunk
 from pneumojax.training.fit import describe_run, fit
 from tfds_builder import kermany_pneumonia
 

@@ -196,7 +196,7 @@ def draw_speeds(results: pathlib.Path, rows: list[dict]) -> list[Picture]:
 
 def draw_roofline(results: pathlib.Path, rows: list[dict]) -> Picture | None:
     """The roofline of all steps and predictions whose FLOP and bytes are known."""
-    from pneumojax.training.compile_cost import CHIPS  # Imports JAX, which who measures in other processes need not.
+    from pneumojax.training.chips import CHIPS
 
     points, roofs = [], {}
     for row in rows:

@@ -14,8 +14,9 @@ from pneumojax.evaluation.run import open_run
 from pneumojax.models import split_frozen
 from pneumojax.optimizer import make_optimizer
 from pneumojax.sharding import AXIS, put
-from pneumojax.training import fit as fit_module
+from pneumojax.training.features import make_extract_split
 from pneumojax.training.fit import fit
+from pneumojax.training.plan import TrainingPlan
 
 VGG = {
     "model": "vgg16",
@@ -38,7 +39,8 @@ def train_steps(config, devices=8, num_steps=4):
     state, key = steps.init_state(config, tx, mesh), steps.make_key(config, mesh)
     features = None
     if config.model.cached_views:
-        features = fit_module._make_extract_split(config, graph, state, key, mesh)(data, config.model.cached_views)
+        plan = TrainingPlan(config, mesh, data, 1, num_steps, tx, graph)
+        features = make_extract_split(plan, state, key)(data, config.model.cached_views)
     images = data.images if features is None else features
     batches = np.random.default_rng(0).permutation(len(data))[: num_steps * 16].reshape(num_steps, 16).astype(np.int32)
     chunk = steps.make_train_chunk(config, graph, tx, np.ones(2, np.float32), mesh)

@@ -17,7 +17,7 @@ from trainer import CLASS_WEIGHTS, PLAIN, RANDOM, SGD, Trainer, assert_near, dra
 
 from experiments.train import format_replicas
 from pneumojax import steps
-from pneumojax.config import config_from_dict, config_to_dict, plan_replicas
+from pneumojax.config import config_from_dict, config_to_dict
 from pneumojax.errors import UserError
 from pneumojax.evaluation import metrics
 from pneumojax.evaluation.evaluate import evaluate
@@ -28,6 +28,7 @@ from pneumojax.sharding import put
 from pneumojax.training import replicas
 from pneumojax.training.fit import fit
 from pneumojax.training.replicas import fit_replicas
+from pneumojax.training.sweep import plan_replicas
 
 # Trains in a moment; what the step itself does is tried with all that draws random numbers.
 LIGHT = {
@@ -135,13 +136,18 @@ def finished(make_config, sweep, tmp_path_factory):
     """Two replicas that nobody interrupted, 2 epochs of 6 steps; not to be changed."""
     workdir = tmp_path_factory.mktemp("finished") / "run"
     config, rows = make_config(**LIGHT, replicas=2, sweep=sweep), []
-    return workdir, config, fit_replicas(config, workdir, report=lambda row, total: rows.append(row)), rows
+    return (
+        workdir,
+        config,
+        fit_replicas(config, workdir, report=lambda row, total: rows.append(row), count_flops=True),
+        rows,
+    )
 
 
 def test_a_replica_is_left_as_the_run_it_stands_for(finished, tmp_path):
     workdir, config, results, _ = finished
     folder, plan, result = workdir / "replica_1", plan_replicas(config)[1], results[1]
-    alone = fit(plan, tmp_path)
+    alone = fit(plan, tmp_path, count_flops=True)
     assert {path.name for path in folder.iterdir()} == {path.name for path in tmp_path.iterdir()}
     assert (result.best_step, result.step, result.trained_steps) == (alone.best_step, 12, 12)
     assert_same_run(folder, tmp_path)
@@ -278,7 +284,7 @@ def test_more_replicas_than_fit_are_refused_with_the_estimate_before_anything_is
     make_config, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(replicas, "measure_free_bytes", lambda mesh: 2**20)
-    with pytest.raises(UserError, match=r"replicas=80 take about \d+\.\d GiB .* about \d+ would fit\. Lower"):
+    with pytest.raises(UserError, match=r"replicas=80 need about \d+\.\d GiB .* about \d+ would fit\. Lower"):
         fit_replicas(make_config(replicas=80), tmp_path / "run")
     with pytest.raises(UserError, match="batch_size 20 is not divisible by the 8 devices"):
         fit_replicas(make_config(replicas=2, batch_size=20), tmp_path / "run")
