@@ -107,9 +107,9 @@ def test_fields_that_do_not_go_together_are_refused():
         ({"progressive_px": (32, 48, 64), "epochs": 2}, "progressive_px has 3 sizes: epochs must be at least 3."),
         ({"progressive_px": (32, 64), "model": "mlp"}, "progressive_px cannot be used with mlp: its weights fit one"),
         ({"progressive_px": (32, 64), "model": "flatiron"}, "progressive_px cannot be used with flatiron: its weights"),
-        ({"progressive_px": (32, 64), "cached_views": 2}, "cached_views keeps features of one size of the images"),
-        ({"loader": "stream", "cached_views": 2}, "cached_views keeps all features on the devices: give --loader=res"),
-        ({"loader": "stream", "replicas": 2}, "loader=stream reads the batches of one run: give --loader=resident, or"),
+        ({"progressive_px": (32, 64), "cached_views": 2}, "cached_views stores features of one image size"),
+        ({"loader": "stream", "cached_views": 2}, "cached_views keeps all features on the devices: use --loader=res"),
+        ({"loader": "stream", "replicas": 2}, "loader=stream reads the batches of one run: use --loader=resident, or"),
     ],
 )
 def test_sizes_and_loaders_that_do_not_fit_the_rest_are_refused(fields, sentence):
@@ -200,7 +200,7 @@ def test_replicas_need_seeds_that_there_are_and_their_own_way_to_spread():
     for fields in ({"parallel": "pmap"}, {"parallel": "shard_map"}, {"multihost": True}):
         with pytest.raises(UserError, match="^replicas=2 needs parallel=jit and no multihost"):
             config_from_dict({"replicas": 2, **fields})
-    with pytest.raises(UserError, match="^cached_views keeps the features of one network"):
+    with pytest.raises(UserError, match="^cached_views stores the features of one network"):
         config_from_dict({"replicas": 2, "cached_views": 1, "mixup_alpha": 0.0})
     with pytest.raises(UserError, match="^sweep needs replicas"):
         config_from_dict({"sweep": "sweep.toml"})
