@@ -290,9 +290,7 @@ class Config(_Checked):
         if data.fold >= (data.folds or 1):
             raise UserError(f"fold must be less than folds: there is no fold {data.fold} of {data.folds or 1}.")
         if data.folds and data.selection_split != "validation":
-            raise UserError(
-                "folds needs selection_split=validation, because the held-out fold is only scored."
-            )
+            raise UserError("folds needs selection_split=validation, because the held-out fold is only scored.")
         if train.batch_norm == "local" and train.parallel == "jit":
             raise UserError(
                 "batch_norm=local needs parallel=shard_map or pmap: with jit, statistics are of the global batch."
