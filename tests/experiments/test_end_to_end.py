@@ -130,9 +130,9 @@ def test_sigterm_saves_and_the_printed_command_goes_on(data_dir, tmp_path):
     (step,) = re.findall(r"Stopped and saved at step (\d+) of 12000", output)
     assert "--restart" not in output
     assert checkpoint.load_run(workdir, "latest")[2] == int(step)
-    (line,) = [line for line in output.splitlines() if line.startswith("Go on: scripts/run ")]
+    (line,) = [line for line in output.splitlines() if line.startswith("To resume: scripts/run ")]
     again = subprocess.Popen(
-        [sys.executable, *shlex.split(line.removeprefix("Go on: scripts/run "))],
+        [sys.executable, *shlex.split(line.removeprefix("To resume: scripts/run "))],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,

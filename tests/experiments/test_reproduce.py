@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from forked import run_script
 
-from experiments.systems import LEAKY, SYSTEMS
+from experiments.benchmarks.systems import LEAKY, SYSTEMS
 from pneumojax.errors import UserError
 from pneumojax.evaluation import metrics
 from pneumojax.evaluation.prediction_files import Predictions
