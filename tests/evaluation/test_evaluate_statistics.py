@@ -7,7 +7,6 @@ import pathlib
 
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
 from forked import run_script
 from sklearn import metrics as oracle
 
@@ -23,6 +22,8 @@ from pneumojax.evaluation.prediction_files import check_same_images, read_predic
 from pneumojax.evaluation.run import open_ensemble, open_run
 from pneumojax.training.fit import fit
 from tfds_builder import kermany_pneumonia
+
+tfds = pytest.importorskip("tensorflow_datasets")
 
 
 @pytest.fixture(scope="module")

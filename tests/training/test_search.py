@@ -12,7 +12,6 @@ import threading
 import time
 
 import numpy as np
-import optuna
 import pytest
 
 from experiments.flags import format_flagfile, read_preset
@@ -20,9 +19,11 @@ from pneumojax.checkpoint import read_run
 from pneumojax.config import config_from_dict, config_to_dict
 from pneumojax.errors import Diverged, UserError
 from pneumojax.evaluation.run import open_run
-from pneumojax.training import search
 from pneumojax.training.fit import FitResult
 from pneumojax.training.search_space import Choices, Range
+
+optuna = pytest.importorskip("optuna")
+from pneumojax.training import search  # noqa: E402
 
 ROOT = pathlib.Path(__file__).parents[2]
 SPACE = {
