@@ -1,4 +1,4 @@
-"""experiments/reproduce.py: its table is of the runs that it trained, and a second start trains nothing again."""
+"""experiments/reproduce.py: its table summarises the trained runs, and a second start trains none of them again."""
 
 import csv
 import functools

@@ -1,4 +1,4 @@
-"""experiments/speedrun.py: the race is fit's own training, and its rows, table, rules and continuation."""
+"""experiments/speedrun.py: it trains as `fit` does; its rows, table and rules; resuming it."""
 
 import functools
 import json
@@ -67,19 +67,19 @@ def test_a_row_keeps_the_words_that_say_what_is_measured(monkeypatch):
     assert records.list_measured_words() == own
 
 
-def test_a_small_race_goes_on_from_the_command_to_the_table(run_speedrun, data_dir, tmp_path):
+def test_a_small_speedrun_is_resumed_from_the_command_to_the_table(run_speedrun, data_dir, tmp_path):
     results = tmp_path / "rows.jsonl"
     config = ["--model=mlp", "--mlp_widths=8", "--image_px=16", "--epochs=1", "--batch_size=16", "--chunk_steps=4"]
     words = [*config, f"--data_dir={data_dir}", "--seed=5", "--seeds=2"]
     same = {"commit": records.find_commit(), "command": shlex.join(["experiments/speedrun.py", *words])}
-    # What a start that was stopped after its first training has left, and what another command has.
+    # The rows of a start that was stopped after its first training, and a row of another command.
     left, *_ = make_rows([0.75, 0.8])
     other, earlier = left | {"seed": 6}, left | {"seed": 5} | same
     results.write_text("".join(json.dumps(row) + "\n" for row in (other, earlier)))
     done = run_speedrun("--resume", *words, "--results", str(results))
     assert done.returncode == 0, done.stderr
     assert "seed 5: " not in done.stderr and "seed 6: " in done.stderr
-    # The warm-up is of another seed and leaves no row.
+    # The warm-up has another seed and leaves no row.
     assert "seed 7: " in done.stderr and "Warm-up, discarded" in done.stderr
     *before, training, race = (json.loads(line) for line in results.read_text().splitlines())
     assert before == [other, earlier]

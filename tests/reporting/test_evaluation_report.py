@@ -1,4 +1,4 @@
-"""The report tells what metrics.json holds, in words, and hides nothing that a reader must know."""
+"""The report says in words what metrics.json holds, and hides nothing that a reader must know."""
 
 import base64
 import copy
@@ -21,7 +21,7 @@ PICTURES = ("roc", "precision_recall", "reliability", "predictive_values", "deci
 
 
 def make_split(subtypes):
-    """Images of one patient each, told apart by their brightness."""
+    """Images of one patient each, which differ in brightness."""
     n = len(subtypes)
     return Split(
         name="test",
@@ -50,7 +50,7 @@ def make_info(**fields):
 
 
 def make_results(split, scores, threshold=0.5, task="binary"):
-    """metrics.json of scores for pneumonia; of three classes, those of pneumonia fall to VIRUS by a third."""
+    """metrics.json of scores for pneumonia. With three classes, a third of each score is for VIRUS."""
     scores = np.asarray(scores, np.float64)
     columns = [1 - scores, scores] if task == "binary" else [1 - scores, scores * 2 / 3, scores / 3]
     probabilities = np.stack(columns, axis=1)
@@ -168,7 +168,7 @@ def test_the_most_wrong_images_come_first_as_the_network_saw_them(report):
     np.testing.assert_array_equal(pixels, np.full((4, 4), 36, np.uint8))
 
 
-def test_many_errors_are_cut_and_none_are_named(report):
+def test_of_many_errors_the_worst_are_shown_and_of_none_the_page_says_so(report):
     text = read_text(report([0] * 12 + [1] * 12, [0.6 + i / 100 for i in range(12)] + [0.9] * 12))
     assert "NORMAL images that were called pneumonia: 12, of which the 8 most wrong are shown." in text
     assert "score 0.71 image11.jpeg" in text and "image03.jpeg" not in text
@@ -188,7 +188,7 @@ def test_a_split_of_one_class_has_a_report_with_reasons(report, subtype):
     assert lacking in text
 
 
-def test_training_tells_the_essentials_and_what_is_not_the_default(report):
+def test_training_lists_the_main_settings_and_those_that_are_not_the_default(report):
     networks = {"runs/a": make_info(flip=True), "runs/b": make_info(flip=True, epochs=7) | {"step": 77}}
     one, two = (read_rows(report(SUBTYPES, SCORES, networks=these)) for these in ({"runs/a": make_info()}, networks))
     assert ["Setting", "Default", "runs/a", "runs/b"] in two

@@ -1,4 +1,4 @@
-"""pneumojax.reporting.figures: a picture of every split, none half-written."""
+"""pneumojax.reporting.figures: every split has all figures, and none is half-written."""
 
 import subprocess
 import sys

@@ -223,8 +223,8 @@ def save_predictive_values(
         axes.text(own - 0.015, 0.5, "this split", color=GREY, rotation=90, ha="right", va="center")
         lines = [(INK, f"At threshold {format_score(threshold)}")]
         for name, colour, words in (
-            ("ppv", ORANGE, "PPV: pneumonia among those called pneumonia"),
-            ("npv", BLUE, "NPV: NORMAL among those called NORMAL"),
+            ("ppv", ORANGE, "positive predictive value (PPV)"),
+            ("npv", BLUE, "negative predictive value (NPV)"),
         ):
             if not drawn[name]:  # For example at a threshold above all scores.
                 lines.append((colour, f"{name.upper()} does not exist"))
@@ -264,8 +264,8 @@ def save_decision_curve(path: str | Path, curve: Mapping, title: str = "") -> No
         axes.plot(curve["threshold"], curve["net_benefit"], color=BLUE)
         lines = [
             (BLUE, "decided by the calibrated score"),
-            (ORANGE, "all images called pneumonia"),
-            (GREY, "all images called NORMAL (dashed)"),
+            (ORANGE, "all called pneumonia"),
+            (GREY, "all called NORMAL (dashed)"),
         ]
         if curve["band"] is not None:
             lines.append((GREY, "band: 95 % interval"))

@@ -1,4 +1,4 @@
-"""experiments/benchmark.py: what is planned, what is made of the samples, and each measure once in miniature."""
+"""experiments/benchmark.py: planned cases, the summary of samples, and each measure once in miniature."""
 
 import functools
 import json
@@ -48,7 +48,7 @@ def test_a_step_is_augmented_by_geometry_or_not_at_all():
 
 
 @pytest.mark.parametrize("suite", ["cpu", "gpu"])
-def test_suites_can_be_planned_with_peers_and_flags_beside_them_win(suite):
+def test_suites_can_be_planned_with_peers_and_other_flags_replace_theirs(suite):
     for line in benchmark.SUITES[suite]:
         planned = plan(*shlex.split(line), "--peer=torch,keras,pillow", "--image_px=32", "--batch_size=8")
         assert {(case["config"]["image_px"], case["config"]["batch_size"]) for case in planned} == {(32, 8)}
@@ -107,7 +107,7 @@ def fake_workers(monkeypatch, seconds, parameters=None):
     return order
 
 
-def test_frameworks_work_in_turn_and_the_ratio_is_to_the_best(monkeypatch, tmp_path):
+def test_frameworks_work_in_turn_and_the_ratio_is_to_the_fastest_peer(monkeypatch, tmp_path):
     names = ["pneumojax", "torch", "torch channels_last", "keras"]
     scales = zip(names, (1, 3, 2, 5), strict=True)
     seconds = {name: [scale * second for second in (4, 1, 8, 2, 16)] for name, scale in scales}
@@ -125,7 +125,7 @@ def test_frameworks_work_in_turn_and_the_ratio_is_to_the_best(monkeypatch, tmp_p
     assert "ratio" not in rows[1] and "peak_flops" not in ours
 
 
-def test_the_first_epoch_stands_apart(monkeypatch, tmp_path):
+def test_the_first_epoch_is_reported_on_its_own(monkeypatch, tmp_path):
     fake_workers(monkeypatch, {"pneumojax": [10, 1, 3, 2], "keras": [30, 4, 4, 4]})
     case = plan("--what=epoch", "--peer=keras", "--model=resnet18", "--repeats=4", "--limit=4")[0]
     ours, keras = workers.measure_in_turn(case, tmp_path, "python")
