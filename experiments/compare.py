@@ -12,10 +12,12 @@ import pathlib
 import numpy as np
 from absl import flags
 
-from experiments.flags import run
+from experiments.cli import run
 from pneumojax.evaluation import comparison, metrics
 from pneumojax.evaluation.prediction_files import Predictions, check_same_images, read_predictions
 from pneumojax.files import write_json
+from pneumojax.reporting.format import format_bounds
+from pneumojax.reporting.tables import Table
 
 SPLIT = flags.DEFINE_enum(
     "split", "validation", ("train", "validation", "test", "out_of_fold"), "split that both were scored on"
@@ -63,13 +65,15 @@ def compare(a: Predictions, b: Predictions) -> dict:
 def format_results(results: dict, split: str) -> str:
     """The comparison as a table and two sentences on the tests."""
     lines = [f"{split}: {results['images']} images", f"a: {results['a']['workdir']}", f"b: {results['b']['workdir']}"]
-    lines += ["", f"{'metric':<34}{'a':>8}{'b':>8}{'a - b':>9}   95 % interval (paired bootstrap by patient)"]
+    rows = []
     for name, one in results["metrics"].items():
         difference = one["difference"]
-        numbers = "".join("       -" if one[side] is None else f"{one[side]:8.4f}" for side in ("a", "b"))
-        numbers += "        -" if difference["value"] is None else f"{difference['value']:+9.4f}"
-        interval = "{:+.4f} to {:+.4f}".format(*difference["ci95"]) if difference["ci95"] else difference["reason"]
-        lines.append(f"{name:<34}{numbers}   {interval}")
+        numbers = ["-" if one[run] is None else f"{one[run]:.4f}" for run in ("a", "b")]
+        numbers.append("-" if difference["value"] is None else f"{difference['value']:+.4f}")
+        interval = format_bounds(difference["ci95"], "+.4f") if difference["ci95"] else difference["reason"]
+        rows.append((name, *numbers, interval))
+    columns = ("metric", "a", "b", "a - b", "95 % interval (paired bootstrap by patient)")
+    lines += ["", Table(columns, rows).format_text()]
     delong = results["delong"]
     if delong["p"] is None:
         lines += ["", f"DeLong's test of the AUROC: none. {delong['reason']}"]

@@ -12,7 +12,8 @@ import shlex
 
 from absl import flags
 
-from experiments.flags import define_config_flags, run
+from experiments.cli import run
+from experiments.flags import define_config_flags, format_flags
 from pneumojax.config import DataConfig
 
 OUTPUT = flags.DEFINE_string(
@@ -28,9 +29,9 @@ def main() -> int:
 
     for table in explore(config, directory):
         print(table.format_text(), end="\n\n")
-    preset = ["--flagfile=experiments/presets/resnet.flags"] if config.dataset == "kermany" else []
-    where = [f"--data_dir={config.data_dir}"] if config.data_dir else []
-    train = shlex.join(["experiments/train.py", f"--dataset={config.dataset}", *preset, *where])
+    preset = "experiments/presets/resnet.flags" if config.dataset == "kermany" else None
+    words = format_flags({"dataset": config.dataset, "flagfile": preset, "data_dir": config.data_dir})
+    train = shlex.join(["experiments/train.py", *words])
     print(f"Written to {directory}: explore.html and its pictures")
     print(f"Next: scripts/run {train}")
     return 0

@@ -18,7 +18,8 @@ import shlex  # noqa: E402
 
 from absl import flags  # noqa: E402
 
-from experiments.flags import config_from_flags, define_config_flags, run  # noqa: E402
+from experiments.cli import run  # noqa: E402
+from experiments.flags import config_from_flags, define_config_flags, format_flags  # noqa: E402
 from experiments.progress import Progress, format_stop  # noqa: E402
 from pneumojax.config import config_fields  # noqa: E402
 
@@ -70,13 +71,13 @@ def main() -> int:
 
 def _train_words(config, backbone: pathlib.Path) -> list[str]:
     """The command that trains on the backbone."""
-    from pneumojax.models.weight_import import SHAPING, format_value
+    from pneumojax.models.weight_import import SHAPING
 
     data, model = config.data, config.model
     given = {"dataset": data.dataset, "data_dir": data.data_dir, "image_px": data.image_px, "model": model.model}
-    given |= {name: format_value(getattr(model, name)) for name in SHAPING[model.model]}
+    given |= {name: getattr(model, name) for name in SHAPING[model.model]}
     given |= {"pretrained": backbone, "workdir": f"{backbone.parent}_tuned"}
-    return ["experiments/train.py", *[f"--{name}={value}" for name, value in given.items() if value]]
+    return ["experiments/train.py", *format_flags(given)]
 
 
 if __name__ == "__main__":

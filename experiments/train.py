@@ -20,9 +20,11 @@ import shlex  # noqa: E402
 
 from absl import flags  # noqa: E402
 
-from experiments.flags import config_from_flags, define_config_flags, run  # noqa: E402
+from experiments.cli import run  # noqa: E402
+from experiments.flags import config_from_flags, define_config_flags, format_flags  # noqa: E402
 from experiments.progress import Progress, format_stop  # noqa: E402
 from pneumojax.config import SWEPT, Config, config_to_dict  # noqa: E402
+from pneumojax.reporting.tables import Table  # noqa: E402
 from pneumojax.training.sweep import plan_replicas  # noqa: E402
 
 WORKDIR = flags.DEFINE_string("workdir", "runs/latest", "folder of the run: checkpoints, logs, figures")
@@ -52,6 +54,8 @@ def main() -> int:
         print(format_stop(result.step, result.total_steps, workdir))
         return 128 + result.stopped_by
     split = config.data.selection_split
+    words = format_flags({"workdir": workdir, "split": split, "data_dir": config.data.data_dir})
+    evaluate = shlex.join(["experiments/evaluate.py", *words])
     done = "Finished" if result.trained_steps else "Nothing to do: this run has already finished its"
     if len(configs) == 1:
         epoch = result.best_step / result.steps_per_epoch
@@ -65,8 +69,6 @@ def main() -> int:
             f"{done} {result.total_steps} steps of {len(configs)} replicas. Each is a run of its own in "
             f"{workdir / 'replica_*'}.\n{format_replicas(configs, results, split)}"
         )
-    where = [f"--data_dir={config.data.data_dir}"] if config.data.data_dir else []
-    evaluate = shlex.join(["experiments/evaluate.py", f"--workdir={workdir}", f"--split={split}", *where])
     print(f"Next{', all as one ensemble' if len(configs) > 1 else ''}: scripts/run {evaluate}")
     return 0
 
@@ -75,16 +77,14 @@ def format_replicas(configs: list[Config], results: list, split: str) -> str:
     """A table with one line for each replica: the fields that differ, and what it reached (its `FitResult`)."""
     values = [config_to_dict(config) for config in configs]
     own = ["seed", *(name for name in SWEPT if len({one[name] for one in values}) > 1)]
-    rows = [("replica", *own, f"best {split} AUROC", "after epoch", "threshold")]
+    rows = []
     for replica, (one, result) in enumerate(zip(values, results, strict=True)):
         reached = ("diverged", "", "")
         if result.threshold:
             epoch = result.best_step / result.steps_per_epoch
             reached = (f"{result.best_auroc:.4f}", f"{epoch:.0f}", f"{result.threshold['value']:.4f}")
         rows.append((str(replica), *(str(one[name]) for name in own), *reached))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
-    return "\n".join(lines)
+    return Table(("replica", *own, f"best {split} AUROC", "after epoch", "threshold"), rows).format_text()
 
 
 if __name__ == "__main__":

@@ -18,9 +18,12 @@ from pneumojax.evaluation.predict import compute_probabilities, predict
 from pneumojax.evaluation.run import Run, check_data
 from pneumojax.evaluation.summary import BOOTSTRAP_RESAMPLES, BOOTSTRAP_SEED
 from pneumojax.files import write_json, write_text
+from pneumojax.reporting.caveats import describe_synthetic
 from pneumojax.reporting.figures.data import save_images
 from pneumojax.reporting.figures.intervals import save_intervals
-from pneumojax.reporting.html import Section, Table, load_picture, render_page
+from pneumojax.reporting.format import format_interval
+from pneumojax.reporting.html import Section, load_picture, render_page
+from pneumojax.reporting.tables import Table
 
 logger = logging.getLogger(__name__)
 
@@ -181,11 +184,7 @@ def explain(altered: dict, baselines: dict, split_name: str, selection_split: st
 
 
 def _format_metric(metric: dict) -> str:
-    """As "0.967 (0.951 to 0.980)"; the reason of what does not exist."""
-    if metric["value"] is None:
-        return f"none: {metric['reason']}"
-    interval = " ({:.3f} to {:.3f})".format(*metric["ci95"]) if metric["ci95"] else ""
-    return f"{metric['value']:.3f}{interval}"
+    return format_interval(metric, missing=f"none: {metric.get('reason')}")
 
 
 def _compare_with_chance(auroc: dict) -> str:
@@ -259,7 +258,4 @@ def _render(results: dict, pictures: pathlib.Path) -> str:
         f"Scored: {run['split']['name']}, {counts['images']:,} images of {counts['patients']:,} patients ({classes}), "
         f"checkpoint of step {run['checkpoint']['step']}, decided at {results['threshold']['value']:.4g} and above."
     )
-    warning = (
-        "Drawn radiographs, not patients: these figures say nothing about X-rays." if run["data"]["synthetic"] else ""
-    )
-    return render_page(title, [*lead, scored], sections, warning)
+    return render_page(title, [*lead, scored], sections, describe_synthetic(run["data"]))

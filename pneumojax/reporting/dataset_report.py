@@ -10,6 +10,7 @@ import numpy as np
 from pneumojax.config import DataConfig
 from pneumojax.data.dataset import SUBTYPES, Split, load_split, read_record
 from pneumojax.files import write_text
+from pneumojax.reporting.caveats import describe_synthetic
 from pneumojax.reporting.figures.data import (
     save_average_images,
     save_class_counts,
@@ -18,7 +19,8 @@ from pneumojax.reporting.figures.data import (
     save_images_per_patient,
     save_sizes,
 )
-from pneumojax.reporting.html import Picture, Section, Table, load_picture, render_page
+from pneumojax.reporting.html import Picture, Section, load_picture, render_page
+from pneumojax.reporting.tables import Table
 
 SAMPLE_SEED = 0
 SAMPLES, SAMPLE_COLUMNS = 24, 6
@@ -163,5 +165,4 @@ def _render(
         ),
         Section("Samples", [f"Up to {SAMPLES} images of each class, drawn at random."], list(samples.values())),
     ]
-    warning = "Drawn radiographs, not patients: they say nothing about X-rays." if record["synthetic"] else ""
-    return render_page(f"The data set {config.dataset}", lead, sections, warning)
+    return render_page(f"The data set {config.dataset}", lead, sections, describe_synthetic(record))

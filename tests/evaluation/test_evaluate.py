@@ -25,7 +25,7 @@ from pneumojax.evaluation.operating_point import load_calibration, load_threshol
 from pneumojax.evaluation.predict import compute_probabilities, predict
 from pneumojax.evaluation.run import open_ensemble, open_run
 from pneumojax.models import make_model
-from pneumojax.reporting.evaluation_report import describe_warnings
+from pneumojax.reporting.caveats import describe_warnings
 from pneumojax.sharding import AXIS
 from pneumojax.training.fit import fit
 
@@ -148,7 +148,7 @@ def test_the_files_agree_with_each_other(workdir, draw_pictures):
     for picture in pictures - {"confusion_matrix.png"}:
         content = (workdir / "evaluation" / "test" / picture).read_bytes()
         assert base64.b64encode(content).decode() in report, picture
-    assert "Drawn radiographs, not patients" in report
+    assert "Synthetic radiographs, not patients" in report
 
 
 def test_three_classes_score_as_one_minus_normal_and_have_their_own_matrix(three_class_workdir):

@@ -1,4 +1,4 @@
-"""experiments/reproduce.py: its table is of the runs that it trained, and a second start trains nothing again."""
+"""experiments/reproduce.py: its table summarises the trained runs, and a second start trains none of them again."""
 
 import csv
 import functools
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from forked import run_script
 
-from experiments.systems import LEAKY, SYSTEMS
+from experiments.benchmarks.systems import LEAKY, SYSTEMS
 from pneumojax.errors import UserError
 from pneumojax.evaluation import metrics
 from pneumojax.evaluation.prediction_files import Predictions

@@ -1,4 +1,4 @@
-"""pneumojax.reporting.figures: a picture of every split, none half-written."""
+"""pneumojax.reporting.figures: every split has all figures, and none is half-written."""
 
 import subprocess
 import sys
@@ -79,10 +79,10 @@ def test_pictures_of_splits_that_lack_something(tmp_path, labels, threshold):
     assert is_picture(tmp_path / "roc.png", style.BLUE) == (len(set(labels)) == 2)
     assert is_picture(tmp_path / "pr.png", style.BLUE) == (1 in labels)
     assert is_picture(tmp_path / "reliability.png", style.BLUE)
-    # Of equal scores all or none are decided for: one predictive value exists, the other does not.
-    both, decided_for = len(set(labels)) == 2, threshold <= 0.5
+    # Images with equal scores are all predicted positive or all negative, so only one predictive value exists.
+    both, all_positive = len(set(labels)) == 2, threshold <= 0.5
     curves = [is_picture(tmp_path / "predictive.png", colour, top=0.7) for colour in (style.ORANGE, style.BLUE)]
-    assert curves == [both and decided_for, both and not decided_for]
+    assert curves == [both and all_positive, both and not all_positive]
 
 
 @pytest.mark.filterwarnings("error")
@@ -217,8 +217,8 @@ def test_averages_of_one_class_and_files_of_one_size_are_told_not_drawn(tmp_path
     data.save_sizes(tmp_path / "sizes.png", side, side, np.arange(1200) % 3, ("A", "B", "C"))
     data.save_sizes(tmp_path / "sizes.png", side, np.arange(1200), np.arange(1200) % 3, ("A", "B", "C"))
     assert reasons == [
-        "There is no class but VIRUS to compare.",
-        "All 1,200 files have 224 x 224 pixels: resized before they were packaged.",
+        "VIRUS is the only class, so there is nothing to compare.",
+        "All 1,200 files have 224 x 224 pixels: they were resized before packaging.",
     ]
 
 

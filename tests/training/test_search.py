@@ -12,17 +12,18 @@ import threading
 import time
 
 import numpy as np
-import optuna
 import pytest
 
-from experiments.flags import format_flags, read_preset
+from experiments.flags import format_flagfile, read_preset
 from pneumojax.checkpoint import read_run
 from pneumojax.config import config_from_dict, config_to_dict
 from pneumojax.errors import Diverged, UserError
 from pneumojax.evaluation.run import open_run
-from pneumojax.training import search
 from pneumojax.training.fit import FitResult
 from pneumojax.training.search_space import Choices, Range
+
+optuna = pytest.importorskip("optuna")
+from pneumojax.training import search  # noqa: E402
 
 ROOT = pathlib.Path(__file__).parents[2]
 SPACE = {
@@ -222,9 +223,9 @@ def test_the_folder_of_another_search_is_refused(open_search, trained, tmp_path)
 def test_flags_are_read_back_as_they_were(make_config, tmp_path):
     fields = {"flip": True, "ema_decay": 0.5, "vgg_dense_widths": (), "frozen": ("stem",), "learning_rate": 1e-4 / 3}
     config = config_from_dict(config_to_dict(make_config()) | fields)
-    (tmp_path / "some.flags").write_text(format_flags(config))
+    (tmp_path / "some.flags").write_text(format_flagfile(config))
     assert read_preset(tmp_path / "some.flags") == config
-    assert format_flags(config_from_dict({})) == ""
+    assert format_flagfile(config_from_dict({})) == ""
 
 
 @pytest.mark.slow
@@ -257,7 +258,7 @@ def test_the_script_searches_writes_its_files_and_names_the_next_command(data_di
     assert (workdir / "tune.png").read_bytes().startswith(b"\x89PNG")
     page = (workdir / "tune.html").read_text()
     assert f"{float(best['val/auroc']):.4f}" in page
-    assert "Drawn radiographs, not patients" in page
+    assert "Synthetic radiographs, not patients" in page
     assert f"--flagfile={workdir / 'best.flags'}" in done.stdout.splitlines()[-1]
 
 

@@ -19,9 +19,7 @@ import types
 import zipfile
 
 import pytest
-import tensorflow_datasets as tfds
 from PIL import Image
-from tensorflow_datasets.core.download import checksums
 
 from tfds_builder.kermany_pneumonia import (
     SourceError,
@@ -34,7 +32,11 @@ from tfds_builder.kermany_pneumonia import (
     splits,
     verify,
 )
-from tfds_builder.kermany_pneumonia import kermany_pneumonia_dataset_builder as builder_module
+
+tfds = pytest.importorskip("tensorflow_datasets")
+from tensorflow_datasets.core.download import checksums  # noqa: E402
+
+from tfds_builder.kermany_pneumonia import kermany_pneumonia_dataset_builder as builder_module  # noqa: E402
 
 NUM_IMAGES = 60
 
