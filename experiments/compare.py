@@ -14,6 +14,7 @@ from absl import flags
 
 from experiments.flags import run
 from pneumojax.evaluation import comparison, metrics
+from pneumojax.evaluation.bootstrap import PatientBootstrap
 from pneumojax.evaluation.prediction_files import Predictions, check_same_images, read_predictions
 from pneumojax.files import write_json
 
@@ -53,7 +54,7 @@ def compare(a: Predictions, b: Predictions) -> dict:
         "images": len(a.labels),
         "fingerprint": a.fingerprint,
         "metrics": comparison.compute_differences(
-            a.labels, a.probabilities, b.probabilities, a.threshold, b.threshold, a.patient_ids
+            a.labels, a.probabilities, b.probabilities, a.threshold, b.threshold, PatientBootstrap(a.patient_ids)
         ),
         "delong": comparison.compute_delong(positive, scores_a, scores_b),
         "mcnemar": {name: comparison.compute_mcnemar(right_a[of], right_b[of]) for name, of in groups.items()},

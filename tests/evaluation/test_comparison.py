@@ -14,6 +14,7 @@ from sklearn import metrics as oracle
 from experiments import compare
 from pneumojax.errors import UserError
 from pneumojax.evaluation import comparison, metrics
+from pneumojax.evaluation.bootstrap import PatientBootstrap
 from pneumojax.evaluation.prediction_files import check_same_images, read_predictions
 
 
@@ -61,12 +62,14 @@ def test_delong_equals_ranks_by_scipy(images, step):
 def test_delong_and_bootstrap_agree():
     labels, a, b = make_pair(600)
     delong = comparison.compute_delong(labels, a, b)
-    paired = comparison.compute_differences(labels, to_probabilities(a), to_probabilities(b), 0.5, 0.5, np.arange(600))
+    paired = comparison.compute_differences(
+        labels, to_probabilities(a), to_probabilities(b), 0.5, 0.5, PatientBootstrap(np.arange(600))
+    )
     assert paired["auroc"]["difference"]["value"] == pytest.approx(delong["difference"])
     assert paired["auroc"]["difference"]["ci95"] == pytest.approx(delong["ci95"], abs=0.2 * np.ptp(delong["ci95"]))
     # Unpaired, the interval would be wider: the images have most of the spread in common.
-    alone = metrics.compute_metrics(labels, to_probabilities(a), 0.5, np.arange(600))["auroc"]["ci95"]
-    other = metrics.compute_metrics(labels, to_probabilities(b), 0.5, np.arange(600))["auroc"]["ci95"]
+    alone = metrics.compute_metrics(labels, to_probabilities(a), 0.5, PatientBootstrap(np.arange(600)))["auroc"]["ci95"]
+    other = metrics.compute_metrics(labels, to_probabilities(b), 0.5, PatientBootstrap(np.arange(600)))["auroc"]["ci95"]
     assert np.ptp(paired["auroc"]["difference"]["ci95"]) < 0.9 * math.hypot(np.ptp(alone), np.ptp(other))
 
 
@@ -106,15 +109,19 @@ def test_mcnemar_equals_scipy(only_a, only_b):
 def test_differences_equal_scikit_learn_and_draw_whole_patients():
     labels, a, b = make_pair(200)
     doubled = [np.repeat(one, 2, axis=0) for one in (labels, to_probabilities(a), to_probabilities(b))]
-    once = comparison.compute_differences(labels, to_probabilities(a), to_probabilities(b), 0.4, 0.6, np.arange(200))
-    twice = comparison.compute_differences(*doubled, 0.4, 0.6, np.repeat(np.arange(200), 2))
+    once = comparison.compute_differences(
+        labels, to_probabilities(a), to_probabilities(b), 0.4, 0.6, PatientBootstrap(np.arange(200))
+    )
+    twice = comparison.compute_differences(*doubled, 0.4, 0.6, PatientBootstrap(np.repeat(np.arange(200), 2)))
     assert once["accuracy"]["a"] == pytest.approx(oracle.accuracy_score(labels, a >= 0.4))
     assert once["accuracy"]["b"] == pytest.approx(oracle.accuracy_score(labels, b >= 0.6))
     for name, one in once.items():
         assert one["difference"]["value"] == pytest.approx(one["a"] - one["b"])
         # The same patients are drawn, each with two equal images: nothing is gained.
         assert twice[name]["difference"]["ci95"] == pytest.approx(one["difference"]["ci95"])
-    nothing = comparison.compute_differences(labels, to_probabilities(a), to_probabilities(a), 0.4, 0.4, np.arange(200))
+    nothing = comparison.compute_differences(
+        labels, to_probabilities(a), to_probabilities(a), 0.4, 0.4, PatientBootstrap(np.arange(200))
+    )
     assert all(one["difference"]["value"] == 0 for one in nothing.values())
     assert all("do not differ" in one["difference"]["reason"] for one in nothing.values())
 

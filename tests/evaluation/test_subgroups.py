@@ -8,6 +8,7 @@ from sklearn import metrics as oracle
 
 from pneumojax.data.dataset import Split
 from pneumojax.evaluation import metrics, subgroups
+from pneumojax.evaluation.bootstrap import PatientBootstrap
 
 
 def make_split(images=240, seed=0, **changes):
@@ -48,7 +49,7 @@ def pick(split, name):
 def test_subgroups_equal_scikit_learn():
     split, probabilities = make_split(241)  # An odd number: one image is the median.
     scores = 1 - probabilities[:, 0]
-    results = subgroups.compute_subgroups(split, probabilities, 0.6)
+    results = subgroups.compute_subgroups(split, probabilities, 0.6, PatientBootstrap(split.patient_ids))
     assert json.loads(json.dumps(results, allow_nan=False)) == results
     kinds = results.pop("bacterial_against_viral")
     for name, group in results.items():
@@ -79,15 +80,15 @@ def test_subgroups_equal_scikit_learn():
 
 def test_a_subgroup_of_all_images_has_the_figures_of_the_split():
     split, probabilities = make_split(channels=np.ones(240, np.int32))
-    whole = metrics.compute_metrics(split.subtypes, probabilities, 0.6, split.patient_ids)
-    results = subgroups.compute_subgroups(split, probabilities, 0.6)
+    whole = metrics.compute_metrics(split.subtypes, probabilities, 0.6, PatientBootstrap(split.patient_ids))
+    results = subgroups.compute_subgroups(split, probabilities, 0.6, PatientBootstrap(split.patient_ids))
     assert results["grey"]["metrics"] == {name: whole[name] for name in subgroups.REPORTED}
     assert all(one["reason"] == "The split has no such image." for one in results["rgb"]["metrics"].values())
 
 
 def test_shared_specificity_of_both_kinds_of_pneumonia():
     split, probabilities = make_split()
-    results = subgroups.compute_subgroups(split, probabilities, 0.5)
+    results = subgroups.compute_subgroups(split, probabilities, 0.5, PatientBootstrap(split.patient_ids))
     assert results["bacterial"]["metrics"]["specificity"] == results["viral"]["metrics"]["specificity"]
 
 
@@ -95,7 +96,7 @@ def test_shared_specificity_of_both_kinds_of_pneumonia():
 @pytest.mark.parametrize("subtype", [0, 1, 2])
 def test_split_of_one_class(subtype):
     split, probabilities = make_split(30, subtypes=np.full(30, subtype, np.int32))
-    results = subgroups.compute_subgroups(split, probabilities, 0.5, resamples=50)
+    results = subgroups.compute_subgroups(split, probabilities, 0.5, PatientBootstrap(split.patient_ids, 50))
     json.dumps(results, allow_nan=False)
     kinds = results.pop("bacterial_against_viral")["metrics"]["auroc"]
     assert "lacks one of them" in kinds["reason"]
@@ -107,9 +108,9 @@ def test_split_of_one_class(subtype):
 def test_a_network_of_two_classes_does_not_tell_the_kinds_apart():
     split, probabilities = make_split()
     binary = np.stack([probabilities[:, 0], 1 - probabilities[:, 0]], axis=1)
-    results = subgroups.compute_subgroups(split, binary, 0.6)
+    results = subgroups.compute_subgroups(split, binary, 0.6, PatientBootstrap(split.patient_ids))
     assert "two classes" in results["bacterial_against_viral"]["metrics"]["auroc"]["reason"]
-    of_three = subgroups.compute_subgroups(split, probabilities, 0.6)
+    of_three = subgroups.compute_subgroups(split, probabilities, 0.6, PatientBootstrap(split.patient_ids))
     assert results["viral"]["metrics"]["auroc"]["value"] == pytest.approx(
         of_three["viral"]["metrics"]["auroc"]["value"]
     )
