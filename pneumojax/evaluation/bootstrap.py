@@ -74,29 +74,51 @@ class PatientBootstrap:
         """Number of patients among the images that a [N] bool mask selects."""
         return len(np.unique(self.patient_ids[images]))
 
+    def count_pairs(self, positive: np.ndarray) -> int:
+        """Number of disjoint pairs of two patients, one with a positive image and the other with a negative image.
 
-def count_patients_of_rarest_class(labels: np.ndarray, patient_ids: np.ndarray) -> int:
-    """Patients of the class that has the fewest, among the classes that occur: [N] and [N] -> number."""
-    return min(len(np.unique(patient_ids[labels == label])) for label in np.unique(labels))
+        Args:
+          positive: [N] bool.
+        """
+        patients = len(np.unique(self.patient_ids))
+        # The last number matters only where patients have images of both classes.
+        return min(self.count_patients(positive), self.count_patients(~positive), patients // 2)
 
 
 def summarise(values: np.ndarray, reason: str, patients: int | None = None) -> dict:
-    """Summarises a statistic of a split as its value and its 95 % percentile interval.
+    """Summarises a statistic of a split as its value and its 95 % interval.
 
-    The interval covers the middle 95 % of the resamples in which the statistic exists. It is None where fewer than 40
-    resamples have the statistic, or where all of them agree.
+    The interval is the percentile interval: it covers the middle 95 % of the resamples in which the statistic exists.
+    It is None where fewer than 40 resamples have the statistic, or where all of them agree.
+
+    A proportion of exactly 1 or 0 is an exception. All of its resamples agree, but it is not certain. Its interval is
+    the exact one of Clopper and Pearson for n of n, or 0 of n, with a lower bound of 0.025 ** (1 / n) for a value of 1.
+    n is the number of patients in the denominator of the proportion, since images of one patient are not independent.
+
+    The same interval holds for an AUROC of 1 or 0, if n is the number of disjoint pairs of a patient with a positive
+    image and a patient with a negative image (`PatientBootstrap.count_pairs`). The AUROC is the probability that a
+    pair is in the right order. Disjoint pairs are independent, and all of them are in the right order if the AUROC of
+    the split is 1, so the probability of an AUROC of 1 is at most its true value to the power of n.
 
     Args:
       values: [1 + R] float, of the split itself and of its resamples; NaN where the statistic does not exist.
       reason: why the statistic does not exist, in case it does not.
-      patients: of the rarest class, for rates, which have an exact bound at 1 and 0; None for other statistics.
+      patients: n for a proportion or an AUROC; None for other statistics, which have no exact interval.
 
     Returns:
       {"value": float or None, "ci95": [low, high] or None}; where one of them is None, "reason" says why.
+
+    References:
+      Efron and Tibshirani, An introduction to the bootstrap, 1993: percentile intervals.
+      Clopper and Pearson, The use of confidence or fiducial limits, 1934.
+      Hoeffding, Probability inequalities for sums of bounded random variables, 1963, section 5: disjoint pairs.
     """
     value, resampled = float(values[0]), values[1:]
     if math.isnan(value):
         return {"value": None, "ci95": None, "reason": reason}
+    if patients and value in (0.0, 1.0):
+        bound = 0.025 ** (1 / patients)
+        return {"value": value, "ci95": [bound, 1.0] if value else [0.0, 1 - bound]}
     existing = resampled[~np.isnan(resampled)]
     if len(existing) < MIN_RESAMPLES_FOR_INTERVAL:
         few = (
@@ -106,13 +128,8 @@ def summarise(values: np.ndarray, reason: str, patients: int | None = None) -> d
     low, high = np.percentile(existing, [2.5, 97.5]).tolist()
     if high - low > 1e-12:  # Smaller differences are rounding errors.
         return {"value": value, "ci95": [low, high]}
-    if patients is not None:
-        bound = 0.025 ** (1 / patients)
-        if value > 1 - 1e-12:
-            return {"value": value, "ci95": [bound, 1.0]}
-        if value < 1e-12:
-            return {"value": value, "ci95": [0.0, 1 - bound]}
-    return {"value": value, "ci95": None, "reason": "The resamples do not differ, so they give no interval."}
+    agree = "The resamples do not differ, so they give no interval, and this statistic has no exact interval."
+    return {"value": value, "ci95": None, "reason": agree}
 
 
 def compute_band(resampled: np.ndarray) -> tuple[list[float], list[float]] | None:

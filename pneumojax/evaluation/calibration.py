@@ -13,6 +13,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from pneumojax.evaluation.bootstrap import PatientBootstrap, summarise
+from pneumojax.evaluation.checks import (
+    check_binary,
+    check_indices,
+    check_probabilities,
+    check_same_length,
+    check_unit_interval,
+)
 from pneumojax.evaluation.metrics import compute_binary_scores, compute_decision_values
 
 # Bins of the reliability diagram and of the expected calibration error: 62 images each in the test split of 624.
@@ -32,6 +39,7 @@ _NEEDS_OVERLAP = (
     "no slope fits best."
 )
 _NEEDS_BOTH = "Needs images of NORMAL and of pneumonia; the split has only one of the two."
+_NOT_CONVERGED = "The logistic fit did not converge: the log-odds are too far from those that fit best."
 _NO_SPREAD = (
     "Resamples of a split are less well calibrated than the split itself, so their spread is no interval of this error."
 )
@@ -44,9 +52,12 @@ def compute_log_odds(probabilities: ArrayLike) -> np.ndarray:
       probabilities: [N, C] float, 0..1, class 0 is NORMAL.
 
     Returns:
-      [N] float64, -690..690 (with C = 3 up to 691).
+      [N] float64, -690..690 (with C = 3 from -689.3).
+
+    Raises:
+      ValueError: the shape is not [N, 2] or [N, 3], or a probability is not in 0..1.
     """
-    probabilities = np.maximum(np.asarray(probabilities, np.float64), math.exp(-LARGEST_LOG_ODDS))
+    probabilities = np.maximum(check_probabilities(probabilities), math.exp(-LARGEST_LOG_ODDS))
     return np.log(probabilities[:, 1:].sum(axis=1)) - np.log(probabilities[:, 0])
 
 
@@ -64,10 +75,15 @@ def fit_temperature(labels: ArrayLike, probabilities: ArrayLike) -> float | None
     Returns:
       T, above 0, or None where the likelihood has no maximum. T above 1 means that the network was overconfident.
 
+    Raises:
+      ValueError: lengths differ, there are no images, a label is not a class, or a probability is not in 0..1.
+
     References:
       Guo, Pleiss, Sun and Weinberger, On calibration of modern neural networks, 2017.
     """
     labels, logits = np.asarray(labels), _log(probabilities)
+    check_same_length(labels=labels, probabilities=logits)
+    check_indices("label", labels, logits.shape[1])
     own = np.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
 
     def compute_slope(inverse: float) -> float:
@@ -95,6 +111,9 @@ def apply_temperature(probabilities: ArrayLike, temperature: ArrayLike) -> np.nd
 
     Returns:
       [N, C] float64, 0..1. With two classes the order of images by score does not change; with three it can.
+
+    Raises:
+      ValueError: the shape is not [N, 2] or [N, 3], or a probability is not in 0..1.
     """
     logits = _log(probabilities) / np.asarray(temperature)[..., None]
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -115,7 +134,7 @@ def shift_prevalence(scores: ArrayLike, prevalence: float, new_prevalence: float
       [N] float64, 0..1: the odds multiplied by the ratio of the odds of the two prevalences.
 
     Raises:
-      ValueError: a prevalence is not between 0 and 1.
+      ValueError: a prevalence is not between 0 and 1, or a score is not in 0..1.
 
     References:
       Saerens, Latinne and Decaestecker, Adjusting the outputs of a classifier to new a priori probabilities, 2002.
@@ -124,6 +143,7 @@ def shift_prevalence(scores: ArrayLike, prevalence: float, new_prevalence: float
         if not 0 < share < 1:
             raise ValueError(f"A prevalence must be between 0 and 1, not {share}.")
     scores = np.asarray(scores, np.float64)
+    check_unit_interval("Scores", scores)
     with_pneumonia = scores * (new_prevalence / prevalence)
     without = (1 - scores) * ((1 - new_prevalence) / (1 - prevalence))
     return with_pneumonia / (with_pneumonia + without)
@@ -159,7 +179,8 @@ def compute_calibration(labels: ArrayLike, probabilities: ArrayLike, bootstrap: 
       Cox, Two further applications of a model for binary regression, 1958: slope and intercept.
       Van Calster et al., Calibration: the Achilles heel of predictive analytics, 2019.
     """
-    positive, scores = np.asarray(labels) > 0, compute_binary_scores(probabilities)
+    positive, scores = check_binary(labels, compute_binary_scores(probabilities))
+    check_same_length(scores=scores, patient_ids=bootstrap.patient_ids)
     weights = bootstrap.weights
     log_odds = compute_log_odds(probabilities)
     brier = weights @ (scores - positive) ** 2 / weights.sum(axis=1)
@@ -169,13 +190,14 @@ def compute_calibration(labels: ArrayLike, probabilities: ArrayLike, bootstrap: 
     overlaps = _find_overlaps(positive, log_odds, weights)
     recalibration = _fit_logistic(positive, np.append(constant, log_odds[:, None], axis=1), none, weights, overlaps)
     bins = compute_reliability(labels, scores)
+    no_slope = _NOT_CONVERGED if overlaps[0] else _NEEDS_OVERLAP
     errors = np.abs(np.subtract(bins["mean_score"], bins["share"]))
     return {
         "brier": summarise(brier, ""),
         "ece": {"value": float(np.average(errors, weights=bins["images"])), "ci95": None, "reason": _NO_SPREAD},
-        "calibration_slope": summarise(recalibration[:, 1], _NEEDS_OVERLAP),
-        "calibration_intercept": summarise(recalibration[:, 0], _NEEDS_OVERLAP),
-        "calibration_in_the_large": summarise(in_the_large[:, 0], _NEEDS_BOTH),
+        "calibration_slope": summarise(recalibration[:, 1], no_slope),
+        "calibration_intercept": summarise(recalibration[:, 0], no_slope),
+        "calibration_in_the_large": summarise(in_the_large[:, 0], _NOT_CONVERGED if has_both[0] else _NEEDS_BOTH),
     }
 
 
@@ -193,10 +215,14 @@ def compute_reliability(labels: ArrayLike, scores: ArrayLike, bins: int = RELIAB
       {"mean_score", "share", "low", "high", "images"}: up to B numbers each, in order of increasing score. low and high
       are the 95 % interval of the share, which treats each image as one of a different patient.
 
+    Raises:
+      ValueError: lengths differ, there are no images, or a score is not in 0..1.
+
     References:
       Wilson, Probable inference, the law of succession, and statistical inference, 1927: the interval.
     """
-    positive, scores = np.asarray(labels) > 0, np.asarray(scores, np.float64)
+    check_unit_interval("Scores", np.asarray(scores, np.float64))
+    positive, scores = check_binary(labels, scores)
     lower_scores = np.searchsorted(np.sort(scores), scores)
     _, bin_of_image = np.unique(lower_scores * bins // len(scores), return_inverse=True)
     images = np.bincount(bin_of_image)
@@ -232,12 +258,13 @@ def compute_predictive_values(
       {"ppv", "npv": G times {"value", "ci95"}}, as of `bootstrap.summarise`; where one is None, "reason" says why.
 
     Raises:
-      ValueError: a prevalence is not between 0 and 1, or there are no images.
+      ValueError: a prevalence is not between 0 and 1, lengths differ, there are no images, or a score is not finite.
 
     References:
       Altman and Bland, Diagnostic tests 2: predictive values, 1994.
     """
-    positive = np.asarray(labels) > 0
+    positive, scores = check_binary(labels, scores)
+    check_same_length(scores=scores, patient_ids=bootstrap.patient_ids)
     prevalence = np.asarray(prevalences, np.float64)[:, None]
     if not np.all((prevalence > 0) & (prevalence < 1)):
         raise ValueError("Prevalences must be between 0 and 1.")
@@ -258,7 +285,7 @@ def compute_predictive_values(
 
 def _log(probabilities: ArrayLike) -> np.ndarray:
     """Logits of probabilities, up to a constant for each image."""
-    return np.log(np.maximum(np.asarray(probabilities, np.float64), math.exp(-LARGEST_LOG_ODDS)))
+    return np.log(np.maximum(check_probabilities(probabilities), math.exp(-LARGEST_LOG_ODDS)))
 
 
 def _find_overlaps(positive: np.ndarray, log_odds: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -281,7 +308,7 @@ def _fit_logistic(
     """Fits log-odds = offset + covariates @ coefficients to each row of weights by maximum likelihood.
 
     Newton's method with damped steps: a step is multiplied by log(1 + m) / m, where m is the largest change of a
-    log-odds. This makes it converge from any start, and the factor approaches 1 near the maximum.
+    log-odds. The factor approaches 1 near the maximum. Undamped steps would diverge from a distant start.
 
     Args:
       positive: [N] bool.
@@ -291,8 +318,8 @@ def _fit_logistic(
       exists: [R] bool: which rows have a maximum.
 
     Returns:
-      [R, P]: the coefficients; NaN in rows without a maximum, and in all rows if the first row, the split itself, has
-      none.
+      [R, P]: the coefficients; NaN in rows without a maximum or without convergence. All rows are NaN if that is true
+      of the first row, the split itself.
 
     References:
       Sun and Tran-Dinh, Generalized self-concordant functions: a recipe for Newton-type methods, 2019.
@@ -302,11 +329,11 @@ def _fit_logistic(
         return result
     products = (covariates[:, :, None] * covariates[:, None, :]).reshape(len(covariates), -1)
     largest = np.abs(covariates).max(axis=0)
-    result[0] = 0.0
+    start = np.zeros(covariates.shape[1])
     # The split is fitted first: its coefficients are a good start for the resamples.
     for rows in ([0], np.flatnonzero(exists[1:]) + 1):
         rows = np.asarray(rows)
-        coefficients = np.tile(result[0], (len(rows), 1))
+        coefficients = np.tile(start, (len(rows), 1))
         for _ in range(MAX_FIT_STEPS):
             if not len(rows):
                 break
@@ -324,4 +351,7 @@ def _fit_logistic(
             arrived = change < 1e-6
             result[rows[arrived]] = coefficients[arrived]
             rows, coefficients = rows[~arrived], coefficients[~arrived]
+        start = result[0]
+        if np.isnan(start).any():
+            break
     return result

@@ -28,6 +28,26 @@ def check_binary(labels: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.n
     return labels > 0, scores
 
 
+def check_probabilities(probabilities: ArrayLike) -> np.ndarray:
+    """Converts probabilities [N, C], with C = 2 or 3, to float64.
+
+    Raises:
+      ValueError: the shape is not [N, 2] or [N, 3], or the numbers are not between 0 and 1.
+    """
+    probabilities = np.asarray(probabilities, np.float64)
+    if probabilities.ndim != 2 or probabilities.shape[1] not in (2, 3):
+        raise ValueError(f"Probabilities must have the shape [N, 2] or [N, 3], not {list(probabilities.shape)}.")
+    check_unit_interval("Probabilities", probabilities)
+    return probabilities
+
+
+def check_unit_interval(what: str, numbers: np.ndarray) -> None:
+    """Raises ValueError where a number is not in 0..1, or NaN; `what` names the numbers in the message."""
+    # The sum of float32 probabilities can exceed 1 by a rounding error.
+    if not np.all((numbers >= -1e-6) & (numbers <= 1 + 1e-6)):
+        raise ValueError(f"{what} must be between 0 and 1; these hold other numbers, or NaN. Are they logits?")
+
+
 def check_finite(what: str, numbers: np.ndarray) -> None:
     """Raises ValueError where a number is NaN or infinite; `what` names the numbers in the message."""
     if not np.isfinite(numbers).all():

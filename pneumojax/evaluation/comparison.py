@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from pneumojax.evaluation.bootstrap import PatientBootstrap, summarise
+from pneumojax.evaluation.checks import check_binary
 from pneumojax.evaluation.metrics import compute_metric_values, explain
 
 # With fewer discordant images than this, the chi-square distribution is a poor approximation of the binomial.
@@ -31,16 +32,20 @@ def compute_delong(labels: ArrayLike, scores_a: ArrayLike, scores_b: ArrayLike) 
       {"auroc_a", "auroc_b", "difference", "standard_error", "ci95": [low, high], "z", "p"} of a - b, p two-sided. What
       does not exist is None, and "reason" says why.
 
+    Raises:
+      ValueError: lengths differ, there are no images, or a score is not finite.
+
     References:
       DeLong, DeLong and Clarke-Pearson, Comparing the areas under two or more correlated receiver operating
         characteristic curves: a nonparametric approach, 1988.
     """
-    positive = np.asarray(labels) > 0
+    positive, scores_a = check_binary(labels, scores_a)
+    _, scores_b = check_binary(labels, scores_b)
     names = ("auroc_a", "auroc_b", "difference", "standard_error", "ci95", "z", "p")
     if min(positive.sum(), (~positive).sum()) < 2:
         return dict.fromkeys(names) | {"reason": "Needs at least two images of NORMAL and two of pneumonia."}
     by_positive, by_negative = [], []
-    for scores in (np.asarray(scores_a, np.float64), np.asarray(scores_b, np.float64)):
+    for scores in (scores_a, scores_b):
         above, below = scores[positive][:, None], scores[~positive][None, :]
         wins = (above > below) + 0.5 * (above == below)
         by_positive.append(wins.mean(axis=1))
@@ -51,7 +56,8 @@ def compute_delong(labels: ArrayLike, scores_a: ArrayLike, scores_b: ArrayLike) 
     variance = of_positive.var(ddof=1) / len(of_positive) + of_negative.var(ddof=1) / len(of_negative)
     result = dict(zip(names, (auroc_a, auroc_b, difference, math.sqrt(variance), None, None, None), strict=True))
     if variance < 1e-20:
-        return result | {"reason": "Both order the images alike, so the difference has no spread."}
+        reason = "Every image contributes the same difference, so the standard error is 0 and there is no test."
+        return result | {"reason": reason}
     half = 1.959964 * result["standard_error"]
     z = difference / result["standard_error"]
     return result | {"ci95": [difference - half, difference + half], "z": z, "p": math.erfc(abs(z) / math.sqrt(2))}

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from pneumojax.evaluation.bootstrap import PatientBootstrap, compute_band
-from pneumojax.evaluation.checks import check_same_length
+from pneumojax.evaluation.checks import check_binary, check_same_length
 
 # Threshold probabilities, in steps of one percent. At 0 a false positive costs nothing; at 1 a true positive is worth
 # nothing.
@@ -31,14 +31,14 @@ def compute_decision_curve(labels: ArrayLike, scores: ArrayLike, bootstrap: Pati
       with fewer than 40 resamples.
 
     Raises:
-      ValueError: lengths differ, or there are no images.
+      ValueError: lengths differ, there are no images, or a score is not finite.
 
     References:
       Vickers and Elkin, Decision curve analysis: a novel method for evaluating prediction models, 2006.
       Vickers, Cronin, Elkin and Gonen, Extensions to decision curve analysis, 2008: the interval.
     """
-    positive, scores = np.asarray(labels) > 0, np.asarray(scores, np.float64)
-    check_same_length(labels=positive, scores=scores, patient_ids=bootstrap.patient_ids)
+    positive, scores = check_binary(labels, scores)
+    check_same_length(scores=scores, patient_ids=bootstrap.patient_ids)
     weights = bootstrap.weights / bootstrap.weights.sum(axis=1, keepdims=True)
     odds = THRESHOLD_GRID / (1 - THRESHOLD_GRID)
     decisions = (scores[:, None] >= THRESHOLD_GRID).astype(np.float64)

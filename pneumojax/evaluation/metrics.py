@@ -17,8 +17,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from pneumojax.config import CLASS_NAMES
-from pneumojax.evaluation.bootstrap import PatientBootstrap, count_patients_of_rarest_class, summarise
-from pneumojax.evaluation.checks import check_binary, check_indices, check_same_length
+from pneumojax.evaluation.bootstrap import PatientBootstrap, summarise
+from pneumojax.evaluation.checks import (
+    check_binary,
+    check_finite,
+    check_indices,
+    check_probabilities,
+    check_same_length,
+)
 from pneumojax.evaluation.counts import (
     area_under_roc,
     average_precision,
@@ -63,13 +69,7 @@ def compute_binary_scores(probabilities: ArrayLike) -> np.ndarray:
     Raises:
       ValueError: the shape is not [N, 2] or [N, 3], or the numbers are not between 0 and 1.
     """
-    probabilities = np.asarray(probabilities, np.float64)
-    if probabilities.ndim != 2 or probabilities.shape[1] not in (2, 3):
-        raise ValueError(f"Probabilities must have the shape [N, 2] or [N, 3], not {list(probabilities.shape)}.")
-    # The sum of float32 probabilities can exceed 1 by a rounding error.
-    if not np.all((probabilities >= -1e-6) & (probabilities <= 1 + 1e-6)):
-        raise ValueError("Probabilities must be between 0 and 1; these hold other numbers, or NaN. Are they logits?")
-    return 1.0 - probabilities[:, 0]
+    return 1.0 - check_probabilities(probabilities)[:, 0]
 
 
 def compute_decisions(scores: ArrayLike, threshold: ArrayLike) -> np.ndarray:
@@ -84,8 +84,15 @@ def compute_decisions(scores: ArrayLike, threshold: ArrayLike) -> np.ndarray:
 
     Returns:
       [N] int64: 1 for pneumonia, 0 for NORMAL.
+
+    Raises:
+      ValueError: a score is not finite, or a threshold is NaN.
     """
-    return (np.asarray(scores, np.float64) >= np.asarray(threshold, np.float64)).astype(np.int64)
+    scores, threshold = np.asarray(scores, np.float64), np.asarray(threshold, np.float64)
+    check_finite("scores", scores)
+    if np.isnan(threshold).any():
+        raise ValueError("A threshold is not a number.")
+    return (scores >= threshold).astype(np.int64)
 
 
 def compute_confusion(labels: ArrayLike, decisions: ArrayLike, classes: int) -> np.ndarray:
@@ -208,8 +215,8 @@ def compute_metrics(
       ValueError: shapes do not match, a label is not a class, a probability is not in 0..1, or there are no images.
     """
     values = compute_metric_values(labels, probabilities, threshold, bootstrap.weights)
-    patients = count_patients_of_rarest_class(np.asarray(labels), bootstrap.patient_ids)
-    return {name: summarise(value, explain(name), patients) for name, value in values.items()}
+    patients = count_denominators(labels, probabilities, threshold, bootstrap)
+    return {name: summarise(value, explain(name), patients.get(name)) for name, value in values.items()}
 
 
 def compute_binary_metrics(
@@ -232,8 +239,8 @@ def compute_binary_metrics(
     positive, scores = check_binary(labels, scores)
     check_same_length(scores=scores, patient_ids=bootstrap.patient_ids)
     values = compute_score_values(positive, scores, threshold, bootstrap.weights)
-    patients = count_patients_of_rarest_class(positive, bootstrap.patient_ids)
-    return {name: summarise(value, explain(name), patients) for name, value in values.items()}
+    patients = count_binary_denominators(positive, scores, threshold, bootstrap)
+    return {name: summarise(value, explain(name), patients.get(name)) for name, value in values.items()}
 
 
 def compute_metric_values(
@@ -328,6 +335,51 @@ def compute_decision_values(
     rates = one_vs_rest(confusions, 1)
     rates["npv"] = divide(confusions[:, 0, 0], confusions[:, :, 0].sum(axis=1))
     return {"accuracy": accuracy, **rates, "balanced_accuracy": (rates["sensitivity"] + rates["specificity"]) / 2}
+
+
+def count_denominators(
+    labels: ArrayLike, probabilities: ArrayLike, threshold: ArrayLike, bootstrap: PatientBootstrap
+) -> dict[str, int]:
+    """Counts the patients on whom each metric of `compute_metrics` that has an exact interval depends.
+
+    Args:
+      labels: [N] int, 0..C - 1.
+      probabilities: [N, C] float, 0..1, with C = 2 or 3.
+      threshold: of the score for pneumonia; one for all images, or [N].
+      bootstrap: whose patients are counted.
+
+    Returns:
+      {name: number}: for a proportion the patients in its denominator, for an AUROC the disjoint pairs of patients.
+      Areas under the precision-recall curve, F1, means, and specificities at a sensitivity of the same split are not
+      proportions of independent images, so they are not included.
+    """
+    labels, probabilities = np.asarray(labels), np.asarray(probabilities)
+    patients = count_binary_denominators(labels > 0, compute_binary_scores(probabilities), threshold, bootstrap)
+    if probabilities.shape[1] == 2:
+        return patients
+    predicted = probabilities.argmax(axis=1)
+    patients["accuracy_three_class"] = patients["accuracy"]
+    for c, name in enumerate(CLASS_NAMES["three_class"]):
+        patients[f"auroc_{name}"] = bootstrap.count_pairs(labels == c)
+        patients[f"sensitivity_{name}"] = bootstrap.count_patients(labels == c)
+        patients[f"specificity_{name}"] = bootstrap.count_patients(labels != c)
+        patients[f"precision_{name}"] = bootstrap.count_patients(predicted == c)
+    return patients
+
+
+def count_binary_denominators(
+    positive: np.ndarray, scores: np.ndarray, threshold: ArrayLike, bootstrap: PatientBootstrap
+) -> dict[str, int]:
+    """Does the same as `count_denominators` for the metrics of `compute_binary_metrics`, from scores [N]."""
+    predicted = compute_decisions(scores, threshold) > 0
+    return {
+        "auroc": bootstrap.count_pairs(positive),
+        "accuracy": bootstrap.count_patients(positive | ~positive),
+        "sensitivity": bootstrap.count_patients(positive),
+        "specificity": bootstrap.count_patients(~positive),
+        "precision": bootstrap.count_patients(predicted),
+        "npv": bootstrap.count_patients(~predicted),
+    }
 
 
 def explain(name: str) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 
 from pneumojax.data.dataset import Split
 from pneumojax.evaluation import calibration, curves, decision_curve, metrics, subgroups, thresholds
-from pneumojax.evaluation.bootstrap import PatientBootstrap, count_patients_of_rarest_class, summarise
+from pneumojax.evaluation.bootstrap import PatientBootstrap, summarise
 from pneumojax.evaluation.prediction_files import Predictions, check_same_images
 
 
@@ -121,11 +121,13 @@ def compute_mean_metrics(repeats: Sequence[Predictions]) -> dict[str, dict]:
         metrics.compute_metric_values(one.labels, one.probabilities, one.threshold, bootstrap.weights)
         for one in repeats
     ]
-    patients = count_patients_of_rarest_class(first.labels, first.patient_ids)
+    patients = [metrics.count_denominators(one.labels, one.probabilities, one.threshold, bootstrap) for one in repeats]
     result = {}
     for name in values[0]:
         rows = np.stack([one[name] for one in values])
         spread = float(rows[:, 0].std(ddof=1)) if len(rows) > 1 and not np.isnan(rows[:, 0]).any() else None
-        summary = summarise(rows.mean(axis=0), metrics.explain(name), patients)
+        # A mean of 1 means that every training has 1. Of their exact intervals, that of the fewest patients is widest.
+        fewest = min(one[name] for one in patients) if name in patients[0] else None
+        summary = summarise(rows.mean(axis=0), metrics.explain(name), fewest)
         result[name] = summary | {"standard_deviation": spread}
     return result

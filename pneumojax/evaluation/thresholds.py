@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import ArrayLike
 
-from pneumojax.evaluation.bootstrap import PatientBootstrap, count_patients_of_rarest_class, summarise
+from pneumojax.evaluation.bootstrap import PatientBootstrap, summarise
 from pneumojax.evaluation.checks import check_binary, check_same_length
 from pneumojax.evaluation.counts import count_positives
 from pneumojax.evaluation.metrics import (
@@ -14,6 +14,7 @@ from pneumojax.evaluation.metrics import (
     compute_confusion,
     compute_decision_values,
     compute_decisions,
+    count_binary_denominators,
     explain,
 )
 
@@ -162,7 +163,6 @@ def compute_operating_points(
     """
     positive, scores = check_binary(labels, scores)
     check_same_length(scores=scores, patient_ids=bootstrap.patient_ids)
-    patients = count_patients_of_rarest_class(positive, bootstrap.patient_ids)
     points = {}
     for name, threshold in thresholds.items():
         if threshold is None:
@@ -170,10 +170,13 @@ def compute_operating_points(
             points[name] = {"threshold": None, "reason": reason}
             continue
         values = compute_decision_values(positive, scores, threshold, bootstrap.weights)
+        patients = count_binary_denominators(positive, scores, threshold, bootstrap)
         confusion = compute_confusion(positive.astype(np.int64), compute_decisions(scores, threshold), 2)
         points[name] = {
             "threshold": threshold,
-            "metrics": {metric: summarise(value, explain(metric), patients) for metric, value in values.items()},
+            "metrics": {
+                metric: summarise(value, explain(metric), patients.get(metric)) for metric, value in values.items()
+            },
             "confusion_matrix": confusion.tolist(),
         }
     return points

@@ -224,3 +224,35 @@ def test_nobody_decided_for_has_no_ppv():
     assert [one["value"] for one in values["npv"]] == pytest.approx([0.7, 0.5])
     with pytest.raises(ValueError, match="between 0 and 1"):
         calibration.compute_predictive_values([0, 1], [0.1, 0.9], 0.5, [0.0], PatientBootstrap(["a", "b"]))
+
+
+def test_a_fit_that_does_not_converge_has_no_value():
+    # The shift that fits best is -62.5, far from 0. Newton's method oscillates between two points here.
+    log_odds = np.array([20.0, 160.0])
+    probabilities = np.stack([np.exp(-log_odds), np.ones(2)], axis=1)
+    result = calibration.compute_calibration([0, 1], probabilities, PatientBootstrap(["a", "b"]))
+    in_the_large = result["calibration_in_the_large"]
+    assert (in_the_large["value"], in_the_large["ci95"]) == (None, None)
+    assert "did not converge" in in_the_large["reason"]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1.5])
+def test_numbers_that_are_no_probabilities_are_refused(bad):
+    labels, probabilities, patient_ids = make_split(30)
+    probabilities[3, 1] = bad
+    bootstrap = PatientBootstrap(patient_ids, 40)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        calibration.fit_temperature(labels, probabilities)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        calibration.apply_temperature(probabilities, 1.5)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        calibration.compute_log_odds(probabilities)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        calibration.compute_calibration(labels, probabilities, bootstrap)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        calibration.shift_prevalence(probabilities[:, 1], 0.5, 0.2)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        calibration.compute_reliability(labels, probabilities[:, 1])
+    if not np.isfinite(bad):
+        with pytest.raises(ValueError, match="1 of 30 scores are not finite"):
+            calibration.compute_predictive_values(labels, probabilities[:, 1], 0.5, [0.3], bootstrap)

@@ -87,7 +87,7 @@ def test_delong_holds_its_level_where_there_is_no_difference():
 def test_delong_without_spread_or_classes():
     same = comparison.compute_delong([0, 1, 0, 1], [0.1, 0.4, 0.3, 0.2], [1, 4, 3, 2])
     assert (same["difference"], same["p"]) == (0.0, None)
-    assert "alike" in same["reason"]
+    assert "same difference" in same["reason"]
     assert comparison.compute_delong([1, 1, 0], [1, 2, 3], [1, 2, 3])["auroc_a"] is None
 
 
@@ -209,3 +209,18 @@ def test_cut_predictions_are_damaged(tmp_path):
     path.write_text("\n".join(path.read_text().splitlines()[:6]))
     with pytest.raises(UserError, match="5 rows, where 10 images were scored"):
         read_predictions(tmp_path / "a", "test")
+
+
+def test_delong_of_a_perfect_and_a_constant_score_says_why_there_is_no_test():
+    result = comparison.compute_delong([0, 0, 1, 1], [0.1, 0.2, 0.8, 0.9], [0.5, 0.5, 0.5, 0.5])
+    assert (result["difference"], result["standard_error"], result["p"], result["ci95"]) == (0.5, 0, None, None)
+    assert "same difference" in result["reason"]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_delong_refuses_scores_that_are_no_numbers(bad):
+    for pair in (([0.1, 0.2, bad, 0.9], [0.1, 0.2, 0.3, 0.4]), ([0.1, 0.2, 0.3, 0.4], [0.1, 0.2, bad, 0.9])):
+        with pytest.raises(ValueError, match="1 of 4 scores are not finite"):
+            comparison.compute_delong([0, 0, 1, 1], *pair)
+    with pytest.raises(ValueError, match="labels 4, scores 3"):
+        comparison.compute_delong([0, 0, 1, 1], [0.1, 0.2, 0.3], [0.1, 0.2, 0.3, 0.4])

@@ -82,3 +82,9 @@ def test_split_of_one_class(label):
     assert curve["treat_all"][49] == pytest.approx(1 if label else -1)
     with pytest.raises(ValueError, match="labels 1, scores 2"):
         compute_decision_curve([0], [0.1, 0.2], PatientBootstrap(["a", "b"]))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_scores_that_are_no_numbers_are_refused(bad):
+    with pytest.raises(ValueError, match="1 of 3 scores are not finite"):
+        compute_decision_curve([0, 1, 1], [0.1, bad, 0.9], PatientBootstrap(list("abc")))

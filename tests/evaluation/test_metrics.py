@@ -227,16 +227,33 @@ def test_no_interval_where_resamples_cannot_differ():
     assert all(metric["ci95"] is None and "do not differ" in metric["reason"] for metric in between)
 
 
-def test_a_perfect_metric_has_the_exact_binomial_bound_of_the_rarest_class():
+def test_a_perfect_auroc_has_the_exact_interval_of_disjoint_pairs_of_patients():
     labels = np.array([0] * 12 + [1] * 30)
     patients = [f"normal {i // 2}" for i in range(12)] + [f"pneumonia {i}" for i in range(30)]
     probabilities = np.stack([1 - labels, labels], 1) * 0.8 + 0.1
     exact = stats.binomtest(6, 6).proportion_ci(0.95, "exact")
-    for metric in metrics.compute_metrics(labels, probabilities, 0.5, PatientBootstrap(patients)).values():
-        assert metric["value"] == 1
-        np.testing.assert_allclose(metric["ci95"], exact)
-    reversed_metrics = metrics.compute_metrics(1 - labels, probabilities, 0.5, PatientBootstrap(patients))
-    np.testing.assert_allclose(reversed_metrics["auroc"]["ci95"], [0, 1 - exact.low])
+    auroc = metrics.compute_metrics(labels, probabilities, 0.5, PatientBootstrap(patients))["auroc"]
+    assert (auroc["value"], auroc["ci95"]) == (1, pytest.approx(exact))
+    reversed_auroc = metrics.compute_metrics(1 - labels, probabilities, 0.5, PatientBootstrap(patients))["auroc"]
+    assert (reversed_auroc["value"], reversed_auroc["ci95"]) == (0, pytest.approx([0, 1 - exact.low]))
+    # Two patients with images of both classes form one pair of different patients; a single patient forms none.
+    two = metrics.compute_metrics([0, 1, 0, 1], np.eye(2)[[0, 1, 0, 1]], 0.5, PatientBootstrap(list("aabb")))["auroc"]
+    assert two["ci95"] == pytest.approx([0.025, 1])
+    one = metrics.compute_metrics([0, 1, 0, 1], np.eye(2)[[0, 1, 0, 1]], 0.5, PatientBootstrap(list("aaaa")))["auroc"]
+    assert one["ci95"] is None
+
+
+def test_exact_interval_of_a_perfect_auroc_covers_it():
+    # Scores 1 + normal against normal noise: with 3 images of each class, the AUROC is often exactly 1.
+    rng = np.random.default_rng(1)
+    truth, labels = stats.norm.cdf(1.5 / math.sqrt(2)), np.repeat([0, 1], 3)
+    covered, perfect = 0, 0
+    for trial in range(300):
+        scores = 1.5 * labels + rng.normal(size=6)
+        auroc = metrics.compute_binary_metrics(labels, scores, 0.5, PatientBootstrap(np.arange(6), 200, trial))["auroc"]
+        covered += auroc["ci95"] is None or auroc["ci95"][0] <= truth <= auroc["ci95"][1]
+        perfect += auroc["value"] == 1
+    assert perfect > 100 and covered > 0.9 * 300
 
 
 @pytest.mark.parametrize("step", [None, 1.0])
@@ -287,3 +304,96 @@ def test_areas_of_bad_input(labels, scores, message):
     for compute in (metrics.compute_auroc, metrics.compute_auprc):
         with pytest.raises(ValueError, match=message):
             compute(labels, scores)
+
+
+def make_decisions(true_positives, false_negatives, false_positives, true_negatives):
+    """Labels, and probabilities that are decided at 0.5, with the counts of a confusion matrix."""
+    counts = [true_positives, false_negatives, false_positives, true_negatives]
+    labels, decisions = np.repeat([1, 1, 0, 0], counts), np.repeat([1, 0, 1, 0], counts)
+    return labels, np.stack([1 - decisions, decisions], axis=1) * 0.8 + 0.1
+
+
+def test_exact_interval_of_predictive_values_counts_the_predictions():
+    # 3 of 200 images are predicted negative, all rightly; the classes have 100 patients each.
+    labels, probabilities = make_decisions(100, 0, 97, 3)
+    npv = metrics.compute_metrics(labels, probabilities, 0.5, PatientBootstrap(np.arange(200)))["npv"]
+    assert npv["value"] == 1
+    assert npv["ci95"] == pytest.approx(stats.binomtest(3, 3).proportion_ci(0.95, "exact"))
+    assert npv["ci95"] == pytest.approx([0.292, 1], abs=5e-4)
+    labels, probabilities = make_decisions(1, 99, 0, 100)
+    precision = metrics.compute_metrics(labels, probabilities, 0.5, PatientBootstrap(np.arange(200)))["precision"]
+    assert precision["ci95"] == pytest.approx([0.025, 1])
+    labels, probabilities = make_decisions(0, 100, 2, 98)
+    precision = metrics.compute_metrics(labels, probabilities, 0.5, PatientBootstrap(np.arange(200)))["precision"]
+    assert (precision["value"], precision["ci95"]) == (0, pytest.approx([0, 1 - 0.025 ** (1 / 2)]))
+
+
+def test_exact_interval_counts_the_patients_of_each_denominator():
+    # Positive: 4 patients with 2 images each, all found. Negative: 7 patients, 2 of them predicted positive.
+    labels, probabilities = make_decisions(8, 0, 2, 5)
+    patients = [f"ill {i // 2}" for i in range(8)] + [f"well {i}" for i in range(7)]
+    result = metrics.compute_metrics(labels, probabilities, 0.5, PatientBootstrap(patients))
+    for name, number in (("sensitivity", 4), ("npv", 5)):
+        assert result[name]["ci95"] == pytest.approx([0.025 ** (1 / number), 1]), name
+    labels, probabilities = make_decisions(4, 2, 0, 3)
+    result = metrics.compute_metrics(labels, probabilities, 0.5, PatientBootstrap(np.arange(9)))
+    for name, number in (("specificity", 3), ("precision", 4)):
+        assert result[name]["ci95"] == pytest.approx([0.025 ** (1 / number), 1]), name
+    labels, probabilities = make_decisions(2, 0, 0, 3)
+    result = metrics.compute_metrics(labels, probabilities, 0.5, PatientBootstrap(list("abcde")))
+    assert result["accuracy"]["ci95"] == pytest.approx([0.025 ** (1 / 5), 1])
+
+
+def test_exact_interval_of_a_class_counts_the_images_predicted_as_that_class():
+    labels = np.array([0] * 20 + [1] * 20 + [2] * 20)
+    predicted = np.where(np.arange(60) < 59, np.minimum(labels, 1), 2)  # One image is predicted VIRUS, rightly.
+    probabilities = np.eye(3)[predicted] * 0.7 + 0.1
+    result = metrics.compute_metrics(labels, probabilities, 0.5, PatientBootstrap(np.arange(60)))
+    assert result["precision_VIRUS"]["ci95"] == pytest.approx([0.025, 1])
+    assert result["sensitivity_BACTERIA"]["ci95"] == pytest.approx([0.025 ** (1 / 20), 1])
+    assert result["specificity_VIRUS"]["ci95"] == pytest.approx([0.025 ** (1 / 40), 1])
+    assert result["precision_NORMAL"]["ci95"] == pytest.approx([0.025 ** (1 / 20), 1])
+
+
+def test_a_perfect_metric_that_is_no_proportion_has_no_interval():
+    labels, probabilities = make_decisions(30, 0, 0, 12)
+    result = metrics.compute_metrics(labels, probabilities, 0.5, PatientBootstrap(np.arange(42)))
+    names = {"auprc", "f1", "balanced_accuracy", "precision_macro", "f1_macro", "specificity_at_sensitivity_0.95"}
+    for name in names:
+        assert result[name]["value"] == 1
+        assert result[name]["ci95"] is None
+        assert "no exact interval" in result[name]["reason"]
+
+
+def test_interval_of_the_npv_covers_it_with_four_predictions():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for trial in range(300):
+        # The classifier predicts 4 of 40 negative; each of them is NORMAL with probability 0.8.
+        wrong = rng.binomial(4, 0.2)
+        labels, probabilities = make_decisions(20, wrong, 16, 4 - wrong)
+        bootstrap = PatientBootstrap(np.arange(40), 200, seed=trial)
+        low, high = metrics.compute_metrics(labels, probabilities, 0.5, bootstrap)["npv"]["ci95"]
+        covered += low <= 0.8 <= high
+    assert covered >= 0.93 * 300
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_scores_and_thresholds_that_are_no_numbers_are_refused(bad):
+    bootstrap = PatientBootstrap(list("abc"))
+    for compute in (
+        lambda: metrics.compute_decisions([0.1, bad, 0.9], 0.5),
+        lambda: metrics.compute_threshold_metrics([0, 1, 1], [0.1, bad, 0.9], 0.5),
+        lambda: metrics.compute_binary_metrics([0, 1, 1], [0.1, bad, 0.9], 0.5, bootstrap),
+        lambda: curves.compute_roc_curve([0, 1, 1], [0.1, bad, 0.9], bootstrap),
+        lambda: curves.compute_pr_curve([0, 1, 1], [0.1, bad, 0.9], bootstrap),
+    ):
+        with pytest.raises(ValueError, match="1 of 3 scores are not finite"):
+            compute()
+    for compute in (
+        lambda: metrics.compute_decisions([0.1, 0.5, 0.9], np.nan),
+        lambda: metrics.compute_threshold_metrics([0, 1, 1], [0.1, 0.5, 0.9], [0.5, np.nan, 0.5]),
+        lambda: metrics.compute_metrics([0, 1, 1], [[0.5, 0.5]] * 3, np.nan, bootstrap),
+    ):
+        with pytest.raises(ValueError, match="threshold is not a number"):
+            compute()

@@ -147,3 +147,10 @@ def test_threshold_that_cannot_be_chosen(labels, rule, numbers, message):
 
 def test_fixed_threshold_is_the_number_given():
     assert thresholds.choose_threshold([0, 0], [0.2, 0.8], "fixed", fixed=0.5) == 0.5
+
+
+def test_operating_points_have_exact_intervals_by_their_own_predictions():
+    labels, scores = np.repeat([1, 0], 50), np.linspace(1, 0, 100)
+    points = thresholds.compute_operating_points(labels, scores, {"a": scores[1]}, PatientBootstrap(np.arange(100)))
+    assert points["a"]["metrics"]["precision"]["ci95"] == pytest.approx([0.025 ** (1 / 2), 1])
+    assert points["a"]["metrics"]["specificity"]["ci95"] == pytest.approx([0.025 ** (1 / 50), 1])
