@@ -20,6 +20,9 @@ def find_subgroups(split: Split) -> dict[str, tuple[str, np.ndarray]]:
     "bacterial" and "viral" are the images of one kind of pneumonia and all NORMAL images. Images are small or narrow
     up to the median of the split, the median included.
 
+    Subgroups that would repeat the figures of the split are left out: one that contains all images, its counterpart,
+    which has none, and both kinds of pneumonia where the split lacks one of them.
+
     Args:
       split: the split.
 
@@ -29,10 +32,11 @@ def find_subgroups(split: Split) -> dict[str, tuple[str, np.ndarray]]:
     pixels = split.heights.astype(np.int64) * split.widths
     aspects = split.widths / split.heights
     middle_pixels, middle_aspect = float(np.median(pixels)), float(np.median(aspects))
-    grey = split.channels == 1
-    return {
-        "bacterial": ("bacterial pneumonia and all NORMAL images", split.subtypes != 2),
-        "viral": ("viral pneumonia and all NORMAL images", split.subtypes != 1),
+    grey, bacterial, viral = split.channels == 1, split.subtypes == 1, split.subtypes == 2
+    both_kinds = bacterial.any() and viral.any()
+    subgroups = {
+        "bacterial": ("bacterial pneumonia and all NORMAL images", ~viral & both_kinds),
+        "viral": ("viral pneumonia and all NORMAL images", ~bacterial & both_kinds),
         "grey": ("files of one channel", grey),
         "rgb": ("files of several channels", ~grey),
         "small": (f"up to {middle_pixels / 1e6:.2f} megapixels, the median", pixels <= middle_pixels),
@@ -41,6 +45,7 @@ def find_subgroups(split: Split) -> dict[str, tuple[str, np.ndarray]]:
         "wide": (f"width / height above {middle_aspect:.2f}, the median", aspects > middle_aspect),
         "without_duplicates": ("of byte-identical files only the first", split.duplicate_of == ""),
     }
+    return {name: (holds, mask) for name, (holds, mask) in subgroups.items() if mask.any() and not mask.all()}
 
 
 def compute_subgroups(
@@ -68,15 +73,10 @@ def compute_subgroups(
     results = {}
     for name, (holds, of_group) in find_subgroups(split).items():
         group = {"holds": holds} | _count(of_group, bootstrap)
-        if not of_group.any():
-            reason = "The split has no such image."
-            group["metrics"] = {metric: {"value": None, "ci95": None, "reason": reason} for metric in REPORTED}
-        else:
-            values = compute_binary_metrics(
-                split.subtypes[of_group], scores[of_group], threshold[of_group], bootstrap.select(of_group)
-            )
-            group["metrics"] = {metric: values[metric] for metric in REPORTED}
-        results[name] = group
+        values = compute_binary_metrics(
+            split.subtypes[of_group], scores[of_group], threshold[of_group], bootstrap.select(of_group)
+        )
+        results[name] = group | {"metrics": {metric: values[metric] for metric in REPORTED}}
     kinds = {"holds": "pneumonia of either kind"} | _count(split.subtypes > 0, bootstrap)
     results["bacterial_against_viral"] = kinds | {"metrics": {"auroc": _compare_kinds(split, probabilities, bootstrap)}}
     return results

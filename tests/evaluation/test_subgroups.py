@@ -78,12 +78,24 @@ def test_subgroups_equal_scikit_learn():
     assert kinds["images"] == pneumonia.sum()
 
 
-def test_a_subgroup_of_all_images_has_the_figures_of_the_split():
-    split, probabilities = make_split(channels=np.ones(240, np.int32))
-    whole = metrics.compute_metrics(split.subtypes, probabilities, 0.6, PatientBootstrap(split.patient_ids))
+def test_a_subgroup_of_all_images_is_left_out_with_its_counterpart():
+    split, probabilities = make_split(
+        channels=np.full(240, 3, np.int32), duplicate_of=np.full(240, ""), heights=np.full(240, 500, np.int32)
+    )
     results = subgroups.compute_subgroups(split, probabilities, 0.6, PatientBootstrap(split.patient_ids))
-    assert results["grey"]["metrics"] == {name: whole[name] for name in subgroups.REPORTED}
-    assert all(one["reason"] == "The split has no such image." for one in results["rgb"]["metrics"].values())
+    assert list(results) == ["bacterial", "viral", "small", "large", "narrow", "wide", "bacterial_against_viral"]
+    split, probabilities = make_split(widths=np.full(240, 700, np.int32), heights=np.full(240, 500, np.int32))
+    results = subgroups.compute_subgroups(split, probabilities, 0.6, PatientBootstrap(split.patient_ids))
+    assert list(results) == ["bacterial", "viral", "grey", "rgb", "without_duplicates", "bacterial_against_viral"]
+
+
+@pytest.mark.parametrize("kind", [1, 2])
+def test_kinds_of_pneumonia_are_left_out_where_there_is_one_kind_only(kind):
+    subtypes = np.where(np.arange(240) % 2, kind, 0).astype(np.int32)
+    split, probabilities = make_split(subtypes=subtypes)
+    results = subgroups.compute_subgroups(split, probabilities, 0.6, PatientBootstrap(split.patient_ids))
+    assert not {"bacterial", "viral"} & set(results)
+    assert "lacks one of them" in results["bacterial_against_viral"]["metrics"]["auroc"]["reason"]
 
 
 def test_shared_specificity_of_both_kinds_of_pneumonia():
