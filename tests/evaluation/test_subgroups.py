@@ -7,7 +7,7 @@ import pytest
 from sklearn import metrics as oracle
 
 from pneumojax.data.dataset import Split
-from pneumojax.evaluation import metrics, subgroups
+from pneumojax.evaluation import subgroups
 from pneumojax.evaluation.bootstrap import PatientBootstrap
 
 
