@@ -8,6 +8,7 @@ import pathlib
 import numpy as np
 
 from pneumojax.errors import UserError
+from pneumojax.evaluation.checks import check_probabilities
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +72,9 @@ def read_predictions(workdir: str | pathlib.Path, split: str) -> Predictions:
         results = json.loads((directory / "metrics.json").read_text())
         with path.open(newline="") as file:
             rows = sorted(csv.DictReader(file), key=lambda row: row["filename"])
+        images = results["counts"]["images"]
+        if not len(rows) == images > 0:
+            raise ValueError(f"predictions.csv has {len(rows)} rows, but {images} images were scored")
         names = list(results["run"]["class_names"])
         predictions = Predictions(
             workdir=workdir,
@@ -78,14 +82,10 @@ def read_predictions(workdir: str | pathlib.Path, split: str) -> Predictions:
             filenames=np.array([row["filename"] for row in rows]),
             patient_ids=np.array([row["patient_id"] for row in rows]),
             labels=np.array([names.index(row["label"]) for row in rows]),
-            probabilities=np.array([[float(row[f"probability_{name}"]) for name in names] for row in rows]),
+            probabilities=check_probabilities([[float(row[f"probability_{name}"]) for name in names] for row in rows]),
             threshold=_read_threshold(rows, results),
             fingerprint=results["run"]["split"]["fingerprint"],
         )
-        if len(rows) != results["counts"]["images"]:
-            raise ValueError(
-                f"predictions.csv has {len(rows)} rows, but {results['counts']['images']} images were scored"
-            )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"the evaluation in {directory} is damaged ({error!r}). Evaluate the run again.") from error
     return predictions

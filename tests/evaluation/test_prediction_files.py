@@ -49,7 +49,7 @@ def test_predictions_that_are_no_numbers_or_missing_are_damaged(tmp_path, conten
     labels, a, _ = make_pair(10)
     path = write_evaluation(tmp_path / "a", labels, a) / "evaluation" / "test" / "predictions.csv"
     lines = path.read_text().splitlines()
-    lines = [lines[0], *(line.replace(repr(float(a[3])), content) for line in lines[1:] if content)]
+    lines = [lines[0], *(line.replace(repr(float(1 - a[3])), content) for line in lines[1:] if content)]
     path.write_text("\n".join(lines))
     with pytest.raises(UserError, match=f"damaged.*{sentence}"):
         read_predictions(tmp_path / "a", "test")
