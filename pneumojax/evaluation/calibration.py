@@ -11,6 +11,7 @@ import math
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy import special
 
 from pneumojax.evaluation.bootstrap import PatientBootstrap, summarise
 from pneumojax.evaluation.checks import (
@@ -115,9 +116,7 @@ def apply_temperature(probabilities: ArrayLike, temperature: ArrayLike) -> np.nd
     Raises:
       ValueError: the shape is not [N, 2] or [N, 3], or a probability is not in 0..1.
     """
-    logits = _log(probabilities) / np.asarray(temperature)[..., None]
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
+    return special.softmax(_log(probabilities) / np.asarray(temperature)[..., None], axis=1)
 
 
 def shift_prevalence(scores: ArrayLike, prevalence: float, new_prevalence: float) -> np.ndarray:
@@ -221,20 +220,22 @@ def compute_reliability(labels: ArrayLike, scores: ArrayLike, bins: int = RELIAB
     References:
       Wilson, Probable inference, the law of succession, and statistical inference, 1927: the interval.
     """
+    from scipy import stats  # Imported here because it takes half a second, and training imports this module.
+
     check_unit_interval("Scores", np.asarray(scores, np.float64))
     positive, scores = check_binary(labels, scores)
     lower_scores = np.searchsorted(np.sort(scores), scores)
     _, bin_of_image = np.unique(lower_scores * bins // len(scores), return_inverse=True)
     images = np.bincount(bin_of_image)
-    share = np.bincount(bin_of_image, positive) / images
-    z = 1.959964  # The 97.5 % quantile of the standard normal distribution.
-    centre = (share + z**2 / (2 * images)) / (1 + z**2 / images)
-    half = z / (1 + z**2 / images) * np.sqrt(share * (1 - share) / images + z**2 / (4 * images**2))
+    positives = np.bincount(bin_of_image[positive], minlength=len(images))
+    intervals = [
+        stats.binomtest(int(k), int(n)).proportion_ci(method="wilson") for k, n in zip(positives, images, strict=True)
+    ]
     return {
         "mean_score": (np.bincount(bin_of_image, scores) / images).tolist(),
-        "share": share.tolist(),
-        "low": np.minimum(centre - half, share).tolist(),
-        "high": np.maximum(centre + half, share).tolist(),
+        "share": (positives / images).tolist(),
+        "low": [float(interval.low) for interval in intervals],
+        "high": [float(interval.high) for interval in intervals],
         "images": images.tolist(),
     }
 

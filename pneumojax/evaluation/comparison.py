@@ -8,6 +8,7 @@ import math
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy import stats
 
 from pneumojax.evaluation.bootstrap import PatientBootstrap, summarise
 from pneumojax.evaluation.checks import check_binary
@@ -58,9 +59,9 @@ def compute_delong(labels: ArrayLike, scores_a: ArrayLike, scores_b: ArrayLike) 
     if variance < 1e-20:
         reason = "Every image contributes the same difference, so the standard error is 0 and there is no test."
         return result | {"reason": reason}
-    half = 1.959964 * result["standard_error"]
     z = difference / result["standard_error"]
-    return result | {"ci95": [difference - half, difference + half], "z": z, "p": math.erfc(abs(z) / math.sqrt(2))}
+    low, high = stats.norm.interval(0.95, difference, result["standard_error"])
+    return result | {"ci95": [float(low), float(high)], "z": z, "p": float(2 * stats.norm.sf(abs(z)))}
 
 
 def compute_mcnemar(right_a: ArrayLike, right_b: ArrayLike) -> dict:
@@ -87,12 +88,11 @@ def compute_mcnemar(right_a: ArrayLike, right_b: ArrayLike) -> dict:
     number = only_a + only_b
     if number < MIN_DISCORDANT_FOR_CHI_SQUARE:
         method = "exact"
-        tail = sum(math.comb(number, k) for k in range(min(only_a, only_b) + 1)) / 2**number
-        p = min(1.0, 2 * tail)
+        p = stats.binomtest(only_a, number).pvalue if number else 1.0
     else:
         method = "chi_square"
-        p = math.erfc(abs(only_a - only_b) / math.sqrt(2 * number))
-    return {"only_a_right": only_a, "only_b_right": only_b, "p": p, "method": method}
+        p = stats.chi2.sf((only_a - only_b) ** 2 / number, df=1)
+    return {"only_a_right": only_a, "only_b_right": only_b, "p": float(p), "method": method}
 
 
 def compute_differences(
