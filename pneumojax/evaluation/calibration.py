@@ -345,9 +345,13 @@ def _fit_logistic(
             # Not p * (1 - p), which is 0 for log-odds of 40.
             curvature = (weights[rows] * (small / (1 + small) ** 2)) @ products
             curvature = curvature.reshape(len(rows), len(largest), len(largest))
-            steps = np.linalg.solve(curvature, gradient[:, :, None])[:, :, 0]
+            steps = _solve(curvature, gradient)
             change = np.abs(steps) @ largest
-            coefficients += steps * (np.log1p(change) / np.maximum(change, 1e-300))[:, None]
+            # A row whose step is not finite cannot converge; it keeps NaN.
+            finite = np.isfinite(change)
+            rows, change = rows[finite], change[finite]
+            damping = np.log1p(change) / np.maximum(change, 1e-300)
+            coefficients = coefficients[finite] + steps[finite] * damping[:, None]
             # Convergence is quadratic: after a step of 1e-6 the error is about 1e-12.
             arrived = change < 1e-6
             result[rows[arrived]] = coefficients[arrived]
@@ -356,3 +360,16 @@ def _fit_logistic(
         if np.isnan(start).any():
             break
     return result
+
+
+def _solve(curvature: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+    """Newton steps [R, P] from curvatures [R, P, P] and gradients [R, P]; not finite where a curvature is singular."""
+    # Scaling by a power of 2 is exact. Without it, the determinant of a tiny matrix would underflow to 0.
+    _, exponent = np.frexp(np.abs(curvature).max(axis=(1, 2)))
+    with np.errstate(over="ignore"):
+        curvature = np.ldexp(curvature, -exponent[:, None, None])
+        gradient = np.ldexp(gradient, -exponent[:, None])
+        steps = np.full_like(gradient, np.nan)
+        regular = np.linalg.det(curvature) != 0
+        steps[regular] = np.linalg.solve(curvature[regular], gradient[regular][:, :, None])[:, :, 0]
+    return steps

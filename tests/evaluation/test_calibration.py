@@ -256,3 +256,13 @@ def test_numbers_that_are_no_probabilities_are_refused(bad):
     if not np.isfinite(bad):
         with pytest.raises(ValueError, match="1 of 30 scores are not finite"):
             calibration.compute_predictive_values(labels, probabilities[:, 1], 0.5, [0.3], bootstrap)
+
+
+@pytest.mark.filterwarnings("error")
+def test_saturated_scores_have_no_slope_instead_of_a_singular_matrix():
+    log_odds = np.array([300.0, 50.0, -690.0, -690.0])
+    probabilities = np.exp(np.stack([-np.maximum(log_odds, 0), np.minimum(log_odds, 0)], axis=1))
+    result = calibration.compute_calibration([0, 0, 0, 1], probabilities, PatientBootstrap(np.arange(4), 60))
+    for name in ("calibration_slope", "calibration_intercept"):
+        assert result[name]["value"] is None or np.isfinite(result[name]["value"])
+        assert result[name]["ci95"] is None or np.isfinite(result[name]["ci95"]).all()
