@@ -12,11 +12,11 @@ from pneumojax.data.dataset import SUBTYPES, Split, load_split
 from pneumojax.errors import UserError
 from pneumojax.evaluation import metrics
 from pneumojax.evaluation.baselines import BASELINE_PX, BASELINES, Baseline, UninformativeError, compute_scores
+from pneumojax.evaluation.bootstrap import RESAMPLES, PatientBootstrap
 from pneumojax.evaluation.operating_point import load_threshold
 from pneumojax.evaluation.perturbations import ALTERATIONS, LUNGS_AREA, Alteration
 from pneumojax.evaluation.predict import compute_probabilities, predict
 from pneumojax.evaluation.run import Run, check_data
-from pneumojax.evaluation.summary import BOOTSTRAP_RESAMPLES, BOOTSTRAP_SEED
 from pneumojax.files import write_json, write_text
 from pneumojax.reporting.caveats import describe_synthetic
 from pneumojax.reporting.figures.data import save_images
@@ -45,7 +45,7 @@ METHOD = (
     "A linear model is scikit-learn's logistic regression with its default penalty, on standardised numbers, at "
     f"{BASELINE_PX} x {BASELINE_PX} pixels, fitted on train for NORMAL against pneumonia; nothing of it was tuned.",
     "All rows are scored on the same images and the same resamples of patients; the interval of a row holds the middle "
-    f"95 % of {BOOTSTRAP_RESAMPLES:,} resamples.",
+    f"95 % of {RESAMPLES:,} resamples.",
 )
 
 
@@ -75,7 +75,8 @@ def audit(run: Run, split_name: str) -> dict:
     small_train, small_split = load_split(small, "train"), load_split(small, split_name)
     if len(np.unique(small_train.labels("binary"))) < 2:
         raise UserError("the training split has one class only: no baseline can be fitted on it. Prepare more images.")
-    summarise = _make_summarise(split, threshold["value"])
+    bootstrap = PatientBootstrap(split.patient_ids)
+    summarise = _make_summarise(split, threshold["value"], bootstrap)
     directory = run.workdir / "evaluation" / split_name
     pictures = directory / "audit"
     pictures.mkdir(parents=True, exist_ok=True)
@@ -110,7 +111,7 @@ def audit(run: Run, split_name: str) -> dict:
             "split": {"name": split_name, "fingerprint": split.fingerprint},
             "trained_on_this_data": same_data,
             "test_time_views": run.test_time_views,
-            "bootstrap": {"resamples": BOOTSTRAP_RESAMPLES, "seed": BOOTSTRAP_SEED, "unit": "patient"},
+            "bootstrap": {"resamples": bootstrap.resamples, "seed": bootstrap.seed, "unit": "patient"},
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             **run.info,
         },
@@ -196,16 +197,12 @@ def _compare_with_chance(auroc: dict) -> str:
     return "no better than chance"
 
 
-def _make_summarise(split: Split, threshold: float) -> Callable[..., dict]:
+def _make_summarise(split: Split, threshold: float, bootstrap: PatientBootstrap) -> Callable[..., dict]:
     """Returns `summarise(scores, *names) -> {name: {"value", "ci95"}}`, with the same resamples for all scores."""
-    positive = split.labels("binary") > 0
-    draws = metrics.compute_bootstrap_weights(split.patient_ids, BOOTSTRAP_RESAMPLES, BOOTSTRAP_SEED)
-    weights = np.concatenate([np.ones((1, len(split))), draws])
-    patients = metrics.count_patients_of_rarest_class(positive, split.patient_ids)
 
     def summarise(scores, *names):
-        values = metrics.compute_score_values(positive, scores, threshold, weights)
-        return {name: metrics.summarise(values[name], metrics.explain(name), patients) for name in names}
+        values = metrics.compute_binary_metrics(split.labels("binary"), scores, threshold, bootstrap)
+        return {name: values[name] for name in names}
 
     return summarise
 

@@ -13,10 +13,11 @@ import numpy as np
 from pneumojax.config import ThresholdConfig
 from pneumojax.data.dataset import Split
 from pneumojax.evaluation import metrics
+from pneumojax.evaluation.bootstrap import PatientBootstrap
 from pneumojax.evaluation.calibration import apply_temperature, shift_prevalence
 from pneumojax.evaluation.operating_point import load_calibration, load_threshold, score_split
 from pneumojax.evaluation.run import Ensemble, Run, check_data
-from pneumojax.evaluation.summary import BOOTSTRAP_RESAMPLES, BOOTSTRAP_SEED, compute_curves, compute_statistics
+from pneumojax.evaluation.summary import compute_curves, compute_statistics
 from pneumojax.files import read_rows, write_json, write_text
 from pneumojax.reporting.evaluation_report import make_report
 from pneumojax.reporting.figures.evaluation import (
@@ -40,7 +41,7 @@ def evaluate(run: Run | Ensemble, split_name: str, rules: ThresholdConfig | None
         for the leaky protocol, whatever split is scored.
 
     Returns:
-      The content of metrics.json: what `statistics.compute_statistics` returns, and "threshold", "counts" and "run";
+      The content of metrics.json: what `summary.compute_statistics` returns, and "threshold", "counts" and "run";
       the temperature stands in "calibration".
 
     Raises:
@@ -78,7 +79,8 @@ def write_evaluation(
     """
     task = run.config.model.task
     labels = split.labels(task)
-    numbers = compute_statistics(split, task, probabilities, threshold, calibration, prevalence)
+    bootstrap = PatientBootstrap(split.patient_ids)
+    numbers = compute_statistics(split, task, probabilities, threshold, calibration, bootstrap, prevalence)
     results = {
         **numbers,
         "calibration": calibration | numbers["calibration"],
@@ -90,7 +92,7 @@ def write_evaluation(
             "split": {"name": split.name, "fingerprint": split.fingerprint},
             "trained_on_this_data": check_data(run),
             "test_time_views": run.test_time_views,
-            "bootstrap": {"resamples": BOOTSTRAP_RESAMPLES, "seed": BOOTSTRAP_SEED, "unit": "patient"},
+            "bootstrap": {"resamples": bootstrap.resamples, "seed": bootstrap.seed, "unit": "patient"},
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             **run.info,
         },
@@ -98,7 +100,7 @@ def write_evaluation(
     }
     directory = run.workdir / "evaluation" / split.name
     write_text(directory / "predictions.csv", _format_predictions(run, split, labels, probabilities, results))
-    curves = compute_curves(split, probabilities, threshold, calibration)
+    curves = compute_curves(split, probabilities, threshold, calibration, bootstrap)
     write_json(directory / "curves.json", curves)
     scores = metrics.compute_binary_scores(probabilities)
     decisions = metrics.compute_decisions(scores, threshold["value"])

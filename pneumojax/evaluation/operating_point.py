@@ -13,7 +13,7 @@ import numpy as np
 from pneumojax.config import ThresholdConfig
 from pneumojax.data.dataset import Split, load_split
 from pneumojax.errors import UserError
-from pneumojax.evaluation import metrics
+from pneumojax.evaluation import metrics, thresholds
 from pneumojax.evaluation.calibration import apply_temperature, fit_temperature
 from pneumojax.evaluation.predict import compute_probabilities, predict
 from pneumojax.evaluation.run import Ensemble, Run
@@ -59,7 +59,7 @@ def store_threshold(run: Run | Ensemble, rules: ThresholdConfig, split: Split, p
     """
     scores = metrics.compute_binary_scores(probabilities)
     try:
-        value = metrics.choose_threshold(
+        value = thresholds.choose_threshold(
             split.labels("binary"),
             scores,
             rules.threshold_rule,
@@ -76,7 +76,7 @@ def store_threshold(run: Run | Ensemble, rules: ThresholdConfig, split: Split, p
         "split": None if rules.threshold_rule == "fixed" else split.name,
         **_describe_scores(run, split),
         # Always chosen, whatever the rule of the value above.
-        "operating_points": metrics.choose_operating_points(split.labels("binary"), scores),
+        "operating_points": thresholds.choose_operating_points(split.labels("binary"), scores),
     }
     if jax.process_index() == 0:
         write_json(run.workdir / "threshold.json", threshold)

@@ -13,6 +13,7 @@ from sklearn.metrics import roc_auc_score
 from pneumojax.errors import UserError
 from pneumojax.evaluation import audit, metrics
 from pneumojax.evaluation.baselines import BASELINES
+from pneumojax.evaluation.bootstrap import PatientBootstrap
 from pneumojax.evaluation.operating_point import score_split
 from pneumojax.evaluation.perturbations import ALTERATIONS
 from pneumojax.evaluation.predict import predict
@@ -35,7 +36,9 @@ def test_the_unaltered_row_is_the_evaluation_and_files_hold_what_is_returned(aud
     assert json.loads((directory / "audit.json").read_text()) == results
     split, probabilities = score_split(run, "validation")
     threshold = json.loads((run.workdir / "threshold.json").read_text())["value"]
-    whole = metrics.compute_metrics(split.labels("binary"), probabilities, threshold, split.patient_ids, 1000, 0)
+    whole = metrics.compute_metrics(
+        split.labels("binary"), probabilities, threshold, PatientBootstrap(split.patient_ids)
+    )
     unaltered = results["altered"]["unaltered"]["metrics"]
     assert unaltered == {name: whole[name] for name in ("auroc", "sensitivity", "specificity")}
     assert set(results["altered"]) == set(ALTERATIONS) and set(results["baselines"]) == set(BASELINES)

@@ -18,7 +18,8 @@ from pneumojax.config import ThresholdConfig
 from pneumojax.data.augment import make_augment
 from pneumojax.data.dataset import load_split
 from pneumojax.errors import UserError
-from pneumojax.evaluation import metrics
+from pneumojax.evaluation import metrics, thresholds
+from pneumojax.evaluation.bootstrap import PatientBootstrap
 from pneumojax.evaluation.calibration import fit_temperature
 from pneumojax.evaluation.evaluate import evaluate
 from pneumojax.evaluation.operating_point import load_calibration, load_threshold
@@ -134,7 +135,7 @@ def test_the_files_agree_with_each_other(workdir, draw_pictures):
     )
     probabilities = np.array([[float(row["probability_NORMAL"]), float(row["probability_PNEUMONIA"])] for row in rows])
     patients = [row["patient_id"] for row in rows]
-    assert metrics.compute_metrics(labels, probabilities, threshold, patients, 1000, 0) == results["metrics"]
+    assert metrics.compute_metrics(labels, probabilities, threshold, PatientBootstrap(patients)) == results["metrics"]
     decided = scores >= threshold
     expected = [[int(((labels == i) & (decided == j)).sum()) for j in (0, 1)] for i in (0, 1)]
     assert results["counts"]["confusion_matrix"]["at_threshold"] == expected
@@ -169,7 +170,7 @@ def test_three_classes_score_as_one_minus_normal_and_have_their_own_matrix(three
     assert np.sum(matrices["at_threshold"]) == len(rows)
     patients = [row["patient_id"] for row in rows]
     threshold = results["threshold"]["value"]
-    assert metrics.compute_metrics(labels, probabilities, threshold, patients, 1000, 0) == results["metrics"]
+    assert metrics.compute_metrics(labels, probabilities, threshold, PatientBootstrap(patients)) == results["metrics"]
     assert set(results["metrics"]) > BINARY
     for word in ("NORMAL", "BACTERIA", "VIRUS", "macro"):
         assert [name for name in results["metrics"] if name.endswith(word)], word
@@ -178,9 +179,9 @@ def test_three_classes_score_as_one_minus_normal_and_have_their_own_matrix(three
 def test_the_threshold_comes_from_validation_whatever_is_scored(workdir, monkeypatch):
     (workdir / "threshold.json").unlink()
     asked = []
-    choose = metrics.choose_threshold
+    choose = thresholds.choose_threshold
     monkeypatch.setattr(
-        metrics, "choose_threshold", lambda labels, *a, **k: asked.append(labels) or choose(labels, *a, **k)
+        thresholds, "choose_threshold", lambda labels, *a, **k: asked.append(labels) or choose(labels, *a, **k)
     )
     run = open_run(workdir)
     results = evaluate(run, "test")
@@ -370,7 +371,7 @@ def test_threshold_and_temperature_are_of_as_many_views_as_are_scored(workdir):
     assert results["calibration"]["test_time_views"] == 2
     validation = load_split(run.config.data, "validation")
     scores = 1 - compute_probabilities(predict(run, validation.images))[:, 0]
-    assert results["threshold"]["value"] == metrics.choose_threshold(
+    assert results["threshold"]["value"] == thresholds.choose_threshold(
         validation.subtypes, scores, rules.threshold_rule, target_sensitivity=0.95
     )
     again = load_threshold(plain, rules), load_calibration(plain)

@@ -14,7 +14,8 @@ from experiments import compare
 from pneumojax.config import config_from_dict
 from pneumojax.data.dataset import load_split
 from pneumojax.errors import UserError
-from pneumojax.evaluation import metrics
+from pneumojax.evaluation import metrics, thresholds
+from pneumojax.evaluation.bootstrap import PatientBootstrap
 from pneumojax.evaluation.calibration import apply_temperature, compute_calibration, fit_temperature
 from pneumojax.evaluation.evaluate import evaluate
 from pneumojax.evaluation.operating_point import load_calibration, load_threshold
@@ -83,7 +84,7 @@ def test_calibration_is_fitted_once_on_validation_and_mends_it(make_run, task):
     assert oracle.log_loss(validation.labels(task), calibrated) <= oracle.log_loss(
         validation.labels(task), probabilities
     )
-    expected = compute_calibration(validation.subtypes, calibrated, validation.patient_ids)
+    expected = compute_calibration(validation.subtypes, calibrated, PatientBootstrap(validation.patient_ids))
     assert results["calibration"] == stored | {"before": results["calibration"]["before"], "after": expected}
     assert evaluate(run, "test")["calibration"]["temperature"] == stored["temperature"]
 
@@ -172,7 +173,7 @@ def test_ensemble_is_the_mean_of_calibrated_probabilities(make_run):
         labels = [row["label"] == "PNEUMONIA" for row in read_csv(ensemble.workdir, split)]
         assert results[split]["metrics"]["auroc"]["value"] == pytest.approx(oracle.roc_auc_score(labels, scores))
         if split == "validation":
-            chosen = metrics.choose_threshold(labels, scores, "target_sensitivity", target_sensitivity=0.95)
+            chosen = thresholds.choose_threshold(labels, scores, "target_sensitivity", target_sensitivity=0.95)
     assert results["test"]["threshold"]["value"] == chosen
     assert results["test"]["calibration"]["date"] == results["validation"]["calibration"]["date"]
     assert ensemble.workdir.parent == workdirs[0].parent

@@ -13,6 +13,7 @@ from PIL import Image
 from pneumojax.config import Config, config_from_dict, config_to_dict
 from pneumojax.data.dataset import Split
 from pneumojax.evaluation import metrics
+from pneumojax.evaluation.bootstrap import PatientBootstrap
 from pneumojax.evaluation.summary import compute_statistics
 from pneumojax.reporting.caveats import NOT_A_DEVICE, describe_warnings
 from pneumojax.reporting.evaluation_report import make_report
@@ -57,7 +58,7 @@ def make_results(split, scores, threshold=0.5, task="binary"):
     chosen = {"value": threshold, "rule": "youden", "split": "validation"}
     chosen["operating_points"] = {"target_sensitivity_0.95": 0.25, "target_sensitivity_0.99": None, "youden": threshold}
     fitted = {"temperature": 1.5, "prevalence": 0.5, "split": "validation"}
-    numbers = compute_statistics(split, task, probabilities, chosen, fitted)
+    numbers = compute_statistics(split, task, probabilities, chosen, fitted, PatientBootstrap(split.patient_ids))
     ill = split.subtypes > 0
     confusion = metrics.compute_confusion(ill.astype(int), metrics.compute_decisions(scores, threshold), 2)
     names = ("NORMAL", "PNEUMONIA") if task == "binary" else ("NORMAL", "BACTERIA", "VIRUS")
