@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import hashlib
-import io
 import os
 import pathlib
 import re
@@ -11,8 +10,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 
-from PIL import Image
-
+from tfds_builder.kermany_pneumonia.images import SWAPPED_SIDES, open_image, read_orientation
 from tfds_builder.kermany_pneumonia.progress import map_in_threads
 
 LABELS = ("NORMAL", "PNEUMONIA")
@@ -272,7 +270,13 @@ def _list_folder(folder: pathlib.Path) -> list[tuple[str, int]]:
 
 @dataclasses.dataclass
 class ImageFacts:
-    """What the bytes of an image say: sha256 in hex, height and width in pixels, number of channels."""
+    """What the bytes of an image say.
+
+    Attributes:
+        sha256: of the bytes, in hex.
+        height, width: in pixels, of the image as its EXIF orientation shows it.
+        channels: 1 is grey, 3 is RGB.
+    """
 
     sha256: str
     height: int
@@ -284,19 +288,20 @@ def read_facts(source: Source, path: str) -> ImageFacts:
     """Reads one image, decodes it completely and describes it.
 
     Raises:
-        SourceError: it can't be read, or does not decode.
+        SourceError: the file can't be read, or is not an image that `images.open_image` accepts and Pillow decodes.
     """
     data = source.read(path)
     if not data:
         raise SourceError(f"{path} in {source.name} is empty (zero bytes).")
     try:
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
-            image.load()
-            return ImageFacts(hashlib.sha256(data).hexdigest(), image.height, image.width, len(image.getbands()))
+        image = open_image(data)
+        image.load()
     except Exception as error:  # Damaged bytes make Pillow raise nearly anything, from SyntaxError to struct.error.
-        # Pillow's own message for unknown bytes names a memory address.
-        reason = "it is neither JPEG nor PNG" if isinstance(error, Image.UnidentifiedImageError) else error
-        raise SourceError(f"{path} in {source.name} does not decode: {reason}.") from error
+        raise SourceError(f"{path} in {source.name} does not decode: {error}.") from error
+    width, height = image.size
+    if read_orientation(image) in SWAPPED_SIDES:
+        width, height = height, width
+    return ImageFacts(hashlib.sha256(data).hexdigest(), height, width, len(image.getbands()))
 
 
 def map_images(source: Source) -> Iterator[tuple[ImageFile, ImageFacts | SourceError]]:
