@@ -42,14 +42,14 @@ def main() -> None:
         problems = kermany_pneumonia.verify(directory)
         if problems:
             sys.exit("\n".join(f"prepare_data.py: {problem}" for problem in problems))
-        record = kermany_pneumonia.read_record(directory)
+        record = kermany_pneumonia.read_metadata(directory)
         print(f"{directory} is as its record says: {count_images(record)} images read, no byte changed.")
     else:
         was_there = directory.exists() and not _OVERWRITE.value
         kermany_pneumonia.prepare(
             _DATASET.value, _DATA_DIR.value, _SOURCE.value, _SKIP_BAD_IMAGES.value, _OVERWRITE.value
         )
-        record = kermany_pneumonia.read_record(directory)
+        record = kermany_pneumonia.read_metadata(directory)
         print(f"{directory}: {'already prepared' if was_there else 'prepared'} from {record['source']}.")
     print(format_table(record))
     print("\nNext: " + next_command())

@@ -154,29 +154,26 @@ def _load_fold(config: DataConfig, name: str) -> Split:
 
 
 def cut_fold(patient_ids: np.ndarray, subtypes: np.ndarray, folds: int, fold: int) -> dict[str, np.ndarray]:
-    """Cuts all training images into the splits of one fold, by whole persons, of each subtype the same share.
+    """Splits all training images into the train, validation and test split of one fold.
 
-    Persons are those whom the prepared splits keep together: patients of one number, whatever their subtype. The
-    prepared splits also join persons who share an image's bytes. That is not on record, as only one of them kept the
-    image; the Kermany images have no such persons.
+    No patient is in two of the splits, and each split has about the same share of each subtype.
 
     Args:
       patient_ids: [N] strings.
       subtypes: [N] int, index into NORMAL, BACTERIA, VIRUS.
-      folds: how many.
-      fold: which of them, from 0.
+      folds: number of folds.
+      fold: index of the fold, from 0.
 
     Returns:
-      {"train", "validation", "test"}: [N] bool each. test is the fold; validation is for choosing, as in the prepared
-      set, and differs from fold to fold.
+      {"train", "validation", "test"}: [N] bool each. test is the fold itself. validation is a share of the other
+      images, as large as in the prepared data set, and differs from fold to fold.
     """
-    persons = np.array([kermany_pneumonia.name_person(patient_id) for patient_id in patient_ids])
 
     def choose(among: np.ndarray, share: float, salt: str) -> np.ndarray:
-        chosen = kermany_pneumonia.choose_share(persons[among].tolist(), subtypes[among].tolist(), share, salt)
-        return among & np.isin(persons, list(chosen))
+        chosen = kermany_pneumonia.choose_share(patient_ids[among].tolist(), subtypes[among].tolist(), share, salt)
+        return among & np.isin(patient_ids, list(chosen))
 
-    rest = np.ones(len(persons), bool)
+    rest = np.ones(len(patient_ids), bool)
     for i in range(fold + 1):
         test = choose(rest, 1 / (folds - i), "folds") if i < folds - 1 else rest
         rest = rest & ~test
@@ -223,16 +220,14 @@ def _load_whole_split(config: DataConfig, name: str) -> Split:
 
 
 def _take_share(split: Split, share: float) -> Split:
-    """The images of a share of the patients, always the same ones; at least one patient of each class stays."""
+    """The images of the patients who hold a share of each class; the same patients each time."""
     if share == 1:
         return split
-    patients, first = np.unique(split.patient_ids, return_index=True)
-    order = np.random.default_rng(0).permutation(len(patients))
-    taken = []
-    for subtype in np.unique(split.subtypes):
-        of_subtype = [patient for patient in order if split.subtypes[first[patient]] == subtype]
-        taken += [patients[patient] for patient in of_subtype[: max(1, round(share * len(of_subtype)))]]
-    return split.select(np.isin(split.patient_ids, taken))
+    chosen = kermany_pneumonia.choose_share(split.patient_ids.tolist(), split.subtypes.tolist(), share, "train_share")
+    taken = split.select(np.isin(split.patient_ids, list(chosen)))
+    if len(np.unique(taken.subtypes)) < len(np.unique(split.subtypes)):
+        raise UserError(f"train_share={share} is too small: a class would have no training image.")
+    return taken
 
 
 def split_epoch(num_images: int, batch_size: int, chunk_steps: int) -> tuple[int, int]:

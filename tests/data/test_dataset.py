@@ -99,12 +99,28 @@ def test_a_share_of_the_training_images_is_of_whole_patients_of_each_class(confi
     assert len(rest) == len(whole) - len(share)
     assert not set(rest.patient_ids) & set(share.patient_ids)
     for subtype in range(3):
-        patients = [len(np.unique(split.patient_ids[split.subtypes == subtype])) for split in (share, whole)]
-        assert patients[0] == round(0.25 * patients[1])
+        assert abs(np.mean(share.subtypes == subtype) - np.mean(whole.subtypes == subtype)) < 0.1
+    assert abs(len(share) / len(whole) - 0.25) < 0.03
     for i in range(len(share)):
         np.testing.assert_array_equal(share.images[i], whole.images[list(whole.filenames).index(share.filenames[i])])
     validation = load_split(dataclasses.replace(config, train_share=0.25), "validation")
     assert_same(validation, load_split(config, "validation"))
+
+
+def test_a_share_without_an_image_of_each_class_is_refused():
+    names = np.array([f"train/person/{i}" for i in range(9)])
+    one = np.arange(9, dtype=np.int32)
+    split = dataset.Split("train", one, np.array([0] * 4 + [1] * 4 + [2]), names, names, one, one, one, names, "print")
+    with pytest.raises(UserError, match="train_share=0.5 is too small: a class would have no training image"):
+        dataset._take_share(split, 0.5)
+
+
+def test_patients_of_a_split_are_those_that_its_metadata_count(config):
+    for name in SPLITS:
+        split = load_split(config, name)
+        assert len(set(split.patient_ids)) == read_record(config)["groups"][name]
+        # Bacteria and virus of one number are one patient: the unit that is split is the unit that is counted.
+        assert set(split.patient_ids) == {"/".join(id.split("/")[:1] + id.split("/")[-2:]) for id in split.patient_ids}
 
 
 def test_a_second_load_is_mapped_from_the_cache_and_decodes_nothing(config, monkeypatch):

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tfds_builder.kermany_pneumonia import dataset_dir, phantom, read_record
+from tfds_builder.kermany_pneumonia import dataset_dir, phantom, read_metadata
 
 SCRIPT = pathlib.Path(__file__).parents[2] / "scripts" / "prepare_data.py"
 
@@ -31,7 +31,7 @@ def test_prepares_prints_the_table_and_the_next_command_then_does_nothing_twice(
     done = run_script(*arguments)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    record = read_record(dataset_dir("kermany", tmp_path))
+    record = read_metadata(dataset_dir("kermany", tmp_path))
     rows = {line.split()[0]: line.split() for line in done.stdout.splitlines() if line}
     assert rows["split"][1:6] == ["NORMAL", "BACTERIA", "VIRUS", "images", "patients"]
     for split, counts in record["counts"].items():

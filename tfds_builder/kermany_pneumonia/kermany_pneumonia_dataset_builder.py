@@ -17,6 +17,7 @@ from etils import epath
 from tensorflow_datasets.core.download import download_manager, util
 
 from tfds_builder.kermany_pneumonia import phantom, sources, splits
+from tfds_builder.kermany_pneumonia.prepare import VERSION
 from tfds_builder.kermany_pneumonia.progress import show_progress
 
 # Mendeley Data rscbjbr9sj, version 2. Its size and sha256 are in checksums.tsv.
@@ -32,8 +33,11 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     """Chest X-rays of children: `kermany` from a folder, a zip or a download, `phantom` from drawn radiographs."""
 
     pkg_dir_path = epath.Path(__file__).parent  # TFDS looks for README.md and its fellows here.
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES: ClassVar = {"1.0.0": "First release: original image bytes, splits by patient."}
+    VERSION = tfds.core.Version(VERSION)
+    RELEASE_NOTES: ClassVar = {
+        "1.1.0": "patient_id is the unit of the split: it no longer holds the subtype. Same splits, same fingerprints.",
+        "1.0.0": "First release: original image bytes, splits by patient.",
+    }
     BUILDER_CONFIGS: ClassVar = [
         tfds.core.BuilderConfig(name="kermany", description="The real images (Kermany, Zhang, Goldbaum 2018)."),
         tfds.core.BuilderConfig(name="phantom", description="Synthetic: drawn by a program, no child was X-rayed."),
@@ -72,7 +76,9 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                     "image": tfds.features.Image(encoding_format="jpeg", doc="The file as found, JPEG or PNG."),
                     "label": tfds.features.ClassLabel(names=sources.LABELS),
                     "subtype": tfds.features.ClassLabel(names=sources.SUBTYPES),
-                    "patient_id": text(doc="Official folder, subtype, series and number, as the file name tells them."),
+                    "patient_id": text(
+                        doc="Official folder, series and number of the file name; no patient is in two splits."
+                    ),
                     "filename": text(doc="Base name, unique within a split."),
                     "height": scalar(doc="Pixels."),
                     "width": scalar(doc="Pixels."),

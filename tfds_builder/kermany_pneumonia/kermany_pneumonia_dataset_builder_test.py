@@ -24,12 +24,13 @@ from PIL import Image
 from tensorflow_datasets.core.download import checksums
 
 from tfds_builder.kermany_pneumonia import (
+    VERSION,
     SourceError,
     dataset_dir,
     default_data_dir,
     phantom,
     prepare,
-    read_record,
+    read_metadata,
     sources,
     splits,
     verify,
@@ -88,17 +89,19 @@ def test_image_bytes_and_facts_are_those_of_the_files(chest_xray, tmp_path):
             assert example["image"] == path.read_bytes()
             assert example["sha256"].decode() == hashlib.sha256(path.read_bytes()).hexdigest()
             assert path.parent.name == label
-            assert example["patient_id"].decode().startswith(f"{folder}/{subtype}/")
+            name = sources.parse_name(path.name, label)
+            assert name.subtype == subtype
+            assert example["patient_id"].decode() == f"{folder}/{name.series}/{name.number}"
             with Image.open(path) as image:
                 assert (example["width"], example["height"]) == image.size
                 assert example["channels"] == len(image.getbands())
     assert "tensorflow" not in sys.modules
 
 
-def test_record_is_plain_json_and_names_no_folder_of_this_machine(drawn, tmp_path):
+def test_metadata_is_plain_json_and_names_no_folder_of_this_machine(drawn, tmp_path):
     directory = prepare("kermany", tmp_path / "data", source=drawn)
-    record = json.loads((tmp_path / "data/kermany_pneumonia/kermany/1.0.0/metadata.json").read_text())
-    assert record == read_record(directory)
+    record = json.loads((dataset_dir("kermany", tmp_path / "data") / "metadata.json").read_text())
+    assert record == read_metadata(directory)
     assert record["source"] == "chest_xray"
     assert record["layout"] == "Kaggle"
     assert record["has_test"]
@@ -111,7 +114,7 @@ def test_record_is_plain_json_and_names_no_folder_of_this_machine(drawn, tmp_pat
 
 
 def test_phantom_is_deterministic_synthetic_and_has_all_splits(tmp_path):
-    records = [read_record(prepare("phantom", tmp_path / name, phantom_images=40)) for name in ("one", "two")]
+    records = [read_metadata(prepare("phantom", tmp_path / name, phantom_images=40)) for name in ("one", "two")]
     assert records[0] == records[1]
     assert records[0]["synthetic"]
     assert records[0]["has_test"]
@@ -125,7 +128,7 @@ def test_importing_the_package_is_light():
 
 def test_default_data_dir_is_that_of_tfds(monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", "/somewhere")
-    assert dataset_dir("kermany") == pathlib.Path("/somewhere/kermany_pneumonia/kermany/1.0.0")
+    assert dataset_dir("kermany") == pathlib.Path("/somewhere/kermany_pneumonia/kermany", VERSION)
     monkeypatch.delenv("TFDS_DATA_DIR")
     assert default_data_dir() == pathlib.Path.home() / "tensorflow_datasets"
 
@@ -142,7 +145,7 @@ def test_zip_folder_and_every_level_give_the_same_set(drawn, tmp_path):
         | {"chest_xray/__MACOSX/train/NORMAL/._IM-0001-0001.jpeg": b"litter", "chest_xray/.DS_Store": b"litter"},
     )
     given = {"above": drawn.parent, "itself": drawn, "flat": flat, "zip": kaggle_zip}
-    records = {name: read_record(prepare("kermany", tmp_path / name, source=path)) for name, path in given.items()}
+    records = {name: read_metadata(prepare("kermany", tmp_path / name, source=path)) for name, path in given.items()}
     assert len({record["fingerprint"] for record in records.values()}) == 1
     assert len({record["listing"] for record in records.values()}) == 1
     assert records["zip"]["source"] == "archive.zip"
@@ -159,7 +162,9 @@ def test_v3_zip_is_found_and_retinal_scans_are_passed_over(drawn, tmp_path):
         name = f"{path.parts[-3]}/{path.parts[-2]}/{subtype}-{7000 + number // 2}-{number:04d}.JPEG"
         files[f"CellData/chest_xray/{name}"] = path.read_bytes()
     files["CellData/OCT/train/CNV/CNV-1-1.jpeg"] = files["CellData/OCT/train/NORMAL/NORMAL-1-1.jpeg"] = b"scan"
-    record = read_record(prepare("kermany", tmp_path / "data", source=write_zip(tmp_path / "ZhangLabData.zip", files)))
+    record = read_metadata(
+        prepare("kermany", tmp_path / "data", source=write_zip(tmp_path / "ZhangLabData.zip", files))
+    )
     assert record["layout"] == "Mendeley v3"
     assert record["skipped"] == {"retinal scan (OCT)": 2}
 
@@ -168,7 +173,7 @@ def test_zip_paths_cannot_escape(drawn, tmp_path):
     files = read_files(drawn, "chest_xray/")
     files |= {"../../escape/train/NORMAL/IM-0001-0001.jpeg": b"x", "/escape/train/NORMAL/IM-0002-0001.jpeg": b"x"}
     path = write_zip(tmp_path / "evil.zip", files)
-    record = read_record(prepare("kermany", tmp_path / "data", source=path))
+    record = read_metadata(prepare("kermany", tmp_path / "data", source=path))
     assert record["skipped"] == {"path leads out of the zip": 2}
     assert not list(tmp_path.parent.rglob("escape"))
 
@@ -186,8 +191,8 @@ def test_links_are_followed_but_not_in_circles(drawn, tmp_path):
 def test_source_without_test_folder_gives_no_test_split(chest_xray, tmp_path):
     shutil.rmtree(chest_xray / "test")
     directory = prepare("kermany", tmp_path / "data", source=chest_xray)
-    assert set(read_record(directory)["counts"]) == {"train", "validation"}
-    assert not read_record(directory)["has_test"]
+    assert set(read_metadata(directory)["counts"]) == {"train", "validation"}
+    assert not read_metadata(directory)["has_test"]
     assert verify(directory) == []
 
 
@@ -237,9 +242,9 @@ def test_splits_follow_persons_strata_and_fraction_but_not_order():
     for subtype in sources.SUBTYPES:
         counts = {split: sum(xray.subtype == subtype for xray in by_split[split]) for split in by_split}
         assert counts["validation"] / sum(counts.values()) == pytest.approx(0.15, abs=0.015)
-    persons = {split: {(xray.series, xray.number) for xray in by_split[split]} for split in by_split}
-    assert not persons["train"] & persons["validation"]
-    numbers = [int(number) for series, number in persons["validation"] if series == "person"]
+    patients = {split: {xray.patient_id for xray in by_split[split]} for split in by_split}
+    assert not patients["train"] & patients["validation"]
+    numbers = [int(patient.split("/")[2]) for patient in patients["validation"] if "/person/" in patient]
     assert 150 < sum(numbers) / len(numbers) < 250  # Not the first of the 400 by name.
     random.Random(1).shuffle(xrays)
     assert splits.assign_splits(xrays)[0] == by_split
@@ -270,9 +275,50 @@ def test_identical_bytes_stay_once_and_tie_their_persons():
     assert len(sides) == 1
 
 
+def test_patients_are_counted_as_they_are_split():
+    """Patient 1 has bacteria and virus; an image of patient 3 is byte-identical to one of patient 2."""
+    names = ["person1_bacteria_1", "person1_virus_2", "person2_virus_3", "person3_virus_4", "person3_virus_5"]
+    xrays = make_xrays(40)
+    for i, name in enumerate(names):
+        image = sources.ImageFile(f"test/PNEUMONIA/{name}.jpeg", "test", "PNEUMONIA", f"{name}.jpeg", 1000)
+        xrays.append(splits.make_xray(image, sources.ImageFacts(f"test{min(i, 3)}", 100, 120, 1)))
+    xrays[-2] = share_bytes(xrays[-2], xrays[-3])
+    image = sources.ImageFile("test/NORMAL/IM-0001-0001.jpeg", "test", "NORMAL", "IM-0001-0001.jpeg", 1000)
+    xrays.append(splits.make_xray(image, sources.ImageFacts("normal", 100, 120, 1)))
+    by_split, _ = splits.assign_splits(xrays)
+    patients = {xray.filename: xray.patient_id for xray in by_split["test"]}
+    assert patients == {
+        "person1_bacteria_1.jpeg": "test/person/1",
+        "person1_virus_2.jpeg": "test/person/1",
+        "person2_virus_3.jpeg": "test/person/2",
+        "person3_virus_4.jpeg": "test/person/2",
+        "person3_virus_5.jpeg": "test/person/2",
+        "IM-0001-0001.jpeg": "test/IM/0001",
+    }
+    metadata = splits.describe_splits(by_split)
+    assert metadata["groups"]["test"] == 3
+    ids = [xray.patient_id for xray in by_split["train"] + by_split["validation"]]
+    assert sum(metadata["groups"].values()) - 3 == len(set(ids)) == 60  # 40 with pneumonia, 20 without.
+
+
+def test_splits_keep_the_members_and_fingerprints_of_version_1_0_0():
+    """Published figures rest on them. The values are those that version 1.0.0 computed for these images."""
+    metadata = splits.describe_splits(splits.assign_splits(make_xrays())[0])
+    assert {split: fingerprint[:16] for split, fingerprint in metadata["fingerprints"].items()} == {
+        "train": "3c6fa2c0eb4b3f1b",
+        "validation": "bc1a61a30de18154",
+    }
+    assert metadata["fingerprint"].startswith("f863d81fe35364a0")
+
+
 def test_training_image_that_test_has_too_is_left_out_and_test_copies_are_marked():
     xrays = make_xrays(100)
-    in_test = [dataclasses.replace(xray, folder="test", path=xray.filename) for xray in xrays[::9] + xrays[-2:]]
+    in_test = [
+        dataclasses.replace(
+            xray, folder="test", patient_id=xray.patient_id.replace("train/", "test/"), path=xray.filename
+        )
+        for xray in xrays[::9] + xrays[-2:]
+    ]
     in_test[-1] = share_bytes(in_test[-1], in_test[-2])
     by_split, left_out = splits.assign_splits(xrays + in_test)
     stored = {xray.facts.sha256 for xray in by_split["train"] + by_split["validation"]}
@@ -415,7 +461,7 @@ def test_zip_inside_is_pointed_to(drawn, tmp_path):
 def test_bad_images_are_skipped_counted_and_listed_when_asked(chest_xray, tmp_path):
     path = first_image(chest_xray)
     path.write_bytes(path.read_bytes()[:-2000])
-    record = read_record(prepare("kermany", tmp_path / "data", source=chest_xray, skip_bad_images=True))
+    record = read_metadata(prepare("kermany", tmp_path / "data", source=chest_xray, skip_bad_images=True))
     assert [image["filename"] for image in record["bad_images"]] == [path.name]
     assert "truncated" in record["bad_images"][0]["reason"]
     assert str(tmp_path) not in record["bad_images"][0]["reason"]
@@ -444,8 +490,8 @@ def test_same_source_is_accepted_another_refused_and_overwrite_replaces(drawn, c
     with pytest.raises(SourceError, match="--overwrite"):
         prepare("kermany", data_dir)
     prepare("kermany", data_dir, source=chest_xray, overwrite=True)
-    assert not read_record(directory)["has_test"]
-    assert os.listdir(directory.parent) == ["1.0.0"]
+    assert not read_metadata(directory)["has_test"]
+    assert os.listdir(directory.parent) == [VERSION]
 
 
 @pytest.mark.parametrize(
@@ -482,7 +528,7 @@ def test_failed_move_keeps_the_earlier_set(drawn, tmp_path, monkeypatch):
     rename = pathlib.Path.rename
 
     def fail_into_place(self, target):
-        if "incomplete" in str(self) and self.name == "1.0.0":
+        if "incomplete" in str(self) and self.name == VERSION:
             raise OSError(errno.EIO, "Input/output error")
         return rename(self, target)
 
@@ -518,7 +564,7 @@ def test_leftovers_of_a_killed_run_are_removed(drawn, tmp_path):
     leftover.mkdir(parents=True)
     (leftover / "shard").write_text("half")
     directory = prepare("kermany", tmp_path / "data", source=drawn)
-    assert os.listdir(directory.parent) == ["1.0.0"]
+    assert os.listdir(directory.parent) == [VERSION]
 
 
 def test_two_at_once_give_one_good_set(drawn, tmp_path):
@@ -529,7 +575,7 @@ def test_two_at_once_give_one_good_set(drawn, tmp_path):
     assert [process.returncode for process in processes] == [0, 0, 0], errors
     directory = dataset_dir("kermany", tmp_path / "data")
     assert verify(directory) == []
-    assert os.listdir(directory.parent) == ["1.0.0"]
+    assert os.listdir(directory.parent) == [VERSION]
 
 
 def test_second_process_waits_for_the_first(drawn, tmp_path):
@@ -545,7 +591,7 @@ def test_second_process_waits_for_the_first(drawn, tmp_path):
     os.close(handle)
     process.communicate(timeout=30)
     assert process.returncode == 0
-    assert os.listdir(folder) == ["1.0.0"]
+    assert os.listdir(folder) == [VERSION]
 
 
 # Verification
@@ -599,7 +645,7 @@ def test_bytes_that_change_between_reading_and_writing_are_noticed(drawn, tmp_pa
 )
 def test_verify_compares_with_the_record(prepared, tmp_path, change, sentence):
     directory = shutil.copytree(prepared, tmp_path / "set")
-    record = read_record(directory)
+    record = read_metadata(directory)
     change(record)
     (directory / "metadata.json").write_text(json.dumps(record))
     assert any(sentence in problem for problem in verify(directory))
@@ -664,7 +710,7 @@ def server(drawn, tmp_path, monkeypatch):
 
 def test_download_is_checked_and_kept(server, drawn, tmp_path):
     directory = prepare("kermany", tmp_path / "data")
-    assert read_record(directory)["source"] == "ChestXRay2017.zip"
+    assert read_metadata(directory)["source"] == "ChestXRay2017.zip"
     kept = [path for path in (tmp_path / "data" / "downloads").rglob("*") if path.stat().st_size > 10_000]
     assert [path.read_bytes() for path in kept] == [server.content]
     server.status = 500  # Not asked again: the set is there.

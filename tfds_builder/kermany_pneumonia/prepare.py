@@ -18,7 +18,7 @@ from tfds_builder.kermany_pneumonia.progress import show_progress
 
 NAME = "kermany_pneumonia"
 DATASETS = ("kermany", "phantom")
-VERSION = "1.0.0"
+VERSION = "1.1.0"
 STAGING_PREFIX = "incomplete."  # As TFDS names folders that are not finished; its listings pass over them.
 
 
@@ -38,7 +38,7 @@ def dataset_dir(dataset: str, data_dir: str | os.PathLike[str] | None = None) ->
     return data_dir / NAME / dataset / VERSION
 
 
-def read_record(directory: str | os.PathLike[str]) -> dict[str, Any]:
+def read_metadata(directory: str | os.PathLike[str]) -> dict[str, Any]:
     """Returns the record of a prepared set: fingerprint, source, counts, sizes, what was left out.
 
     Raises:
@@ -127,7 +127,7 @@ def verify(directory: str | os.PathLike[str]) -> list[str]:
     import tensorflow_datasets as tfds
 
     try:
-        record = read_record(directory)
+        record = read_metadata(directory)
     except sources.SourceError as error:
         return [str(error)]
     rows: list[tuple[str, ...]] = []
@@ -191,7 +191,7 @@ def _check_same(
 
     remedy = "Pass --overwrite to replace it, or another --data_dir."
     try:
-        record = read_record(directory)
+        record = read_metadata(directory)
     except sources.SourceError as error:
         raise sources.SourceError(f"{error} {remedy}") from error
     name = name_source(dataset, source, phantom_images)
