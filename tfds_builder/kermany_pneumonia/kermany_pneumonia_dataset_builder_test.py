@@ -419,7 +419,7 @@ def first_image(folder: pathlib.Path) -> pathlib.Path:
         (spoil_pointing_below, "point to the folder above"),
         (spoil_class_folder, "class folder train/NORMAL of chest_xray is missing"),
         (spoil_name, "No layout knows the file name holiday.jpeg. Known are: person1"),
-        (spoil_class, "IM-0001-0001.jpeg lies in a PNEUMONIA folder, but its name says NORMAL"),
+        (spoil_class, "IM-0001-0001.jpeg is in a PNEUMONIA folder, but its name says NORMAL"),
         (spoil_truncated, "-0001.jpeg in chest_xray does not decode: .*truncated"),
         (spoil_zero, "-0001.jpeg in chest_xray is empty"),
         (spoil_text, "-0001.jpeg in chest_xray does not decode: it is neither JPEG nor PNG"),
