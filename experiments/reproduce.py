@@ -66,10 +66,10 @@ def main() -> int:
         )
     workdir = pathlib.Path(WORKDIR.value or ("runs/quick" if QUICKLY.value else "runs/reproduce")).expanduser()
     seeds = SEEDS.value or (1 if QUICKLY.value else 3)
-    from pneumojax.data.dataset import read_record  # Imports JAX: after the flags are known to be good.
+    from pneumojax.data.dataset import ensure_prepared  # Imports JAX: after the flags are known to be good.
 
     runs = plan_runs(CHOSEN.value, seeds, workdir)
-    record = read_record(next(iter(runs.values())).data)
+    record = ensure_prepared(next(iter(runs.values())).data)
     split = "test" if "test" in record["fingerprints"] else "validation"
     if split == "validation":
         runs = {path: config for path, config in runs.items() if not path.parent.name.endswith(LEAKY)}

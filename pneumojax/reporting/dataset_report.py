@@ -8,7 +8,7 @@ import pathlib
 import numpy as np
 
 from pneumojax.config import DataConfig
-from pneumojax.data.dataset import SUBTYPES, Split, load_split, read_record
+from pneumojax.data.dataset import SUBTYPES, Split, ensure_prepared, load_split
 from pneumojax.files import write_text
 from pneumojax.reporting.figures.data import (
     save_average_images,
@@ -44,7 +44,7 @@ def explore(config: DataConfig, directory: pathlib.Path) -> list[Table]:
     Raises:
       UserError: the data set is not prepared, or damaged.
     """
-    record, train = read_record(config), load_split(config, "train")
+    record, train = ensure_prepared(config), load_split(config, "train")
     directory.mkdir(parents=True, exist_ok=True)
     tables = [_tabulate_splits(record), _tabulate_classes(train), _tabulate_left_out(record)]
     title = f"train, {len(train):,} images"

@@ -33,7 +33,8 @@ from pneumojax.checkpoint import (
     wait_for_checkpoints,
 )
 from pneumojax.config import CLASS_NAMES, Config, config_to_dict
-from pneumojax.data.dataset import Split, load_split, make_epoch_batches, make_eval_batches, read_record, split_epoch
+from pneumojax.data.batches import make_epoch_batches, make_eval_batches, split_epoch
+from pneumojax.data.dataset import Split, ensure_prepared, load_split
 from pneumojax.data.stream import stream_rows
 from pneumojax.errors import Diverged, UserError
 from pneumojax.evaluation import metrics
@@ -211,7 +212,7 @@ def load_splits(config: Config) -> tuple[Split, Split]:
 
 def describe_run(config: Config) -> dict:
     """What config.json and each checkpoint hold: enough to open the run without its code's defaults or its data."""
-    record = read_record(config.data)
+    record = ensure_prepared(config.data)
     devices = jax.devices()
     return {
         "config": config_to_dict(config),

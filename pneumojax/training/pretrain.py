@@ -16,7 +16,8 @@ import jax
 from pneumojax import steps
 from pneumojax.checkpoint import open_checkpoints, save_checkpoint, wait_for_checkpoints
 from pneumojax.config import PRETRAINABLE, Config
-from pneumojax.data.dataset import load_split, split_epoch
+from pneumojax.data.batches import split_epoch
+from pneumojax.data.dataset import load_split
 from pneumojax.errors import UserError
 from pneumojax.files import read_rows
 from pneumojax.models import make_pretraining_model

@@ -23,7 +23,8 @@ from pneumojax.checkpoint import (
     wait_for_checkpoints,
 )
 from pneumojax.config import SWEPT, Config, config_to_dict, plan_replicas
-from pneumojax.data.dataset import Split, make_epoch_batches, make_eval_batches, split_epoch
+from pneumojax.data.batches import make_epoch_batches, make_eval_batches, split_epoch
+from pneumojax.data.dataset import Split
 from pneumojax.errors import Diverged, UserError
 from pneumojax.evaluation.operating_point import load_threshold
 from pneumojax.evaluation.run import open_run
