@@ -100,14 +100,14 @@ def test_image_bytes_and_facts_are_those_of_the_files(chest_xray, tmp_path):
 
 def test_metadata_is_plain_json_and_names_no_folder_of_this_machine(drawn, tmp_path):
     directory = prepare("kermany", tmp_path / "data", source=drawn)
-    record = json.loads((dataset_dir("kermany", tmp_path / "data") / "metadata.json").read_text())
-    assert record == read_metadata(directory)
-    assert record["source"] == "chest_xray"
-    assert record["layout"] == "Kaggle"
-    assert record["has_test"]
-    assert not record["synthetic"]
-    assert sum(sum(counts.values()) for counts in record["counts"].values()) == NUM_IMAGES - 1
-    assert record["duplicates"]["left_out_redundant"] == record["duplicates"]["marked_in_test"] == 1
+    metadata = json.loads((dataset_dir("kermany", tmp_path / "data") / "metadata.json").read_text())
+    assert metadata == read_metadata(directory)
+    assert metadata["source"] == "chest_xray"
+    assert metadata["layout"] == "Kaggle"
+    assert metadata["has_test"]
+    assert not metadata["synthetic"]
+    assert sum(sum(counts.values()) for counts in metadata["counts"].values()) == NUM_IMAGES - 1
+    assert metadata["duplicates"]["left_out_redundant"] == metadata["duplicates"]["marked_in_test"] == 1
     for path in directory.glob("*.json"):
         assert str(tmp_path) not in path.read_text()
         assert "incomplete" not in path.read_text()
@@ -146,8 +146,8 @@ def test_zip_folder_and_every_level_give_the_same_set(drawn, tmp_path):
     )
     given = {"above": drawn.parent, "itself": drawn, "flat": flat, "zip": kaggle_zip}
     records = {name: read_metadata(prepare("kermany", tmp_path / name, source=path)) for name, path in given.items()}
-    assert len({record["fingerprint"] for record in records.values()}) == 1
-    assert len({record["listing"] for record in records.values()}) == 1
+    assert len({metadata["fingerprint"] for metadata in records.values()}) == 1
+    assert len({metadata["listing"] for metadata in records.values()}) == 1
     assert records["zip"]["source"] == "archive.zip"
     assert records["zip"]["skipped"] == {
         "second copy of the set": NUM_IMAGES,
@@ -162,19 +162,19 @@ def test_v3_zip_is_found_and_retinal_scans_are_passed_over(drawn, tmp_path):
         name = f"{path.parts[-3]}/{path.parts[-2]}/{subtype}-{7000 + number // 2}-{number:04d}.JPEG"
         files[f"CellData/chest_xray/{name}"] = path.read_bytes()
     files["CellData/OCT/train/CNV/CNV-1-1.jpeg"] = files["CellData/OCT/train/NORMAL/NORMAL-1-1.jpeg"] = b"scan"
-    record = read_metadata(
+    metadata = read_metadata(
         prepare("kermany", tmp_path / "data", source=write_zip(tmp_path / "ZhangLabData.zip", files))
     )
-    assert record["layout"] == "Mendeley v3"
-    assert record["skipped"] == {"retinal scan (OCT)": 2}
+    assert metadata["layout"] == "Mendeley v3"
+    assert metadata["skipped"] == {"retinal scan (OCT)": 2}
 
 
 def test_zip_paths_cannot_escape(drawn, tmp_path):
     files = read_files(drawn, "chest_xray/")
     files |= {"../../escape/train/NORMAL/IM-0001-0001.jpeg": b"x", "/escape/train/NORMAL/IM-0002-0001.jpeg": b"x"}
     path = write_zip(tmp_path / "evil.zip", files)
-    record = read_metadata(prepare("kermany", tmp_path / "data", source=path))
-    assert record["skipped"] == {"path leads out of the zip": 2}
+    metadata = read_metadata(prepare("kermany", tmp_path / "data", source=path))
+    assert metadata["skipped"] == {"path leads out of the zip": 2}
     assert not list(tmp_path.parent.rglob("escape"))
 
 
@@ -461,11 +461,11 @@ def test_zip_inside_is_pointed_to(drawn, tmp_path):
 def test_bad_images_are_skipped_counted_and_listed_when_asked(chest_xray, tmp_path):
     path = first_image(chest_xray)
     path.write_bytes(path.read_bytes()[:-2000])
-    record = read_metadata(prepare("kermany", tmp_path / "data", source=chest_xray, skip_bad_images=True))
-    assert [image["filename"] for image in record["bad_images"]] == [path.name]
-    assert "truncated" in record["bad_images"][0]["reason"]
-    assert str(tmp_path) not in record["bad_images"][0]["reason"]
-    assert sum(record["counts"]["train"].values()) + sum(record["counts"]["validation"].values()) == 43
+    metadata = read_metadata(prepare("kermany", tmp_path / "data", source=chest_xray, skip_bad_images=True))
+    assert [image["filename"] for image in metadata["bad_images"]] == [path.name]
+    assert "truncated" in metadata["bad_images"][0]["reason"]
+    assert str(tmp_path) not in metadata["bad_images"][0]["reason"]
+    assert sum(metadata["counts"]["train"].values()) + sum(metadata["counts"]["validation"].values()) == 43
 
 
 def test_phantom_takes_no_source_and_dataset_is_known(drawn, tmp_path):
@@ -629,7 +629,7 @@ def test_bytes_that_change_between_reading_and_writing_are_noticed(drawn, tmp_pa
         return data if is_first else data + b"x"
 
     monkeypatch.setattr(sources.Source, "read", read_otherwise_the_second_time)
-    with pytest.raises(SourceError, match=r"is not what was read.* images of the train split are not the bytes"):
+    with pytest.raises(SourceError, match=r"differ from what was read.* images of the train split have other bytes"):
         prepare("kermany", tmp_path / "data", source=drawn)
     assert not (tmp_path / "data").exists()
 
@@ -637,22 +637,22 @@ def test_bytes_that_change_between_reading_and_writing_are_noticed(drawn, tmp_pa
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda record: record.update(fingerprint="0"), "fingerprint of the set"),
-        (lambda record: record["fingerprints"].update(test="0"), "fingerprint of the test split"),
-        (lambda record: record["counts"]["validation"].update(VIRUS=99), "validation split holds"),
-        (lambda record: record.clear(), "is damaged"),
+        (lambda metadata: metadata.update(fingerprint="0"), "fingerprint of the data set"),
+        (lambda metadata: metadata["fingerprints"].update(test="0"), "fingerprint of the test split"),
+        (lambda metadata: metadata["counts"]["validation"].update(VIRUS=99), "validation split holds"),
+        (lambda metadata: metadata.clear(), "are damaged"),
     ],
 )
-def test_verify_compares_with_the_record(prepared, tmp_path, change, sentence):
+def test_verify_compares_with_the_metadata(prepared, tmp_path, change, sentence):
     directory = shutil.copytree(prepared, tmp_path / "set")
-    record = read_metadata(directory)
-    change(record)
-    (directory / "metadata.json").write_text(json.dumps(record))
+    metadata = read_metadata(directory)
+    change(metadata)
+    (directory / "metadata.json").write_text(json.dumps(metadata))
     assert any(sentence in problem for problem in verify(directory))
 
 
 def test_verify_finds_patients_and_bytes_in_two_splits(prepared, tmp_path):
-    """Gives the set the train shard as validation shard, with a record that agrees."""
+    """Gives the set the train shard as validation shard, with a metadata that agrees."""
     directory = shutil.copytree(prepared, tmp_path / "set")
     train, validation = (next(directory.glob(f"*-{split}.*")) for split in ("train", "validation"))
     shutil.copyfile(train, validation)
@@ -666,7 +666,7 @@ def test_verify_finds_patients_and_bytes_in_two_splits(prepared, tmp_path):
 
 
 def test_verify_of_nothing_is_a_sentence(tmp_path):
-    assert "No prepared data set lies in" in verify(tmp_path)[0]
+    assert "There is no prepared data set in" in verify(tmp_path)[0]
 
 
 # Download

@@ -48,7 +48,7 @@ def make_xray(image: sources.ImageFile, facts: sources.ImageFacts) -> Xray:
         SourceError: no layout knows the file name, or it contradicts the class folder.
     """
     name = sources.parse_name(image.filename, image.label)
-    folder = "test" if image.folder == "test" else "train"  # Kaggle's val holds 16 images moved out of train.
+    folder = "test" if image.folder == "test" else "train"  # Kaggle's val holds 16 images of train.
     return Xray(
         path=image.path,
         folder=folder,
