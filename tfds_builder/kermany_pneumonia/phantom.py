@@ -112,15 +112,7 @@ def draw_radiograph(subtype: str, patient: np.random.Generator, view: np.random.
     absorbed += lungs * (0.035 + 0.07 * hila * patient.uniform(0.6, 1.5)) * vessels
     absorbed += _draw_disease(subtype, patient, x, y, lungs, hila)
 
-    # The exposure with its contrast curve, then quantum noise and the edges of the collimator.
-    image = 1.0 - np.exp(-view.uniform(1.25, 2.1) * np.clip(absorbed + 0.02, 0.0, None))
-    image = (image / float(np.quantile(image[::4, ::4], 0.995))).clip(0.0, 1.0) ** view.uniform(0.8, 1.35)
-    image = image * view.uniform(0.82, 1.0) + view.uniform(0.0, 0.06)
-    image += view.standard_normal(shape, dtype=np.float32) * view.uniform(0.006, 0.02)
-    edge = view.integers(0, max(2, shape[1] // 25), 2)
-    image[:, : edge[0]] *= 0.05
-    image[:, shape[1] - edge[1] :] *= 0.05
-    return (image.clip(0.0, 1.0) * 255).astype(np.uint8)
+    return _expose(absorbed, view)
 
 
 def _draw_disease(
@@ -142,6 +134,18 @@ def _draw_disease(
         spread = 0.35 + 0.65 * hila
         return lungs * spread * (0.025 + (0.05 + 0.13 * severity) * streaks + 0.10 * severity)
     return np.float32(0.0) * lungs
+
+
+def _expose(absorbed: np.ndarray, view: np.random.Generator) -> np.ndarray:
+    """Converts attenuation, [H, W] float, to grey values, [H, W] uint8, with noise and the edges of the collimator."""
+    image = 1.0 - np.exp(-view.uniform(1.25, 2.1) * np.clip(absorbed + 0.02, 0.0, None))
+    image = (image / float(np.quantile(image[::4, ::4], 0.995))).clip(0.0, 1.0) ** view.uniform(0.8, 1.35)
+    image = image * view.uniform(0.82, 1.0) + view.uniform(0.0, 0.06)
+    image += view.standard_normal(absorbed.shape, dtype=np.float32) * view.uniform(0.006, 0.02)
+    edge = view.integers(0, max(2, absorbed.shape[1] // 25), 2)
+    image[:, : edge[0]] *= 0.05
+    image[:, absorbed.shape[1] - edge[1] :] *= 0.05
+    return (image.clip(0.0, 1.0) * 255).astype(np.uint8)
 
 
 def _name_images(folder: str, num_images: int, rng: np.random.Generator) -> list[tuple[str, str, int]]:

@@ -1,4 +1,4 @@
-"""Hostile and damaged sources: each case here was found by tests/faults/test_fuzz.py or by reading zipfile's code."""
+"""File names, and hostile and damaged sources, which tests/faults/test_fuzz.py or reading zipfile's code found."""
 
 import io
 import os
@@ -11,6 +11,7 @@ import zipfile
 import numpy as np
 import pytest
 from PIL import Image
+from source_files import write_zip
 
 from tfds_builder.kermany_pneumonia import SourceError, sources
 
@@ -25,13 +26,6 @@ TREE = dict.fromkeys(("train/NORMAL/IM-0001-0001.jpeg", "train/PNEUMONIA/person1
 NORMAL = next(iter(TREE))
 
 
-def write_zip(path, files, compression=zipfile.ZIP_DEFLATED):
-    with zipfile.ZipFile(path, "w", compression) as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
-    return path
-
-
 def write_folder(path, files):
     for name, data in files.items():
         (path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -43,6 +37,22 @@ def replace_bytes(path, old, new):
     data = path.read_bytes()
     assert old in data
     path.write_bytes(data.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("filename", "label", "expected"),
+    [
+        ("person135_bacteria_642.jpeg", "PNEUMONIA", ("BACTERIA", "person", "135")),
+        ("person63_virus_123_2.jpg", "PNEUMONIA", ("VIRUS", "person", "63")),
+        ("IM-0115-0001.jpeg", "NORMAL", ("NORMAL", "IM", "0115")),
+        ("IM-0429-0001-0002.JPG", "NORMAL", ("NORMAL", "IM", "0429")),
+        ("NORMAL2-IM-1427-0001.png", "NORMAL", ("NORMAL", "NORMAL2-IM", "1427")),
+        ("BACTERIA-7422-0001.jpeg", "PNEUMONIA", ("BACTERIA", "patient", "7422")),
+        ("NORMAL-1049278-0001.jpeg", "NORMAL", ("NORMAL", "patient", "1049278")),
+    ],
+)
+def test_file_names(filename, label, expected):
+    assert sources.parse_name(filename, label) == sources.Name(*expected)
 
 
 def test_a_member_without_a_name_is_passed_over(tmp_path):
