@@ -52,10 +52,12 @@ def main() -> int:
         )
     workdir = pathlib.Path(WORKDIR.value or ("runs/quick" if QUICKLY.value else "runs/reproduce")).expanduser()
     seeds = SEEDS.value or (1 if QUICKLY.value else 3)
-    from pneumojax.data.dataset import read_record  # Imports JAX, which takes seconds: wrong flags are reported before.
+    from pneumojax.data.dataset import (
+        ensure_prepared,  # Imports JAX, which takes seconds: wrong flags are reported before.
+    )
 
     runs = plan_runs(CHOSEN.value, seeds, workdir)
-    metadata = read_record(next(iter(runs.values())).data)
+    metadata = ensure_prepared(next(iter(runs.values())).data)
     split = "test" if "test" in metadata["fingerprints"] else "validation"
     if split == "validation":
         runs = {path: config for path, config in runs.items() if not path.parent.name.endswith(LEAKY)}

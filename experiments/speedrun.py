@@ -112,7 +112,7 @@ class Racer:
         import jax
 
         from pneumojax import steps
-        from pneumojax.data.dataset import split_epoch
+        from pneumojax.data.batches import split_epoch
         from pneumojax.evaluation.predict import make_predict_images
         from pneumojax.losses import compute_class_weights
         from pneumojax.optimizer import make_optimizer

@@ -166,7 +166,7 @@ def format_best(best: dict, rows: list[dict], config: Config) -> str:
 
 def format_page(search, rows: list[dict], importances: dict | None, best: dict | None) -> str:
     """The page of the search."""
-    from pneumojax.data.dataset import read_record
+    from pneumojax.data.dataset import ensure_prepared
     from pneumojax.reporting.html import Section, load_picture, render_page
 
     workdir, fields = search.workdir, list(search.space)
@@ -181,7 +181,7 @@ def format_page(search, rows: list[dict], importances: dict | None, best: dict |
         text = [f"Train it anew: scripts/run {shlex.join(suggest_next(workdir))}"]
         differing = Table(("flag",), [[line] for line in (workdir / "best.flags").read_text().splitlines()[2:]])
         sections.append(Section("The best config", text, [differing]))
-    record = read_record(search.base.data)
+    record = ensure_prepared(search.base.data)
     lead.append(
         "Validation was searched on, so the figures of the best flatter; the test split was not looked at. "
         f"Data {record['fingerprint'][:12]}, {sum(record['counts']['validation'].values())} validation images."

@@ -28,7 +28,8 @@ from experiments.benchmarks.records import describe_machine
 from experiments.flags import find_changed_fields, format_flags
 from pneumojax import checkpoint, steps
 from pneumojax.config import Config, config_from_dict
-from pneumojax.data.dataset import load_split, make_epoch_batches, make_eval_batches, split_epoch
+from pneumojax.data.batches import make_epoch_batches, make_eval_batches, split_epoch
+from pneumojax.data.dataset import load_split
 from pneumojax.data.decode import decode_image, decode_images
 from pneumojax.errors import UserError
 from pneumojax.evaluation.evaluate import evaluate

@@ -7,7 +7,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from pneumojax.config import AugmentConfig, Config
-from pneumojax.data.dataset import make_eval_batches
+from pneumojax.data.batches import make_eval_batches
 from pneumojax.data.stream import stream_rows
 from pneumojax.errors import UserError
 from pneumojax.evaluation.run import Run

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from pneumojax.checkpoint import check_shapes, find_replicas, load_run
 from pneumojax.config import Config, config_from_dict
-from pneumojax.data.dataset import read_record
+from pneumojax.data.dataset import ensure_prepared
 from pneumojax.errors import UserError
 from pneumojax.steps import make_abstract_variables
 
@@ -181,7 +181,7 @@ def check_data(run: Run | Ensemble) -> bool:
     """Whether the run was trained on the training split that belongs to the data set that is scored now."""
     if isinstance(run, Ensemble):
         return all([check_data(member) for member in run.members])  # A list: each that differs is to be named.
-    record = read_record(run.config.data)
+    record = ensure_prepared(run.config.data)
     same = record["fingerprints"]["train"] == run.info["data"]["fingerprints"]["train"]
     if not same:
         logger.warning(

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 
 from pneumojax import steps
-from pneumojax.data.dataset import Split, make_eval_batches
+from pneumojax.data.batches import make_eval_batches
+from pneumojax.data.dataset import Split
 from pneumojax.sharding import put
 from pneumojax.state import TrainState
 from pneumojax.training.plan import TrainingPlan

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from pneumojax import steps
-from pneumojax.data.dataset import make_epoch_batches
+from pneumojax.data.batches import make_epoch_batches
 from pneumojax.data.stream import stream_rows
 from pneumojax.sharding import put
 from pneumojax.training.plan import TrainingPlan

@@ -11,7 +11,8 @@ from jax.sharding import Mesh
 
 from pneumojax import steps
 from pneumojax.config import Config
-from pneumojax.data.dataset import Split, load_split, split_epoch
+from pneumojax.data.batches import split_epoch
+from pneumojax.data.dataset import Split, load_split
 from pneumojax.errors import UserError
 from pneumojax.losses import compute_class_weights
 from pneumojax.models import make_model

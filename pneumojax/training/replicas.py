@@ -14,7 +14,8 @@ from jax.sharding import Mesh
 from pneumojax import steps
 from pneumojax.checkpoint import has_checkpoints, open_checkpoints, restore_state, save_checkpoint, wait_for_checkpoints
 from pneumojax.config import SWEPT, Config, config_to_dict
-from pneumojax.data.dataset import Split, make_epoch_batches, make_eval_batches
+from pneumojax.data.batches import make_epoch_batches, make_eval_batches
+from pneumojax.data.dataset import Split
 from pneumojax.errors import Diverged, UserError
 from pneumojax.files import append_row, read_rows, write_json
 from pneumojax.models.weight_import import check_pretraining_images

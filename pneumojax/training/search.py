@@ -23,7 +23,7 @@ import sqlalchemy
 from optuna.trial import FrozenTrial, TrialState
 
 from pneumojax.config import Config, config_fields, config_to_dict
-from pneumojax.data.dataset import read_record
+from pneumojax.data.dataset import ensure_prepared
 from pneumojax.errors import Diverged, UserError
 from pneumojax.files import read_rows
 from pneumojax.training.fit import fit
@@ -209,7 +209,7 @@ def _define(base: Config, space: dict[str, Range | Choices]) -> dict:
     return {
         "config": {name: config[name] for name in fields},
         "space": ranges,
-        "data": read_record(base.data)["fingerprint"],
+        "data": ensure_prepared(base.data)["fingerprint"],
     }
 
 

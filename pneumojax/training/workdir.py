@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from pneumojax import steps
 from pneumojax.checkpoint import check_same_run, find_replicas, read_run, restore_state
 from pneumojax.config import CLASS_NAMES, Config, config_to_dict
-from pneumojax.data.dataset import read_record
+from pneumojax.data.dataset import ensure_prepared
 from pneumojax.errors import UserError
 from pneumojax.files import read_rows, truncate_rows, write_json
 from pneumojax.models.weight_import import compute_sha256
@@ -47,7 +47,7 @@ RUN_FILES = (
 
 def describe_run(config: Config) -> dict[str, Any]:
     """The content of config.json, which each checkpoint holds too: all that is needed to open the run elsewhere."""
-    metadata = read_record(config.data)
+    metadata = ensure_prepared(config.data)
     devices = jax.devices()
     return {
         "config": config_to_dict(config),

@@ -88,9 +88,9 @@ def test_script_prints_the_facts_and_the_next_command(data_dir, processes, tmp_p
     done = run_script(processes, tmp_path, "experiments/explore.py", *arguments)
     assert done.returncode == 0, done.stderr
     text = done.stdout
-    (record,) = (json.loads(path.read_text()) for path in data_dir.rglob("metadata.json"))
+    (metadata,) = (json.loads(path.read_text()) for path in data_dir.rglob("metadata.json"))
     for name in SUBTYPES:
-        numbers = [str(of[name]) for of in record["counts"].values()]
+        numbers = [str(of[name]) for of in metadata["counts"].values()]
         assert [name, *numbers] in [line.split() for line in text.splitlines()]
     assert text.rstrip().endswith(f"Next: scripts/run experiments/train.py --dataset=phantom --data_dir={data_dir}")
     assert (tmp_path / "pictures" / "explore.html").exists()
