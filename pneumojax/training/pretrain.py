@@ -73,6 +73,11 @@ def pretrain(
     train = config.train
     if config.model.model not in PRETRAINABLE:
         raise UserError(f"pretraining needs model={', '.join(PRETRAINABLE)}, not {config.model.model}.")
+    if train.parallel != "jit":
+        raise UserError(
+            f"pretraining needs parallel=jit, not {train.parallel}: its loss compares the views of the whole batch, and "
+            f"{train.parallel} shows each device its own share only."
+        )
     initialize(train.multihost)
     mesh = make_mesh()
     if train.batch_size % mesh.size:
@@ -100,7 +105,7 @@ def pretrain(
                 log.start_chunk()
                 inputs = (state, *next(chunk_inputs), key)
                 if compiled is None:
-                    compiled, costs = compile_chunk(pretrain_chunk, inputs, mesh.size, config.train.parallel != "jit")
+                    compiled, costs = compile_chunk(pretrain_chunk, inputs, mesh.size, mapped=False)
                     log.start_size(costs)
                 state, sums = compiled(*inputs)
                 step += chunk_steps
