@@ -297,6 +297,12 @@ def make_train_chunk(
 def make_pretrain_chunk(config: Config, graph: nnx.GraphDef, tx: optax.GradientTransformation, mesh: Mesh) -> Callable:
     """Compiles many steps of pretraining as one call.
 
+    Args:
+      config: the run, with parallel=jit: the loss compares the views of the whole batch.
+      graph: from `make_graph`, of a network with a projector.
+      tx: the optimizer.
+      mesh: the devices.
+
     Returns:
       `pretrain_chunk(state, images, batches, key) -> (state, metrics)`, as in `make_train_chunk`; with loader=stream
       `pretrain_chunk(state, images, key)`.

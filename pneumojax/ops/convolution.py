@@ -252,7 +252,12 @@ def _compute_image_grads(grads, kernel, stride, pad, sides):
             plan(phase, side, out) for phase, side, out in zip((i, j), sides, grads.shape[1:3], strict=True)
         )
         taps = kernel[top::stride, left::stride][::-1, ::-1].swapaxes(2, 3)
-        return _convolve(grads, lax.optimization_barrier(taps), 1, [rows, columns])
+        reached, padding = grads, [rows, columns]
+        if min(*rows, *columns) < 0:
+            # XLA's CPU convolution reads beyond an operand that its padding crops at one edge and extends at the other.
+            reached = lax.pad(grads, jnp.zeros((), grads.dtype), [(0, 0, 0), (*rows, 0), (*columns, 0), (0, 0, 0)])
+            padding = [(0, 0), (0, 0)]
+        return _convolve(reached, lax.optimization_barrier(taps), 1, padding)
 
     phases = [jnp.stack([compute_phase(i, j) for j in range(stride)], 3) for i in range(stride)]
     batch, height, width, _, channels = phases[0].shape

@@ -68,6 +68,11 @@ def pretrain(
     """
     if config.model.model not in PRETRAINABLE:
         raise UserError(f"pretraining needs model={', '.join(PRETRAINABLE)}, not {config.model.model}.")
+    if config.train.parallel != "jit":
+        raise UserError(
+            f"pretraining needs parallel=jit, not {config.train.parallel}: its loss compares the views of the global "
+            f"batch, but {config.train.parallel} gives each device only its own shard. Use --parallel=jit."
+        )
     if config.train.batch_size < 2:
         raise UserError("batch_size must be at least 2: the loss compares the views of an image with those of others.")
     workdir, plan = pathlib.Path(workdir).expanduser(), make_plan(config, make_pretraining_model)

@@ -231,6 +231,20 @@ def test_other_padding_and_even_kernels_are_xlas_convolution_too(px, size, strid
         assert_near(mine, theirs)
 
 
+# Narrow images: the gradients of some columns need cropping at one edge and padding at the other.
+@pytest.mark.parametrize("pad_from_size", [1, 2, 3])
+@pytest.mark.parametrize(("stride", "size"), [(1, 4), (2, 5), (3, 4), (3, 6), (4, 5), (4, 7)])
+def test_gradients_of_narrow_images_are_those_of_xlas_convolution(stride, size, pad_from_size):
+    rng = np.random.default_rng(size)
+    pad = size - pad_from_size
+    images = rng.normal(size=(4, 20, 4, 1)).astype(np.float32)
+    kernel = rng.normal(size=(size, size, 1, 4)).astype(np.float32)
+    ours = compute_with_gradients(lambda i, k: convolution.convolve(i, k, stride, pad), images, kernel)
+    plain = compute_with_gradients(lambda i, k: plain_convolve(i, k, stride, pad), images, kernel)
+    for mine, theirs in zip(ours, plain, strict=True):
+        assert_near(mine, theirs)
+
+
 @pytest.mark.parametrize("px", [2, 3, 8])
 def test_max_pool_of_whole_windows_is_the_unpadded_reduction_with_its_gradient(px):
     images = np.random.default_rng(px).normal(size=(2, px, px + 1, 3)).astype(np.float32)

@@ -182,6 +182,8 @@ def test_a_backbone_of_other_training_images_is_told(finished, config, caplog):
     [
         ({"model": "mlp"}, "pretraining needs model=cnn, vgg16, resnet18, resnet34, resnet50, not mlp"),
         ({"model": "vgg16", "vgg_width": 2}, "only a backbone is pretrained, and vgg16 has dense layers"),
+        ({"parallel": "shard_map"}, "pretraining needs parallel=jit, not shard_map"),
+        ({"parallel": "pmap"}, "pretraining needs parallel=jit, not pmap"),
         ({"batch_size": 12}, "batch_size 12 is not divisible by the 8 devices"),
     ],
 )
