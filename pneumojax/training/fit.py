@@ -37,7 +37,7 @@ from pneumojax.data.dataset import Split, load_split, make_epoch_batches, make_e
 from pneumojax.data.stream import stream_rows
 from pneumojax.errors import Diverged, UserError
 from pneumojax.evaluation import metrics
-from pneumojax.evaluation.operating_point import load_threshold
+from pneumojax.evaluation.operating_point import load_or_choose_threshold
 from pneumojax.evaluation.predict import compute_probabilities, make_predict_images
 from pneumojax.evaluation.run import open_run
 from pneumojax.files import append_row, read_rows, truncate_rows, write_json
@@ -168,7 +168,7 @@ def fit(
         best_step, best_auroc = find_best(checkpoints) or (None, None)
         threshold = None
         if step == total_steps:
-            threshold = load_threshold(open_run(workdir, "best", config.data.data_dir), config.threshold)
+            threshold = load_or_choose_threshold(open_run(workdir, "best", config.data.data_dir), config.threshold)
         curves = workdir / "learning_curves.png"
         if jax.process_index() == 0 and (step > first_step or not curves.exists()):
             save_learning_curves(curves, read_rows(workdir / "metrics.jsonl"), selection.name)

@@ -25,7 +25,7 @@ from pneumojax.checkpoint import (
 from pneumojax.config import SWEPT, Config, config_to_dict, plan_replicas
 from pneumojax.data.dataset import Split, make_epoch_batches, make_eval_batches, split_epoch
 from pneumojax.errors import Diverged, UserError
-from pneumojax.evaluation.operating_point import load_threshold
+from pneumojax.evaluation.operating_point import load_or_choose_threshold
 from pneumojax.evaluation.run import open_run
 from pneumojax.files import append_row, read_rows, write_json
 from pneumojax.losses import compute_class_weights
@@ -365,7 +365,7 @@ def _finish(
     threshold = None
     if step == total_steps:
         run = open_run(replica.workdir, "best", replica.config.data.data_dir)
-        threshold = load_threshold(run, replica.config.threshold)
+        threshold = load_or_choose_threshold(run, replica.config.threshold)
     curves = replica.workdir / "learning_curves.png"
     if trained_steps or not curves.exists():
         rows = read_rows(replica.workdir / "metrics.jsonl")
