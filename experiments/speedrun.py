@@ -16,6 +16,7 @@ Each config field is a flag, as in train.py; --seed is the first seed. The comma
 command with --resume continues where it was stopped.
 """
 
+import dataclasses
 import datetime
 import logging
 import os
@@ -112,31 +113,18 @@ class Racer:
         import jax
 
         from pneumojax import steps
-        from pneumojax.data.batches import split_epoch
         from pneumojax.evaluation.predict import make_predict_images
-        from pneumojax.losses import compute_class_weights
-        from pneumojax.optimizer import make_optimizer
-        from pneumojax.sharding import initialize, make_mesh
-        from pneumojax.training.fit import check_batch_size, load_splits
+        from pneumojax.training.fit import make_train_chunks
+        from pneumojax.training.plan import load_selection_split, make_plan
 
         if compile_cache:
             jax.config.update("jax_compilation_cache_dir", str(compile_cache))
-        initialize(multihost=False)
-        self.config, self.mesh = config, make_mesh()
-        check_batch_size(config.train.batch_size, self.mesh)
-        data, self.selection = load_splits(config)  # Writes the decoded cache if there is none.
-        self.chunks, chunk_steps = split_epoch(len(data), config.train.batch_size, config.train.chunk_steps)
-        total_steps = config.train.epochs * self.chunks * chunk_steps
-        tx, graph = make_optimizer(config.optimizer, total_steps), steps.make_graph(config)
-        labels, task = data.labels(config.model.task), config.model.task
-        class_weights = compute_class_weights(labels, task, config.optimizer.class_weights)
-        self.sizes = config.data.progressive_px or (config.data.image_px,)
-        self.train_chunks = [
-            steps.make_train_chunk(config, graph, tx, class_weights, self.mesh, image_px) for image_px in self.sizes
-        ]
-        self.init = steps.make_init(config, tx, self.mesh)
+        self.config, self.plan = config, make_plan(config)  # Writes the decoded cache if there is none.
+        self.selection, self.mesh = load_selection_split(config), self.plan.mesh
+        self.train_chunks = make_train_chunks(self.plan)
+        self.init = steps.make_init(config, self.plan.tx, self.mesh)
         self.predict_images = make_predict_images(config, self.selection.images, self.mesh)
-        self.images = total_steps * config.train.batch_size
+        self.images = self.plan.total_steps * config.train.batch_size
         self.compiled = {}
         self.costs = {"compile_seconds": 0.0}
 
@@ -153,15 +141,16 @@ class Racer:
 
         from pneumojax import steps
         from pneumojax.data.dataset import load_split
-        from pneumojax.training.fit import feed
+        from pneumojax.training.input_pipeline import make_chunk_inputs
 
         config = replace_fields(self.config, {"seed": seed})
-        data = load_split(config.data, "train")
+        # The images are loaded again, because loading is part of what is timed.
+        plan = dataclasses.replace(self.plan, config=config, data=load_split(config.data, "train"))
         state, key = self.init(jax.random.key(seed)), steps.make_key(config, self.mesh)
-        inputs_of_chunks = feed(config, (data.images, data.labels(config.model.task)), 0, self.mesh)
-        for number, inputs in enumerate(inputs_of_chunks):
-            size = number // self.chunks * len(self.sizes) // config.train.epochs
-            state, _ = self._compile(size, (state, *inputs, key))(state, *inputs, key)
+        chunk_inputs = make_chunk_inputs(plan, (plan.data.images, plan.labels()), key, 0)
+        for number, inputs in enumerate(chunk_inputs):
+            size = plan.find_size(number * plan.chunk_steps)
+            state, _ = self._compile(size, (state, *inputs))(state, *inputs)
         return jax.block_until_ready(state.eval_variables())
 
     def _compile(self, size: int, arguments: tuple) -> Callable:
@@ -188,7 +177,7 @@ class Racer:
         Raises:
           UserError: the training has diverged.
         """
-        from pneumojax.training.fit import score_validation
+        from pneumojax.training.validation import score_validation
 
         started, cpu_started = time.perf_counter(), time.process_time()
         variables = self.train(seed)

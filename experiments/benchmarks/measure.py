@@ -40,7 +40,8 @@ from pneumojax.optimizer import make_optimizer
 from pneumojax.sharding import initialize, make_mesh, put
 from pneumojax.training.chips import find_peak_flops
 from pneumojax.training.compile_cost import compile_chunk
-from pneumojax.training.fit import describe_run, fit
+from pneumojax.training.fit import fit
+from pneumojax.training.workdir import describe_run
 from tfds_builder import kermany_pneumonia
 
 TRAIN = pathlib.Path(__file__).parents[1] / "train.py"

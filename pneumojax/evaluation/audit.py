@@ -13,7 +13,7 @@ from pneumojax.errors import UserError
 from pneumojax.evaluation import metrics
 from pneumojax.evaluation.baselines import BASELINE_PX, BASELINES, Baseline, UninformativeError, compute_scores
 from pneumojax.evaluation.bootstrap import RESAMPLES, PatientBootstrap
-from pneumojax.evaluation.operating_point import load_threshold
+from pneumojax.evaluation.operating_point import load_or_choose_threshold
 from pneumojax.evaluation.perturbations import ALTERATIONS, LUNGS_AREA, Alteration
 from pneumojax.evaluation.predict import compute_probabilities, predict
 from pneumojax.evaluation.run import Run, check_data
@@ -70,7 +70,7 @@ def audit(run: Run, split_name: str) -> dict:
     """
     split = load_split(run.config.data, split_name)
     same_data = check_data(run)
-    threshold = load_threshold(run, run.config.threshold)
+    threshold = load_or_choose_threshold(run, run.config.threshold)
     small = dataclasses.replace(run.config.data, image_px=BASELINE_PX)
     small_train, small_split = load_split(small, "train"), load_split(small, split_name)
     if len(np.unique(small_train.labels("binary"))) < 2:

@@ -15,7 +15,7 @@ import numpy as np
 from pneumojax.data.dataset import Split, load_split, load_training_images
 from pneumojax.evaluation import metrics
 from pneumojax.evaluation.evaluate import write_evaluation
-from pneumojax.evaluation.operating_point import load_calibration, load_threshold
+from pneumojax.evaluation.operating_point import load_or_choose_threshold, load_or_fit_calibration
 from pneumojax.evaluation.predict import compute_probabilities, predict
 from pneumojax.evaluation.run import Ensemble, Run
 
@@ -45,7 +45,7 @@ def evaluate_folds(runs: Sequence[Run], workdir: str | pathlib.Path) -> dict:
         held_out = load_split(run.config.data, "test")
         at = [rows[filename] for filename in held_out.filenames]
         probabilities[at] = compute_probabilities(predict(run, held_out.images))
-        threshold, calibration = load_threshold(run, rules), load_calibration(run)
+        threshold, calibration = load_or_choose_threshold(run, rules), load_or_fit_calibration(run)
         value[at], temperature[at] = threshold["value"], calibration["temperature"]
         for name, point in threshold["operating_points"].items():
             points.setdefault(name, np.full(len(images), np.nan))[at] = np.nan if point is None else point

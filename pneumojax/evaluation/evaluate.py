@@ -15,7 +15,7 @@ from pneumojax.data.dataset import Split
 from pneumojax.evaluation import metrics
 from pneumojax.evaluation.bootstrap import PatientBootstrap
 from pneumojax.evaluation.calibration import apply_temperature, shift_prevalence
-from pneumojax.evaluation.operating_point import load_calibration, load_threshold, score_split
+from pneumojax.evaluation.operating_point import load_or_choose_threshold, load_or_fit_calibration, score_split
 from pneumojax.evaluation.run import Ensemble, Run, check_data
 from pneumojax.evaluation.summary import compute_curves, compute_statistics
 from pneumojax.files import read_rows, write_json, write_text
@@ -50,7 +50,7 @@ def evaluate(run: Run | Ensemble, split_name: str, rules: ThresholdConfig | None
     rules = rules or run.config.threshold
     split, probabilities = score_split(run, split_name)
     return write_evaluation(
-        run, split, probabilities, load_threshold(run, rules), load_calibration(run), rules.prevalence
+        run, split, probabilities, load_or_choose_threshold(run, rules), load_or_fit_calibration(run), rules.prevalence
     )
 
 

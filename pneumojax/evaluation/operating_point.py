@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from pneumojax.config import ThresholdConfig
-from pneumojax.data.dataset import Split, load_split
+from pneumojax.data.dataset import Split, load_split, read_record
 from pneumojax.errors import UserError
 from pneumojax.evaluation import metrics, thresholds
 from pneumojax.evaluation.calibration import apply_temperature, fit_temperature
@@ -20,8 +20,8 @@ from pneumojax.evaluation.run import Ensemble, Run
 from pneumojax.files import write_json
 
 
-def load_threshold(run: Run | Ensemble, rules: ThresholdConfig) -> dict:
-    """The run's stored threshold if it follows these rules at this checkpoint; else chosen anew and stored.
+def load_or_choose_threshold(run: Run | Ensemble, rules: ThresholdConfig) -> dict:
+    """Loads the run's threshold, or chooses it and stores it if the stored one belongs to other rules or other scores.
 
     Raises:
       UserError: threshold.json is damaged, or the selection split is needed and missing.
@@ -30,7 +30,7 @@ def load_threshold(run: Run | Ensemble, rules: ThresholdConfig) -> dict:
     if path.exists():
         try:
             stored = json.loads(path.read_text())
-            follows = _is_of(run, stored)
+            follows = _belongs_to(run, stored)
             follows = follows and all(stored[name] == wanted for name, wanted in _describe_rule(rules).items())
             float(stored["value"]), dict(stored["operating_points"])
         except (ValueError, KeyError, TypeError) as error:
@@ -83,8 +83,8 @@ def store_threshold(run: Run | Ensemble, rules: ThresholdConfig, split: Split, p
     return threshold
 
 
-def load_calibration(run: Run | Ensemble) -> dict:
-    """The run's stored calibration if it is of this checkpoint; else fitted anew and stored.
+def load_or_fit_calibration(run: Run | Ensemble) -> dict:
+    """Loads the run's calibration, or fits it and stores it if the stored one belongs to other scores.
 
     Raises:
       UserError: calibration.json is damaged, or the selection split is needed and missing.
@@ -94,7 +94,7 @@ def load_calibration(run: Run | Ensemble) -> dict:
         try:
             stored = json.loads(path.read_text())
             float(stored["temperature"]), float(stored["prevalence"])
-            if _is_of(run, stored):
+            if _belongs_to(run, stored):
                 return stored
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is damaged ({error!r}). Delete it: it is then fitted again.") from error
@@ -158,7 +158,7 @@ def _score_together(members: Sequence[Run], name: str) -> tuple[Split, np.ndarra
                 f"{members[0].workdir} and {member.workdir} score different {name} images. "
                 "Name with --data_dir the one data set that all are to be scored on."
             )
-    temperatures = [load_calibration(member)["temperature"] for member in members]
+    temperatures = [load_or_fit_calibration(member)["temperature"] for member in members]
     calibrated = [
         apply_temperature(probabilities, temperature)
         for (_, probabilities), temperature in zip(scored, temperatures, strict=True)
@@ -176,10 +176,19 @@ def _describe_scores(run: Run | Ensemble, split: Split) -> dict:
     }
 
 
-def _is_of(run: Run | Ensemble, stored: dict) -> bool:
-    """Whether a stored threshold or calibration is of the scores that the run gives now."""
-    # Files older than test_time_views are of the image itself.
-    return stored["checkpoint_step"] == run.step and stored.get("test_time_views", 1) == run.test_time_views
+def _belongs_to(run: Run | Ensemble, stored: dict) -> bool:
+    """Whether a stored threshold or calibration was chosen on the scores that the run gives now."""
+    name = run.config.data.selection_split
+    members = run.members if isinstance(run, Ensemble) else (run,)
+    return (
+        stored["checkpoint_step"] == run.step
+        # A file that lacks test_time_views is older than the field. Its scores are of the image itself.
+        and stored.get("test_time_views", 1) == run.test_time_views
+        and all(
+            stored.get("data_fingerprint") == read_record(member.config.data)["fingerprints"].get(name)
+            for member in members
+        )
+    )
 
 
 def _describe_rule(rules: ThresholdConfig) -> dict:

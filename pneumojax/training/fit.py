@@ -12,7 +12,7 @@ from pneumojax import steps
 from pneumojax.checkpoint import find_best, has_checkpoints, open_checkpoints, save_checkpoint, wait_for_checkpoints
 from pneumojax.config import Config
 from pneumojax.errors import UserError
-from pneumojax.evaluation.operating_point import load_threshold
+from pneumojax.evaluation.operating_point import load_or_choose_threshold
 from pneumojax.evaluation.run import open_run
 from pneumojax.files import read_rows
 from pneumojax.models.weight_import import check_pretraining_images
@@ -199,7 +199,7 @@ def finish_run(
     best_step, best_auroc = find_best(checkpoints) or (None, None)
     threshold = None
     if step == plan.total_steps:
-        threshold = load_threshold(open_run(workdir, "best", config.data.data_dir), config.threshold)
+        threshold = load_or_choose_threshold(open_run(workdir, "best", config.data.data_dir), config.threshold)
     curves = workdir / "learning_curves.png"
     if jax.process_index() == 0 and (trained_steps or not curves.exists()):
         save_learning_curves(curves, read_rows(workdir / "metrics.jsonl"), config.data.selection_split)

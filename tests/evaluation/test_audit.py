@@ -88,7 +88,7 @@ def test_three_classes_score_as_pneumonia_and_baselines_do_not_hang_on_the_run(a
 
     logits = np.random.default_rng(0).normal(size=(len(load(run.config.data, "validation")), 3))
     monkeypatch.setattr(audit, "load_split", load_resized)
-    monkeypatch.setattr(audit, "load_threshold", lambda *_: of_two["threshold"])
+    monkeypatch.setattr(audit, "load_or_choose_threshold", lambda *_: of_two["threshold"])
     monkeypatch.setattr(audit, "predict", lambda run, images: logits)
     larger = dataclasses.replace(run.config, data=dataclasses.replace(run.config.data, image_px=24))
     results = audit.audit(dataclasses.replace(run, workdir=tmp_path, config=larger), "validation")

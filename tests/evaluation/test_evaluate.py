@@ -22,13 +22,14 @@ from pneumojax.evaluation import metrics, thresholds
 from pneumojax.evaluation.bootstrap import PatientBootstrap
 from pneumojax.evaluation.calibration import fit_temperature
 from pneumojax.evaluation.evaluate import evaluate
-from pneumojax.evaluation.operating_point import load_calibration, load_threshold
+from pneumojax.evaluation.operating_point import load_or_choose_threshold, load_or_fit_calibration
 from pneumojax.evaluation.predict import compute_probabilities, predict
 from pneumojax.evaluation.run import open_ensemble, open_run
 from pneumojax.models import make_model
 from pneumojax.reporting.caveats import describe_warnings
 from pneumojax.sharding import AXIS
 from pneumojax.training.fit import fit
+from tfds_builder import kermany_pneumonia
 
 BINARY = {"auroc", "auprc", "accuracy", "sensitivity", "specificity", "precision", "f1", "npv", "balanced_accuracy"}
 BINARY |= {f"specificity_at_sensitivity_{target}" for target in ("0.95", "0.975", "0.99")}
@@ -219,24 +220,61 @@ def test_a_split_of_one_class_is_scored_and_reported_with_reasons(workdir, monke
 
 def test_another_rule_chooses_again_and_is_stored(workdir):
     run = open_run(workdir)
-    first = load_threshold(run, run.config.threshold)
+    first = load_or_choose_threshold(run, run.config.threshold)
     rules = ThresholdConfig(threshold_rule="youden")
     youden = evaluate(run, "test", rules)["threshold"]
     assert (first["rule"], youden["rule"], youden["split"]) == ("target_sensitivity", "youden", "validation")
     assert json.loads((workdir / "threshold.json").read_text()) == youden
-    fixed = load_threshold(run, ThresholdConfig(threshold_rule="fixed", fixed_threshold=0.3))
+    fixed = load_or_choose_threshold(run, ThresholdConfig(threshold_rule="fixed", fixed_threshold=0.3))
     assert (fixed["value"], fixed["split"]) == (0.3, None)
-    assert load_threshold(run, ThresholdConfig(threshold_rule="fixed", fixed_threshold=0.4))["value"] == 0.4
-    lower = load_threshold(run, ThresholdConfig(target_sensitivity=0.5))
+    assert load_or_choose_threshold(run, ThresholdConfig(threshold_rule="fixed", fixed_threshold=0.4))["value"] == 0.4
+    lower = load_or_choose_threshold(run, ThresholdConfig(target_sensitivity=0.5))
     assert lower["target_sensitivity"] == 0.5
     assert lower["value"] >= first["value"]
 
 
 def test_the_threshold_of_another_checkpoint_is_not_taken_over(workdir):
     run = open_run(workdir)
-    stored = load_threshold(run, run.config.threshold)
-    other = load_threshold(dataclasses.replace(run, step=run.step + 1), run.config.threshold)
+    stored = load_or_choose_threshold(run, run.config.threshold)
+    other = load_or_choose_threshold(dataclasses.replace(run, step=run.step + 1), run.config.threshold)
     assert other["checkpoint_step"] == stored["checkpoint_step"] + 1
+
+
+@pytest.fixture(scope="module")
+def other_data_dir(tmp_path_factory):
+    path = tmp_path_factory.mktemp("other")
+    kermany_pneumonia.prepare("phantom", path, phantom_images=100)
+    return str(path)
+
+
+def test_threshold_and_temperature_belong_to_the_data_set_that_they_were_chosen_on(workdir, other_data_dir):
+    youden = ThresholdConfig(threshold_rule="youden")
+    ours, theirs = open_run(workdir), open_run(workdir, data_dir=other_data_dir)
+
+    def choose(run, rules):
+        return {name: chosen | {"date": None} for name, chosen in evaluate_parts(run, rules).items()}
+
+    for rules in (ours.config.threshold, youden):
+        expected = choose(ours, rules)
+        for run in (theirs, ours, theirs):
+            chosen = choose(run, rules)
+            validation = load_split(run.config.data, "validation")
+            probabilities = compute_probabilities(predict(run, validation.images))
+            temperature = fit_temperature(validation.labels("binary"), probabilities)
+            assert chosen["calibration"]["temperature"] == (temperature or 1.0)
+            assert chosen["calibration"]["data_fingerprint"] == validation.fingerprint
+            assert chosen["threshold"]["data_fingerprint"] == validation.fingerprint
+            assert chosen["threshold"]["value"] == metrics.choose_threshold(
+                validation.labels("binary"),
+                metrics.compute_binary_scores(probabilities),
+                rules.threshold_rule,
+                target_sensitivity=rules.target_sensitivity,
+            )
+        assert choose(ours, rules) == expected
+
+
+def evaluate_parts(run, rules):
+    return {"threshold": load_or_choose_threshold(run, rules), "calibration": load_or_fit_calibration(run)}
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"rule": "youden"}'])
@@ -244,7 +282,7 @@ def test_a_damaged_threshold_is_named(workdir, text):
     (workdir / "threshold.json").write_text(text)
     run = open_run(workdir)
     with pytest.raises(UserError, match=r"threshold\.json is damaged"):
-        load_threshold(run, run.config.threshold)
+        load_or_choose_threshold(run, run.config.threshold)
 
 
 def test_a_missing_test_split_is_said_with_its_reason(workdir, data_dir, tmp_path):
@@ -364,7 +402,7 @@ def test_views_are_averaged_the_same_for_any_batch_device_and_neighbour(trained,
 def test_threshold_and_temperature_are_of_as_many_views_as_are_scored(workdir):
     plain = open_run(workdir)
     rules = plain.config.threshold
-    first = load_threshold(plain, rules), load_calibration(plain)
+    first = load_or_choose_threshold(plain, rules), load_or_fit_calibration(plain)
     run = open_run(workdir, test_time_views=2)
     results = evaluate(run, "test")
     assert results["threshold"]["test_time_views"] == results["run"]["test_time_views"] == 2
@@ -374,14 +412,14 @@ def test_threshold_and_temperature_are_of_as_many_views_as_are_scored(workdir):
     assert results["threshold"]["value"] == thresholds.choose_threshold(
         validation.subtypes, scores, rules.threshold_rule, target_sensitivity=0.95
     )
-    again = load_threshold(plain, rules), load_calibration(plain)
+    again = load_or_choose_threshold(plain, rules), load_or_fit_calibration(plain)
     for old, new in zip(first, again, strict=True):
         assert old | {"date": None} == new | {"date": None}
     # A file that was written before there were views is of the image itself.
     old = {name: value for name, value in again[0].items() if name != "test_time_views"} | {"value": 0.123}
     (workdir / "threshold.json").write_text(json.dumps(old))
-    assert load_threshold(plain, rules)["value"] == 0.123
-    assert load_threshold(run, rules)["value"] == results["threshold"]["value"]
+    assert load_or_choose_threshold(plain, rules)["value"] == 0.123
+    assert load_or_choose_threshold(run, rules)["value"] == results["threshold"]["value"]
 
 
 def test_views_without_augmentation_are_refused(make_config):

@@ -18,7 +18,7 @@ from pneumojax.evaluation import metrics, thresholds
 from pneumojax.evaluation.bootstrap import PatientBootstrap
 from pneumojax.evaluation.calibration import apply_temperature, compute_calibration, fit_temperature
 from pneumojax.evaluation.evaluate import evaluate
-from pneumojax.evaluation.operating_point import load_calibration, load_threshold
+from pneumojax.evaluation.operating_point import load_or_choose_threshold, load_or_fit_calibration
 from pneumojax.evaluation.prediction_files import check_same_images, read_predictions
 from pneumojax.evaluation.run import open_ensemble, open_run
 from pneumojax.training.fit import fit
@@ -95,11 +95,11 @@ def test_lost_or_old_calibration_is_fitted_again_and_a_damaged_one_named(make_ru
     stored = json.loads(path.read_text())
     for content in (None, stored | {"temperature": 9.0, "checkpoint_step": run.step + 1}):
         path.unlink() if content is None else path.write_text(json.dumps(content))
-        assert load_calibration(run)["temperature"] == stored["temperature"]
+        assert load_or_fit_calibration(run)["temperature"] == stored["temperature"]
         assert json.loads(path.read_text())["temperature"] == stored["temperature"]
     path.write_text('{"temperature": "warm"}')
     with pytest.raises(UserError, match=r"calibration\.json is damaged"):
-        load_calibration(run)
+        load_or_fit_calibration(run)
     path.write_text(json.dumps(stored))
 
 
@@ -185,9 +185,9 @@ def test_ensemble_is_the_mean_of_calibrated_probabilities(make_run):
     members = tuple(dataclasses.replace(run, info=run.info | {"created": "later"}) for run in ensemble.members)
     path = ensemble.workdir / "threshold.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"value": 0.123}))
-    assert load_threshold(ensemble, ensemble.config.threshold)["value"] == 0.123
+    assert load_or_choose_threshold(ensemble, ensemble.config.threshold)["value"] == 0.123
     retrained = dataclasses.replace(ensemble, members=members)
-    assert load_threshold(retrained, ensemble.config.threshold)["value"] == chosen
+    assert load_or_choose_threshold(retrained, ensemble.config.threshold)["value"] == chosen
 
 
 def test_ensembles_that_do_not_go_together(make_run, tmp_path):

@@ -21,7 +21,7 @@ from pneumojax.config import config_from_dict, config_to_dict
 from pneumojax.errors import UserError
 from pneumojax.evaluation import metrics
 from pneumojax.evaluation.evaluate import evaluate
-from pneumojax.evaluation.operating_point import load_threshold, score_split
+from pneumojax.evaluation.operating_point import load_or_choose_threshold, score_split
 from pneumojax.evaluation.run import open_ensemble, open_replicas, open_run
 from pneumojax.optimizer import make_optimizer
 from pneumojax.sharding import put
@@ -244,7 +244,7 @@ def test_the_evaluation_of_the_folder_is_that_of_the_ensemble_of_its_parts(finis
     split, probabilities = score_split(parts, "validation")
     scores = metrics.compute_binary_scores(probabilities)
     assert results["metrics"]["auroc"]["value"] == metrics.compute_auroc(split.labels("binary"), scores)
-    assert results["threshold"]["value"] == load_threshold(parts, parts.config.threshold)["value"]
+    assert results["threshold"]["value"] == load_or_choose_threshold(parts, parts.config.threshold)["value"]
     assert (workdir / "evaluation/validation/learning_curves.png").exists()
     with pytest.raises(UserError, match="run holds 2 replicas: open one, as .*replica_0, or their ensemble"):
         open_run(workdir)
