@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from pneumojax.config import ThresholdConfig
-from pneumojax.data.dataset import Split, load_split, read_record
+from pneumojax.data.dataset import Split, ensure_prepared, load_split
 from pneumojax.errors import UserError
 from pneumojax.evaluation import metrics, thresholds
 from pneumojax.evaluation.calibration import apply_temperature, fit_temperature
@@ -185,7 +185,7 @@ def _belongs_to(run: Run | Ensemble, stored: dict) -> bool:
         # A file that lacks test_time_views is older than the field. Its scores are of the image itself.
         and stored.get("test_time_views", 1) == run.test_time_views
         and all(
-            stored.get("data_fingerprint") == read_record(member.config.data)["fingerprints"].get(name)
+            stored.get("data_fingerprint") == ensure_prepared(member.config.data)["fingerprints"].get(name)
             for member in members
         )
     )

@@ -207,5 +207,5 @@ def test_the_same_command_trains_nothing_again_and_other_folds_are_refused(cross
 
 
 def test_the_held_out_fold_does_not_choose():
-    with pytest.raises(UserError, match="the held-out fold is scored"):
+    with pytest.raises(UserError, match="the held-out fold is only scored"):
         config_from_dict({"folds": 3, "selection_split": "test"})

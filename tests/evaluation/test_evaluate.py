@@ -424,6 +424,6 @@ def test_threshold_and_temperature_are_of_as_many_views_as_are_scored(workdir):
 
 def test_views_without_augmentation_are_refused(make_config):
     still = dict.fromkeys(("rotate_degrees", "shift", "zoom", "brightness", "contrast", "gamma"), 0.0)
-    with pytest.raises(UserError, match="test_time_views=4 needs a range of augmentation"):
+    with pytest.raises(UserError, match="test_time_views=4 needs an augmentation range"):
         make_config(**still, crop_min_area=1.0, test_time_views=4)
     assert make_config(**still, crop_min_area=1.0, flip=True, test_time_views=4).augment.test_time_views == 4

@@ -93,7 +93,7 @@ def test_a_finished_run_says_so(first_run, train):
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
     again = train(workdir)
     assert again.returncode == 0, again.stderr
-    assert again.stdout.strip().startswith("Nothing to do: this run has finished its 12 steps.")
+    assert again.stdout.strip().startswith("Nothing to do: this run has already finished its 12 steps.")
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
 
 

@@ -117,5 +117,5 @@ def test_a_backbone_that_trains_is_refused(fields, sentence):
 
 
 def test_mixup_is_refused():
-    with pytest.raises(UserError, match="mixup blends images: give --mixup_alpha=0"):
+    with pytest.raises(UserError, match="mixup blends images: use --mixup_alpha=0"):
         config_from_dict({"cached_views": 1, "mixup_alpha": 0.2})
