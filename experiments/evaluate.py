@@ -56,8 +56,9 @@ FIXED = flags.DEFINE_float("fixed_threshold", None, "threshold of rule fixed (de
 def main() -> int:
     # Imports JAX: after the flags are known to be good.
     from pneumojax.checkpoint import find_replicas
+    from pneumojax.evaluation.ensemble import open_ensemble, open_replicas
     from pneumojax.evaluation.evaluate import evaluate
-    from pneumojax.evaluation.run import open_ensemble, open_replicas, open_run
+    from pneumojax.evaluation.run import open_run
     from pneumojax.sharding import initialize
 
     initialize(multihost=False)

@@ -1,13 +1,15 @@
-"""What an evaluation wrote, read again: predictions of a split without the network that made them."""
+"""Reads the predictions that an evaluation wrote. The network that made them is not needed."""
 
 import csv
 import dataclasses
+import io
 import json
 import pathlib
 
 import numpy as np
 
 from pneumojax.errors import UserError
+from pneumojax.files import lock_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,16 +59,18 @@ def read_predictions(workdir: str | pathlib.Path, split: str) -> Predictions:
     """
     workdir = pathlib.Path(workdir).expanduser()
     directory = workdir / "evaluation" / split
-    path = directory / "predictions.csv"
-    if not path.exists():
-        raise UserError(
-            f"{workdir} was not evaluated on {split}. Do that first: "
-            f"scripts/run experiments/evaluate.py --workdir={workdir} --split={split}"
-        )
+    if not directory.parent.is_dir():
+        raise _not_evaluated(workdir, split)
+    with lock_folder(directory.parent, shared=True):  # Both files then belong to the same evaluation.
+        try:
+            text = (directory / "predictions.csv").read_text()
+            results = json.loads((directory / "metrics.json").read_text())
+        except FileNotFoundError as error:
+            raise _not_evaluated(workdir, split) from error
+        except (OSError, ValueError) as error:
+            raise _damaged(directory, error) from error
     try:
-        results = json.loads((directory / "metrics.json").read_text())
-        with path.open(newline="") as file:
-            rows = sorted(csv.DictReader(file), key=lambda row: row["filename"])
+        rows = sorted(csv.DictReader(io.StringIO(text)), key=lambda row: row["filename"])
         names = list(results["run"]["class_names"])
         predictions = Predictions(
             workdir=workdir,
@@ -80,9 +84,20 @@ def read_predictions(workdir: str | pathlib.Path, split: str) -> Predictions:
         )
         if len(rows) != results["counts"]["images"]:
             raise ValueError(f"{len(rows)} rows, where {results['counts']['images']} images were scored")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"the evaluation in {directory} is damaged ({error!r}). Evaluate the run again.") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(directory, error) from error
     return predictions
+
+
+def _not_evaluated(workdir: pathlib.Path, split: str) -> UserError:
+    return UserError(
+        f"{workdir} was not evaluated on {split}. Do that first: "
+        f"scripts/run experiments/evaluate.py --workdir={workdir} --split={split}"
+    )
+
+
+def _damaged(directory: pathlib.Path, error: Exception) -> UserError:
+    return UserError(f"the evaluation in {directory} is damaged ({error!r}). Evaluate the run again.")
 
 
 def _read_threshold(rows: list[dict], results: dict) -> float | np.ndarray:
