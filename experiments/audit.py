@@ -1,4 +1,4 @@
-"""Asks how much of a run's AUROC needs lungs: scores it on altered images, beside classifiers without a network.
+"""Measures how much of a run's AUROC needs lungs: scores perturbed images, and fits models that are no networks.
 
     scripts/run experiments/audit.py --workdir=runs/resnet
     scripts/run experiments/audit.py --workdir=runs/resnet --split=test

@@ -28,7 +28,6 @@ WORKDIR = flags.DEFINE_list(
 SPLIT = flags.DEFINE_enum("split", "validation", ("train", "validation", "test"), "split to score")
 CHECKPOINT = flags.DEFINE_enum("checkpoint", "best", ("best", "latest"), "best by val/auroc, or the latest")
 DATA_DIR = flags.DEFINE_string("data_dir", None, "folder of prepared data sets (default: where the run found them)")
-IMAGE_PX = flags.DEFINE_integer("image_px", None, "size of the images; must be the run's own, which is the default")
 VIEWS = flags.DEFINE_integer(
     "test_time_views",
     None,
@@ -58,8 +57,9 @@ FIXED = flags.DEFINE_float("fixed_threshold", None, "threshold of rule fixed (de
 def main() -> int:
     # Imports JAX: after the flags are known to be good.
     from pneumojax.checkpoint import find_replicas
+    from pneumojax.evaluation.ensemble import open_ensemble, open_replicas
     from pneumojax.evaluation.evaluate import evaluate
-    from pneumojax.evaluation.run import open_ensemble, open_replicas, open_run
+    from pneumojax.evaluation.run import open_run
     from pneumojax.sharding import initialize
 
     initialize(multihost=False)
@@ -70,11 +70,6 @@ def main() -> int:
     if one and find_replicas(pathlib.Path(named).expanduser()):
         open_it = open_replicas
     opened = open_it(named, CHECKPOINT.value, DATA_DIR.value, VIEWS.value)
-    size = opened.config.data.image_px
-    if one and IMAGE_PX.value not in (None, size):
-        return fail(
-            f"--image_px={IMAGE_PX.value}: this run was trained at {size} px and is scored at {size} px. Drop the flag."
-        )
     given = {flag.name: flag.value for flag in (RULE, TARGET, COST_RATIO, PREVALENCE, FIXED) if flag.value is not None}
     rules: ThresholdConfig = dataclasses.replace(opened.config.threshold, **given)
     results = evaluate(opened, SPLIT.value, rules)
@@ -112,7 +107,7 @@ def format_results(results: dict) -> str:
 
 
 def _format_step(threshold: dict) -> str:
-    step = threshold["checkpoint_step"]
+    step = threshold["checkpoint_step"]  # A list with an entry for each member of an ensemble.
     return f"for {len(step)} runs together" if isinstance(step, list) else f"at step {step}"
 
 

@@ -4,15 +4,13 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
 import pathlib
-import shutil
-import tempfile
 from collections.abc import Sequence
 
 import numpy as np
 
 from pneumojax.config import CLASS_NAMES, DataConfig
+from pneumojax.data.cache import read_cache, write_cache
 from pneumojax.data.decode import DECODER_VERSION, decode_images
 from pneumojax.data.folds import choose_patients, cut_fold
 from pneumojax.errors import UserError
@@ -181,22 +179,17 @@ def _load_whole_split(config: DataConfig, name: str) -> Split:
         )
     fingerprint = record["fingerprints"][name]
     cache = _cache_dir(config, name, fingerprint)
-    if not cache.exists():
+    cached = read_cache(cache, config.image_px)
+    if cached is None:
         images, examples = _decode_split(config, name)
         try:
-            _write_cache(cache, images, examples)
+            write_cache(cache, images, examples)
         except OSError as error:
             # A read-only or full data set folder costs time at the next start, not the run.
             logger.warning("could not keep the decoded images in %s (%s); each start decodes them anew", cache, error)
             return _make_split(name, images, examples, fingerprint)
-    try:
-        images = np.load(cache / "images.npy", mmap_mode="r")
-        examples = json.loads((cache / "examples.json").read_text())
-        if images.shape != (len(examples["subtype"]), config.image_px, config.image_px) or images.dtype != np.uint8:
-            raise ValueError(f"its images are {images.shape} {images.dtype}")
-        return _make_split(name, images, examples, fingerprint)
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:  # EOFError: an empty file.
-        raise UserError(f"the decoded images in {cache} are damaged ({error}). Delete that folder.") from error
+        cached = read_cache(cache, config.image_px)
+    return _make_split(name, *cached, fingerprint)
 
 
 def _data_dir(config: DataConfig) -> pathlib.Path:
@@ -233,23 +226,6 @@ def _decode_split(config: DataConfig, name: str) -> tuple[np.ndarray, dict[str, 
         ) from error
     logger.info("Decoding %d %s images to %d px (once)", len(files), name, config.image_px)
     return decode_images(files, columns["filename"], config.image_px), columns
-
-
-def _write_cache(cache: pathlib.Path, images: np.ndarray, examples: dict[str, list]) -> None:
-    """Writes beside the final name, then renames: a reader sees all of it or nothing."""
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    temporary = pathlib.Path(tempfile.mkdtemp(prefix=cache.name + ".", dir=cache.parent))
-    try:
-        np.save(temporary / "images.npy", images)
-        (temporary / "examples.json").write_text(json.dumps(examples))
-        os.chmod(temporary, 0o755)  # mkdtemp makes it private; a data set is shared.
-        try:
-            temporary.rename(cache)
-        except OSError:
-            if not cache.exists():  # else another process was first, with the same content.
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _make_split(name: str, images: np.ndarray, examples: dict[str, list], fingerprint: str) -> Split:

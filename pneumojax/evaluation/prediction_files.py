@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import io
 import json
 import pathlib
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from pneumojax.errors import UserError
 from pneumojax.evaluation.checks import check_probabilities
+from pneumojax.files import lock_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,16 +64,18 @@ def read_predictions(workdir: str | pathlib.Path, split: str) -> Predictions:
     """
     workdir = pathlib.Path(workdir).expanduser()
     directory = workdir / "evaluation" / split
-    path = directory / "predictions.csv"
-    if not path.exists():
-        raise UserError(
-            f"{workdir} was not evaluated on {split}. Evaluate it first: "
-            f"scripts/run experiments/evaluate.py --workdir={workdir} --split={split}"
-        )
+    if not directory.parent.is_dir():
+        raise _not_evaluated(workdir, split)
+    with lock_folder(directory.parent, shared=True):  # Both files then belong to the same evaluation.
+        try:
+            text = (directory / "predictions.csv").read_text()
+            results = json.loads((directory / "metrics.json").read_text())
+        except FileNotFoundError as error:
+            raise _not_evaluated(workdir, split) from error
+        except (OSError, ValueError) as error:
+            raise _damaged(directory, error) from error
     try:
-        results = json.loads((directory / "metrics.json").read_text())
-        with path.open(newline="") as file:
-            rows = sorted(csv.DictReader(file), key=lambda row: row["filename"])
+        rows = sorted(csv.DictReader(io.StringIO(text)), key=lambda row: row["filename"])
         images = results["counts"]["images"]
         if not len(rows) == images > 0:
             raise ValueError(f"predictions.csv has {len(rows)} rows, but {images} images were scored")
@@ -86,9 +90,20 @@ def read_predictions(workdir: str | pathlib.Path, split: str) -> Predictions:
             threshold=_read_threshold(rows, results),
             fingerprint=results["run"]["split"]["fingerprint"],
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"the evaluation in {directory} is damaged ({error!r}). Evaluate the run again.") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(directory, error) from error
     return predictions
+
+
+def _not_evaluated(workdir: pathlib.Path, split: str) -> UserError:
+    return UserError(
+        f"{workdir} was not evaluated on {split}. Evaluate it first: "
+        f"scripts/run experiments/evaluate.py --workdir={workdir} --split={split}"
+    )
+
+
+def _damaged(directory: pathlib.Path, error: Exception) -> UserError:
+    return UserError(f"the evaluation in {directory} is damaged ({error!r}). Evaluate the run again.")
 
 
 def _read_threshold(rows: list[dict], results: dict) -> float | np.ndarray:

@@ -16,7 +16,7 @@ from pneumojax.data.dataset import ensure_prepared, load_split, load_training_im
 from pneumojax.data.folds import cut_fold
 from pneumojax.errors import UserError
 from pneumojax.evaluation.calibration import apply_temperature
-from pneumojax.evaluation.predict import compute_probabilities, predict
+from pneumojax.evaluation.predict import compute_probabilities
 from pneumojax.evaluation.prediction_files import check_same_images, read_predictions
 from pneumojax.evaluation.run import open_run
 
@@ -137,7 +137,7 @@ def test_out_of_fold_predictions_are_those_of_the_run_that_never_saw_the_patient
         run = open_run(workdir / f"fold_{fold}", data_dir=str(data_dir))
         assert (run.config.data.folds, run.config.data.fold) == (2, fold)
         held_out = load_split(run.config.data, "test")
-        probabilities = compute_probabilities(predict(run, held_out.images))
+        probabilities = compute_probabilities(run.predict(held_out.images))
         chosen = {name: json.loads((run.workdir / f"{name}.json").read_text()) for name in ("threshold", "calibration")}
         calibrated = apply_temperature(probabilities, chosen["calibration"]["temperature"])
         for i, filename in enumerate(held_out.filenames):

@@ -1,10 +1,12 @@
 """Evaluation: exact over the split, a threshold from validation, files that agree with each other."""
 
 import base64
+import concurrent.futures
 import csv
 import dataclasses
 import functools
 import json
+import os
 import shutil
 
 import jax
@@ -18,13 +20,15 @@ from pneumojax.config import ThresholdConfig
 from pneumojax.data.augment import make_augment
 from pneumojax.data.dataset import load_split
 from pneumojax.errors import UserError
-from pneumojax.evaluation import metrics, thresholds
+from pneumojax.evaluation import metrics, prediction_files, thresholds
 from pneumojax.evaluation.bootstrap import PatientBootstrap
 from pneumojax.evaluation.calibration import fit_temperature
-from pneumojax.evaluation.evaluate import evaluate
+from pneumojax.evaluation.ensemble import open_ensemble
+from pneumojax.evaluation.evaluate import FILES, evaluate
 from pneumojax.evaluation.operating_point import load_or_choose_threshold, load_or_fit_calibration
-from pneumojax.evaluation.predict import compute_probabilities, predict
-from pneumojax.evaluation.run import open_ensemble, open_run
+from pneumojax.evaluation.predict import compute_probabilities
+from pneumojax.evaluation.run import open_run
+from pneumojax.files import replace_folder
 from pneumojax.models import make_model
 from pneumojax.reporting.caveats import describe_warnings
 from pneumojax.sharding import AXIS
@@ -95,13 +99,11 @@ def test_logits_are_those_of_the_network_for_any_batch_and_number_of_devices(tra
     plain = np.asarray(apply_network(run.config, run.variables, np.float32(images) / 255))
     if task == "binary":
         plain = np.concatenate([np.zeros_like(plain), plain], axis=1)
-    monkeypatch.setattr(
-        "pneumojax.evaluation.predict.make_mesh", lambda: Mesh(np.array(jax.devices()[:devices]), (AXIS,))
-    )
+    monkeypatch.setattr("pneumojax.evaluation.run.make_mesh", lambda: Mesh(np.array(jax.devices()[:devices]), (AXIS,)))
     for size in (1, 7, 1000):
-        logits = predict(with_eval_batch_size(run, size), images)
+        logits = with_eval_batch_size(run, size).predict(images)
         np.testing.assert_allclose(logits, plain, atol=1e-5, err_msg=str(size))
-    one = predict(run, images[3:4])
+    one = run.predict(images[3:4])
     np.testing.assert_allclose(one, plain[3:4], atol=1e-5)
 
 
@@ -191,7 +193,7 @@ def test_the_threshold_comes_from_validation_whatever_is_scored(workdir, monkeyp
     assert times == 5  # the run's own rule, and the four operating points that are always reported
     for labels in asked:
         np.testing.assert_array_equal(labels, validation.labels("binary"))
-    scores = 1 - compute_probabilities(predict(run, validation.images))[:, 0]
+    scores = 1 - compute_probabilities(run.predict(validation.images))[:, 0]
     sensitivity = np.mean(scores[validation.subtypes > 0] >= results["threshold"]["value"])
     assert sensitivity >= 0.95
     assert json.loads((workdir / "threshold.json").read_text()) == results["threshold"]
@@ -211,7 +213,7 @@ def test_a_split_of_one_class_is_scored_and_reported_with_reasons(workdir, monke
         }
         return dataclasses.replace(split, **columns)
 
-    monkeypatch.setattr("pneumojax.evaluation.operating_point.load_split", load_one_class)
+    monkeypatch.setattr("pneumojax.evaluation.run.load_split", load_one_class)
     results = evaluate(open_run(workdir), "test")
     assert results["metrics"]["auroc"]["value"] is None
     report = (workdir / "evaluation" / "test" / "report.html").read_text()
@@ -259,18 +261,66 @@ def test_threshold_and_temperature_belong_to_the_data_set_that_they_were_chosen_
         for run in (theirs, ours, theirs):
             chosen = choose(run, rules)
             validation = load_split(run.config.data, "validation")
-            probabilities = compute_probabilities(predict(run, validation.images))
+            probabilities = compute_probabilities(run.predict(validation.images))
             temperature = fit_temperature(validation.labels("binary"), probabilities)
             assert chosen["calibration"]["temperature"] == (temperature or 1.0)
             assert chosen["calibration"]["data_fingerprint"] == validation.fingerprint
             assert chosen["threshold"]["data_fingerprint"] == validation.fingerprint
-            assert chosen["threshold"]["value"] == metrics.choose_threshold(
+            assert chosen["threshold"]["value"] == thresholds.choose_threshold(
                 validation.labels("binary"),
                 metrics.compute_binary_scores(probabilities),
                 rules.threshold_rule,
                 target_sensitivity=rules.target_sensitivity,
             )
         assert choose(ours, rules) == expected
+
+
+def read_files(folder):
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_all_files_of_an_evaluation_appear_together_or_not_at_all(workdir, monkeypatch):
+    monkeypatch.setattr("pneumojax.evaluation.summary.BOOTSTRAP_RESAMPLES", 40)
+    before, after = open_run(workdir), open_run(workdir, test_time_views=2)
+    folder = workdir / "evaluation" / "test"
+    evaluate(before, "test")
+    (folder / "compared_with_b.json").write_text("{}")
+    (folder / "audit").mkdir()
+    (folder / "audit" / "blocks.png").write_text("a picture")
+    load_or_choose_threshold(after, after.config.threshold)
+    earlier, replace = read_files(folder), os.replace
+    for write in range(100):
+        writes = iter(range(100))
+
+        def fail_once(*arguments, writes=writes, write=write):
+            if next(writes) == write:
+                raise OSError(28, "No space left on device")
+            replace(*arguments)
+
+        monkeypatch.setattr(os, "replace", fail_once)
+        try:
+            evaluate(after, "test")
+            break
+        except OSError:
+            assert read_files(folder) == earlier, write
+            assert [path.name for path in folder.parent.iterdir()] == ["test"]
+    monkeypatch.undo()
+    assert write == len(FILES) - 1  # There is no confusion matrix of three classes.
+    now = read_files(folder)
+    assert now.keys() == earlier.keys()
+    assert now["predictions.csv"] != earlier["predictions.csv"]
+    assert (now["compared_with_b.json"], now["blocks.png"]) == (b"{}", b"a picture")
+    assert [path.name for path in folder.parent.iterdir()] == ["test"]
+
+
+def test_an_evaluation_is_not_read_while_another_one_replaces_it(workdir):
+    evaluate(open_run(workdir), "test")
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        with replace_folder(workdir / "evaluation" / "test", ()):
+            reading = threads.submit(prediction_files.read_predictions, workdir, "test")
+            with pytest.raises(concurrent.futures.TimeoutError):
+                reading.result(0.5)
+        assert len(reading.result().labels) == len(read_predictions(workdir, "test"))
 
 
 def evaluate_parts(run, rules):
@@ -311,7 +361,7 @@ def test_a_run_scored_on_another_data_set_warns(workdir, data_dir, tmp_path, cap
 )
 def test_images_that_the_network_does_not_take_are_refused(trained, images, words):
     with pytest.raises(UserError, match=words):
-        predict(open_run(trained["binary"]), images)
+        open_run(trained["binary"]).predict(images)
 
 
 @pytest.mark.parametrize(
@@ -358,7 +408,7 @@ def test_the_leaky_protocol_chooses_on_test_trains_the_same_and_says_so(
 
     run = open_run(leaky)
     test = load_split(run.config.data, "test")
-    logits = predict(run, test.images)
+    logits = run.predict(test.images)
     scores = 1 - compute_probabilities(logits)[:, 0]
     rows = [json.loads(line) for line in (leaky / "metrics.jsonl").read_text().splitlines()]
     aurocs = {row["step"]: row["val/auroc"] for row in rows if "val/auroc" in row}
@@ -394,8 +444,8 @@ def test_views_are_averaged_the_same_for_any_batch_device_and_neighbour(trained,
     expected = np.mean([compute_probabilities(one) for one in logits], axis=0)
     for devices, size, of in ((1, 7, slice(None)), (8, 1000, slice(None)), (8, 1, slice(3, 4))):
         mesh = Mesh(np.array(jax.devices()[:devices]), (AXIS,))
-        monkeypatch.setattr("pneumojax.evaluation.predict.make_mesh", lambda mesh=mesh: mesh)
-        probabilities = compute_probabilities(predict(with_eval_batch_size(run, size), images[of]))
+        monkeypatch.setattr("pneumojax.evaluation.run.make_mesh", lambda mesh=mesh: mesh)
+        probabilities = compute_probabilities(with_eval_batch_size(run, size).predict(images[of]))
         np.testing.assert_allclose(probabilities, expected[of], atol=1e-5, err_msg=f"{devices} {size}")
 
 
@@ -408,7 +458,7 @@ def test_threshold_and_temperature_are_of_as_many_views_as_are_scored(workdir):
     assert results["threshold"]["test_time_views"] == results["run"]["test_time_views"] == 2
     assert results["calibration"]["test_time_views"] == 2
     validation = load_split(run.config.data, "validation")
-    scores = 1 - compute_probabilities(predict(run, validation.images))[:, 0]
+    scores = 1 - compute_probabilities(run.predict(validation.images))[:, 0]
     assert results["threshold"]["value"] == thresholds.choose_threshold(
         validation.subtypes, scores, rules.threshold_rule, target_sensitivity=0.95
     )

@@ -17,10 +17,11 @@ from pneumojax.errors import UserError
 from pneumojax.evaluation import metrics, thresholds
 from pneumojax.evaluation.bootstrap import PatientBootstrap
 from pneumojax.evaluation.calibration import apply_temperature, compute_calibration, fit_temperature
+from pneumojax.evaluation.ensemble import open_ensemble
 from pneumojax.evaluation.evaluate import evaluate
 from pneumojax.evaluation.operating_point import load_or_choose_threshold, load_or_fit_calibration
 from pneumojax.evaluation.prediction_files import check_same_images, read_predictions
-from pneumojax.evaluation.run import open_ensemble, open_run
+from pneumojax.evaluation.run import open_run
 from pneumojax.training.fit import fit
 from tfds_builder import kermany_pneumonia
 

@@ -104,12 +104,6 @@ def test_a_refused_command_ends_with_one_sentence(first_run, train):
     assert "Traceback" not in done.stderr
 
 
-def test_evaluation_at_another_size_is_refused_with_both(first_run, run):
-    done = run("experiments/evaluate.py", f"--workdir={first_run[0]}", "--image_px=64")
-    assert done.returncode == 1
-    assert "--image_px=64: this run was trained at 32 px" in done.stderr
-
-
 @pytest.mark.slow
 def test_sigterm_saves_and_the_printed_command_resumes(data_dir, tmp_path):
     workdir = tmp_path / "run"

@@ -9,7 +9,6 @@ from pneumojax import steps
 from pneumojax.config import config_from_dict
 from pneumojax.data.dataset import load_split
 from pneumojax.errors import UserError
-from pneumojax.evaluation.predict import predict
 from pneumojax.evaluation.run import open_run
 from pneumojax.models import split_frozen
 from pneumojax.optimizer import make_optimizer
@@ -92,7 +91,7 @@ def test_a_run_on_kept_features_is_a_whole_run(make_config, tmp_path):
     run = open_run(tmp_path / "run", "best")
     assert run.step == result.best_step
     validation = load_split(run.config.data, "validation")
-    scores = predict(run, validation.images)[:, 1]
+    scores = run.predict(validation.images)[:, 1]
     pairs = [
         (a > b) + 0.5 * (a == b) for a in scores[validation.subtypes > 0] for b in scores[validation.subtypes == 0]
     ]

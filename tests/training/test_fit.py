@@ -19,7 +19,7 @@ from pneumojax import checkpoint, steps
 from pneumojax.data.dataset import load_split
 from pneumojax.errors import LostProcessError, UserError
 from pneumojax.evaluation import operating_point
-from pneumojax.evaluation.predict import compute_probabilities, predict
+from pneumojax.evaluation.predict import compute_probabilities
 from pneumojax.evaluation.run import open_run
 from pneumojax.sharding import initialize
 from pneumojax.training import fit as fit_module
@@ -84,7 +84,7 @@ def test_the_logged_auroc_of_the_best_checkpoint_is_the_one_it_has(finished):
     workdir, result = finished
     run = open_run(workdir, "best")
     split = load_split(run.config.data, "validation")
-    scores = 1 - compute_probabilities(predict(run, split.images))[:, 0]
+    scores = 1 - compute_probabilities(run.predict(split.images))[:, 0]
     pairs = [(a > b) + 0.5 * (a == b) for a in scores[split.subtypes > 0] for b in scores[split.subtypes == 0]]
     assert run.step == result.best_step
     np.testing.assert_allclose(np.mean(pairs), result.best_auroc, atol=1e-9)
@@ -127,7 +127,7 @@ def test_streamed_predictions_are_bitwise_the_resident_ones(finished, make_confi
     run = open_run(finished[0])
     images = np.random.default_rng(0).integers(0, 256, (37, 32, 32), np.uint8)
     logits = [
-        predict(dataclasses.replace(run, config=make_config(loader=loader, eval_batch_size=8)), images)
+        dataclasses.replace(run, config=make_config(loader=loader, eval_batch_size=8)).predict(images)
         for loader in ("resident", "stream")
     ]
     assert logits[0].shape == (37, 2)

@@ -20,9 +20,10 @@ from pneumojax import steps
 from pneumojax.config import config_from_dict, config_to_dict
 from pneumojax.errors import UserError
 from pneumojax.evaluation import metrics
+from pneumojax.evaluation.ensemble import open_ensemble, open_replicas
 from pneumojax.evaluation.evaluate import evaluate
-from pneumojax.evaluation.operating_point import load_or_choose_threshold, score_split
-from pneumojax.evaluation.run import open_ensemble, open_replicas, open_run
+from pneumojax.evaluation.operating_point import load_or_choose_threshold
+from pneumojax.evaluation.run import open_run
 from pneumojax.optimizer import make_optimizer
 from pneumojax.sharding import put
 from pneumojax.training import replicas
@@ -241,7 +242,7 @@ def test_the_evaluation_of_the_folder_is_that_of_the_ensemble_of_its_parts(finis
     parts = open_ensemble([workdir / "replica_1", workdir / "replica_0"])
     assert both.workdir == workdir
     results = evaluate(both, "validation")
-    split, probabilities = score_split(parts, "validation")
+    split, probabilities = parts.score("validation")
     scores = metrics.compute_binary_scores(probabilities)
     assert results["metrics"]["auroc"]["value"] == metrics.compute_auroc(split.labels("binary"), scores)
     assert results["threshold"]["value"] == load_or_choose_threshold(parts, parts.config.threshold)["value"]
