@@ -47,9 +47,9 @@ _REASONS = {
     "auprc": "Needs images of {name}; the split has none.",
     "sensitivity": "Needs images of {name}; the split has none.",
     "specificity": "Needs images other than {name}; the split has none.",
-    "precision": "Needs decisions for {name}; there is none.",
-    "npv": "Needs decisions against {name}; there is none.",
-    "f1": "Needs images of {name} or decisions for it; there is neither.",
+    "precision": "Needs images predicted as {name}; there is none.",
+    "npv": "Needs images predicted as other than {name}; there is none.",
+    "f1": "Needs images of {name} or images predicted as {name}; there is neither.",
     "balanced_accuracy": _NEEDS_BOTH,
     **{f"specificity_at_sensitivity_{target:g}": _NEEDS_BOTH for target in TARGET_SENSITIVITIES},
 }

@@ -197,7 +197,7 @@ def test_no_positive_decision_has_no_precision():
     assert result["precision"] == {
         "value": None,
         "ci95": None,
-        "reason": "Needs decisions for pneumonia; there is none.",
+        "reason": "Needs images predicted as pneumonia; there is none.",
     }
     assert result["f1"]["value"] == 0.0
 
