@@ -75,8 +75,8 @@ def pretrain(
         raise UserError(f"pretraining needs model={', '.join(PRETRAINABLE)}, not {config.model.model}.")
     if train.parallel != "jit":
         raise UserError(
-            f"pretraining needs parallel=jit, not {train.parallel}: its loss compares the views of the whole batch, and "
-            f"{train.parallel} shows each device its own share only."
+            f"pretraining needs parallel=jit, not {train.parallel}: its loss compares all views of a batch, and each "
+            f"device sees its own share only under {train.parallel}."
         )
     initialize(train.multihost)
     mesh = make_mesh()
