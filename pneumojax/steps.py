@@ -19,6 +19,7 @@ from pneumojax.losses import as_class_logits, compute_contrastive, compute_cross
 from pneumojax.models import make_model, split_frozen
 from pneumojax.models.weight_import import load_pretrained
 from pneumojax.ops.convolution import uses_xla_forms
+from pneumojax.ops.fusion import compute_unfused
 from pneumojax.optimizer import make_optimizer
 from pneumojax.sharding import AXIS, put, replicated
 from pneumojax.state import TrainState
@@ -134,19 +135,19 @@ def make_train_step(
     Returns:
       `train_step(state, images, labels, index, key) -> (state, metrics)`: images [N, H, W] uint8, labels [N] int32,
       index [B] int32 (or the device's share of it), key the run's PRNG key. With `cached_views` images are features
-      [N, K, ...] from `make_extract`; with loader=stream images and labels are those of the batch, and index counts
-      them. Metrics are sums over the batch: `loss`, `correct`, `count`, float32.
+      [N, K, ...] from `make_extract`. With loader=stream images [S, B, H, W] and labels [S, B] are those of a chunk,
+      and index [] int32 is the batch's number in it. Metrics are sums over the batch: `loss`, `correct`, `count`,
+      float32.
     """
     augment = _make_augment(config)
     views, alpha = config.model.cached_views, config.augment.mixup_alpha
     classes, smoothing = len(CLASS_NAMES[config.model.task]), config.optimizer.label_smoothing
 
-    take = _make_take(config)
     shrinks = image_px is not None and image_px < config.data.image_px
     resize = (lambda images: shrink(images, image_px)) if shrinks else (lambda images: images)
 
     def prepare(images, labels, index, mixup_keys, augment_keys):
-        batch, labels = resize(scale_pixels(take(images, index))), take(labels, index)
+        batch = resize(scale_pixels(_gather(images, index)))
         targets = make_targets(labels, classes, smoothing)
         if alpha:
             batch, targets = mixup(mixup_keys, alpha, (batch, targets), (next_place(batch), next_place(targets)))
@@ -155,7 +156,7 @@ def make_train_step(
     def prepare_features(features, labels, index, mixup_keys, augment_keys):
         del mixup_keys
         view = jax.vmap(lambda key: jax.random.randint(key, (), 0, views))(augment_keys)
-        return features[index, view], make_targets(labels[index], classes, smoothing), labels[index]
+        return features[index, view], make_targets(labels, classes, smoothing), labels
 
     def compute_loss(params, batch_stats, batch, targets, labels, keys):
         model = nnx.merge(graph, params, batch_stats)
@@ -168,7 +169,8 @@ def make_train_step(
     descend = _make_descend(config, compute_loss, tx, mapped)
 
     def train_step(state, images, labels, index, key):
-        keys = _draw_keys(key, state.step, len(index), mapped)
+        labels = _gather(labels, index)
+        keys = _draw_keys(key, state.step, len(labels), mapped)
         mixup_keys, augment_keys, dropout_keys = jax.vmap(jax.random.split, (0, None), 1)(keys, 3)
         prepared = (prepare_features if views else prepare)(images, labels, index, mixup_keys, augment_keys)
         return descend(state, *prepared, dropout_keys)
@@ -196,7 +198,7 @@ def make_pretrain_step(config: Config, graph: nnx.GraphDef, tx: optax.GradientTr
       `pretrain_step(state, images, index, key) -> (state, metrics)`: as in `make_train_step`; `correct` counts the
       images whose views are nearest to each other.
     """
-    augment, take = make_augment(config.augment), _make_take(config)
+    augment = make_augment(config.augment)
 
     def compute_loss(params, batch_stats, views):
         model = nnx.merge(graph, params, batch_stats)
@@ -209,7 +211,7 @@ def make_pretrain_step(config: Config, graph: nnx.GraphDef, tx: optax.GradientTr
     descend = _make_descend(config, compute_loss, tx, mapped=False)
 
     def pretrain_step(state, images, index, key):
-        batch = jnp.repeat(take(images, index), 2, axis=0)  # Both views side by side: they stay on one device.
+        batch = jnp.repeat(_gather(images, index), 2, axis=0)  # Both views side by side: they stay on one device.
         keys = _draw_keys(key, state.step, len(batch), mapped=False)
         return descend(state, augment(keys, scale_pixels(batch)))
 
@@ -224,11 +226,10 @@ def _make_augment(config: Config) -> Callable:
     return lambda keys, images, labels: augment(keys, images)
 
 
-def _make_take(config: Config) -> Callable:
-    """Returns `take(column, index)`, the rows of a batch: of all rows those of the index, or the batch as it came."""
-    if config.train.loader == "stream":
-        return lambda column, index: column
-    return lambda column, index: column[index]
+def _gather(column: jax.Array, index: jax.Array) -> jax.Array:
+    """The rows of a batch: index is [B] row numbers of a resident column, or the [] batch number of a streamed one."""
+    # XLA would fuse each loader's own indexing into the step, and sums would then be rounded in different orders.
+    return compute_unfused(lambda column, index: column[index], column, index)
 
 
 def _draw_keys(key: jax.Array, step: jax.Array, size: int, mapped: bool) -> jax.Array:
@@ -322,8 +323,7 @@ def _compile_chunk(step: Callable, arrays: int, config: Config, mesh: Mesh) -> C
 
     def chunk_streamed(state, *rest):
         *rows, key = rest
-        index = jnp.arange(rows[0].shape[1])
-        return lax.scan(lambda state, batch: step(state, *batch, index, key), state, tuple(rows))
+        return lax.scan(lambda state, number: step(state, *rows, number, key), state, jnp.arange(len(rows[0])))
 
     streamed = config.train.loader == "stream"
     chunk = chunk_streamed if streamed else chunk_resident
@@ -410,7 +410,8 @@ def _for_each_replica(function: Callable, own):
     """`function` of each replica's arrays, which lie along the first axis of `own`."""
     if not uses_xla_forms():
         # On CPU convolutions with a kernel for each replica take twice as long side by side as one after the other.
-        return lax.map(function, own)
+        # Unfused with the loop over replicas, each replica runs the same program, to the last bit, as a run alone.
+        return lax.map(lambda own: compute_unfused(function, own), own)
     return jax.vmap(function)(own)
 
 

@@ -78,12 +78,14 @@ def draw_pictures():
 
 @pytest.fixture(scope="session")
 def compile_as_users_do():
-    """`with compile_as_users_do():` for what is bitwise equal only so: other emitters round constants otherwise."""
+    """`with compile_as_users_do():` for tests of bitwise equality, which depends on how XLA optimises."""
 
     @contextlib.contextmanager
     def use():
         with pytest.MonkeyPatch.context() as patch:
-            options = {"xla_cpu_use_fusion_emitters": True} if OLD_EMITTERS else None
+            options = {"xla_backend_optimization_level": 3}
+            if OLD_EMITTERS:
+                options["xla_cpu_use_fusion_emitters"] = True
             patch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=options))
             yield
 

@@ -4,12 +4,16 @@ Equality on several devices is tried with SGD: Adam divides by the gradient's si
 eight times too large.
 """
 
+import dataclasses
 import functools
 
 import jax
 import numpy as np
 import pytest
 from trainer import BATCH, CLASS_WEIGHTS, DRAWS, PARALLEL, RANDOM, SGD, Trainer, assert_near, draw_batches, draw_images
+
+from pneumojax.config import AugmentConfig
+from pneumojax.sharding import put
 
 
 def train(batches, devices, **fields):
@@ -81,6 +85,23 @@ def test_local_batch_norm_is_the_same_under_pmap_and_shard_map_and_the_state_is_
             assert len(copies) == 8
             assert all(np.array_equal(copy, copies[0]) for copy in copies)
     assert_near(states["pmap"], states["shard_map"], 1e-6)
+
+
+# As wide as the default network, and with its augmentation: XLA rounds small programs alike even where they differ.
+WIDE = {field.name: field.default for field in dataclasses.fields(AugmentConfig)}
+WIDE |= {"cnn_widths": (32, 64, 128, 256), "batch_size": 32}
+
+
+@pytest.mark.slow
+def test_a_streamed_chunk_is_bitwise_the_resident_one(compile_as_users_do):
+    batches = draw_batches(16, batch_size=32)
+    images, labels = draw_images()
+    with compile_as_users_do():
+        resident, streamed = Trainer(1, **WIDE), Trainer(1, loader="stream", **WIDE)
+        rows = put(images[batches], streamed.mesh, axis=1), put(labels[batches], streamed.mesh, axis=1)
+        results = streamed.chunk(streamed.state, *rows, streamed.constants[-1])
+        metrics = resident.train(batches)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(results), (jax.device_get(resident.state), metrics))
 
 
 @pytest.mark.parametrize("parallel", PARALLEL)

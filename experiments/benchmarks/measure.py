@@ -154,10 +154,10 @@ def start_fit(config: Config, case: dict) -> Measure:
     """Measures a training as train.py does it, on the prepared data set; its speed is the median of its chunks."""
     del case
     workdir = _make_folder()
-    fit(config, workdir, restart=True)
+    fit(config, workdir, restart=True, count_flops=True)
 
     def repeat():
-        result = fit(config, workdir, restart=True)
+        result = fit(config, workdir, restart=True, count_flops=True)
         rows = [row for row in read_rows(workdir / "metrics.jsonl") if "perf/images_per_second" in row]
         if not rows:
             raise UserError("a training of one chunk has no speed. Set more --epochs or fewer --chunk_steps.")

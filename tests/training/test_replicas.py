@@ -1,9 +1,11 @@
 """Replicas: each is the run it stands for, in one program, on any number of devices, stopped or not.
 
-How near: on CPU, where replicas are computed one after the other, bitwise. Side by side, as on other devices, sums are
-rounded in another order.
+On CPU, where replicas are computed one after the other, a replica is bitwise its run if they differ by seed, learning
+rate and weight decay. A swept label smoothing or augmentation strength is a variable where the run alone has a
+constant, which rounds differently. On other devices, where replicas are computed side by side, sums are rounded in another order.
 """
 
+import dataclasses
 import functools
 import json
 import shutil
@@ -17,7 +19,7 @@ from trainer import CLASS_WEIGHTS, PLAIN, RANDOM, SGD, Trainer, assert_near, dra
 
 from experiments.train import format_replicas
 from pneumojax import steps
-from pneumojax.config import config_from_dict, config_to_dict
+from pneumojax.config import AugmentConfig, config_from_dict, config_to_dict
 from pneumojax.errors import UserError
 from pneumojax.evaluation import metrics
 from pneumojax.evaluation.ensemble import open_ensemble, open_replicas
@@ -39,9 +41,11 @@ LIGHT = {
     "contrast": 0.0,
     "gamma": 0.0,
 }
-SWEEP = """
+SWEEP_RATES = """
 learning_rate = [0.02, 0.05]
 weight_decay = [0.0, 0.3]
+"""
+SWEEP = f"""{SWEEP_RATES}
 label_smoothing = [0.3, 0]
 augment_strength = [0.5, 1.2]
 """
@@ -93,10 +97,10 @@ def each_alone(config):
     return jax.tree.map(lambda *leaves: np.stack(leaves), *[train_alone(plan, r) for r, plan in enumerate(plans)])
 
 
-def test_a_replica_is_bitwise_the_run_with_its_seed_and_values_where_replicas_follow_each_other(
-    sweep, compile_as_users_do
-):
-    config = replicas_config(2, sweep)
+def test_a_replica_is_bitwise_the_run_with_its_seed_learning_rate_and_weight_decay(tmp_path, compile_as_users_do):
+    sweep = tmp_path / "sweep.toml"
+    sweep.write_text(SWEEP_RATES)
+    config = replicas_config(2, str(sweep))
     with compile_as_users_do():
         state, metrics = train_replicas(1, config)
         alone = each_alone(config)
@@ -104,8 +108,18 @@ def test_a_replica_is_bitwise_the_run_with_its_seed_and_values_where_replicas_fo
     assert not np.array_equal(*state.params["head"]["linear"]["kernel"])
 
 
-def test_side_by_side_it_is_near(sweep, monkeypatch):
-    monkeypatch.setattr(steps, "_for_each_replica", lambda function, own: jax.vmap(function)(own))
+def test_a_replica_with_the_default_augmentation_is_bitwise_the_run_alone(compile_as_users_do):
+    defaults = {field.name: field.default for field in dataclasses.fields(AugmentConfig)}
+    config = config_from_dict(PLAIN | defaults | {"model": "mlp", "replicas": 2})
+    with compile_as_users_do():
+        replicated, alone = train_replicas(1, config), each_alone(config)
+    jax.tree.map(np.testing.assert_array_equal, replicated, alone)
+
+
+@pytest.mark.parametrize("vectorised", [False, True], ids=["one after the other", "side by side"])
+def test_a_replica_with_all_swept_values_is_near_the_run_alone(sweep, monkeypatch, vectorised):
+    if vectorised:
+        monkeypatch.setattr(steps, "_for_each_replica", lambda function, own: jax.vmap(function)(own))
     config = replicas_config(2, sweep)
     (state, metrics), (alone, alone_metrics) = train_replicas(1, config), each_alone(config)
     assert_near(metrics, alone_metrics, 2e-5)
@@ -247,7 +261,7 @@ def test_the_evaluation_of_the_folder_is_that_of_the_ensemble_of_its_parts(finis
     assert results["metrics"]["auroc"]["value"] == metrics.compute_auroc(split.labels("binary"), scores)
     assert results["threshold"]["value"] == load_or_choose_threshold(parts, parts.config.threshold)["value"]
     assert (workdir / "evaluation/validation/learning_curves.png").exists()
-    with pytest.raises(UserError, match="run holds 2 replicas: open one, as .*replica_0, or their ensemble"):
+    with pytest.raises(UserError, match="run holds 2 replicas. Open one, as .*replica_0, or their ensemble"):
         open_run(workdir)
 
 
