@@ -66,7 +66,7 @@ COMMANDS = {
     "tune": Command(
         "experiments/tune.py",
         lambda folder: [*_train("--model=mlp", "--mlp_widths=8")(folder), f"--space={folder / 'space'}", "--trials=4"],
-        pause=GRACE_SECONDS + 1,
+        pause=0.0,
     ),
     "reproduce": Command(
         "experiments/reproduce.py",
