@@ -154,9 +154,13 @@ def restore_state(checkpoints: ocp.CheckpointManager, step: int, fresh: TrainSta
 
 
 def has_checkpoints(workdir: pathlib.Path) -> bool:
-    """Whether a run there has saved a state to go on from."""
-    directory = _directory(workdir)
-    return directory.is_dir() and any(path.name.isdigit() for path in directory.iterdir())
+    """Returns whether a run has saved a state that it can resume from."""
+    return find_latest_step(workdir) is not None
+
+
+def find_latest_step(workdir: pathlib.Path) -> int | None:
+    """Returns the step of a run's latest checkpoint, or None if it has none."""
+    return max(map(int, _list_steps(workdir)), default=None)
 
 
 def load_run(workdir: pathlib.Path, which: str) -> tuple[dict, dict, int]:
@@ -213,7 +217,8 @@ def _load_run(workdir: pathlib.Path, which: str) -> tuple[dict, dict, int]:
 
 
 def _list_steps(workdir: pathlib.Path) -> set[str]:
-    return {path.name for path in _directory(workdir).iterdir() if path.name.isdigit()}
+    directory = _directory(workdir)
+    return {path.name for path in directory.iterdir() if path.name.isdigit()} if directory.is_dir() else set()
 
 
 def find_replicas(workdir: pathlib.Path) -> list[pathlib.Path]:

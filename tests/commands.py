@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 
 import forked
+import jax
 import numpy as np
 
 from pneumojax import checkpoint
@@ -66,7 +67,7 @@ COMMANDS = {
     "tune": Command(
         "experiments/tune.py",
         lambda folder: [*_train("--model=mlp", "--mlp_widths=8")(folder), f"--space={folder / 'space'}", "--trials=4"],
-        pause=GRACE_SECONDS + 1,
+        pause=0.0,
     ),
     "reproduce": Command(
         "experiments/reproduce.py",
@@ -92,36 +93,41 @@ def make_folder(command: Command, folder: pathlib.Path, data_dir: pathlib.Path, 
         shutil.copytree(trained, folder / "run")
 
 
-def start(processes, command: Command, folder: pathlib.Path, disturb: Callable[[], None] | None = None):
+def start(processes, command: Command, folder: pathlib.Path, number: int = 0):
     """Starts a command in a process group of its own.
 
     Args:
       processes: the fixture.
       command: the command.
       folder: from `make_folder`.
-      disturb: called in the process before the script. It must be picklable.
+      number: distinguishes commands that are started in the same folder.
 
     Returns:
       The process.
     """
-    process = processes.Process(target=_run, args=(command.script, command.arguments(folder), folder, disturb))
+    printed = [_name_printed(folder, number, what) for what in ("stdout", "stderr")]
+    process = processes.Process(target=_run, args=(command.script, command.arguments(folder), printed))
     process.start()
     return process
 
 
-def _run(script, arguments, folder, disturb):
+def _name_printed(folder: pathlib.Path, number: int, what: str) -> pathlib.Path:
+    """The file that a command prints to. It is not on the same small disk as the folder, which may be full."""
+    parent = folder.parent.parent if os.path.ismount(folder.parent) else folder.parent
+    return parent / f"{folder.name}_{number}.{what}"
+
+
+def _run(script, arguments, printed):
     os.setpgid(0, 0)
     from pneumojax.training import search
 
     search.HEARTBEAT_SECONDS, search.GRACE_SECONDS, search.POLL_SECONDS = 1, GRACE_SECONDS, 0.2
-    if disturb:
-        disturb()
-    printed = folder.with_name(f"{folder.name}.stdout"), folder.with_name(f"{folder.name}.stderr")
     forked._start(printed, script, arguments, 1, {})
 
 
-def read_errors(folder: pathlib.Path) -> str:
-    return folder.with_name(f"{folder.name}.stderr").read_text()
+def read_errors(folder: pathlib.Path, number: int = 0) -> str:
+    """Reads what a command printed to standard error."""
+    return _name_printed(folder, number, "stderr").read_text()
 
 
 def kill(process) -> bool:
@@ -163,7 +169,7 @@ def read_result(folder: pathlib.Path) -> dict[str, object]:
 def _read_arrays(path: pathlib.Path) -> dict[str, bytes]:
     with checkpoint.open_checkpoints(path.parents[1], read_only=True) as checkpoints:
         arrays = checkpoint._load_arrays(checkpoints, int(path.name))
-    return {str(keys): np.asarray(leaf).tobytes() for keys, leaf in forked.jax.tree_util.tree_leaves_with_path(arrays)}
+    return {str(keys): np.asarray(leaf).tobytes() for keys, leaf in jax.tree_util.tree_leaves_with_path(arrays)}
 
 
 def _read_file(path: pathlib.Path, folder: pathlib.Path):

@@ -111,7 +111,7 @@ def test_trials_are_complete_pruned_or_diverged_and_the_best_complete_one_wins(o
     np.testing.assert_allclose(sum(importances.values()), 1)
 
 
-def test_a_trial_that_is_stopped_goes_on_in_its_folder_with_its_values(open_search, trained):
+def test_a_trial_that_is_stopped_goes_on_in_its_folder_with_its_values(open_search, make_config, trained, tmp_path):
     calls, signals = trained
     first = run_trials(open_search(), 2)
     signals.append(signal.SIGTERM)
@@ -120,10 +120,12 @@ def test_a_trial_that_is_stopped_goes_on_in_its_folder_with_its_values(open_sear
     assert caught.value.number == signal.SIGTERM
     assert run_trials(open_search(), 2) == first
     rows = run_trials(open_search(), 4)
-    assert [row["name"] for row in rows] == ["trial_0", "trial_1", "trial_2", "trial_4"]
+    assert [row["name"] for row in rows] == ["trial_0", "trial_1", "trial_2", "trial_3"]
     assert [name for name, _ in calls].count("trial_2") == 2
     first_start, second_start = (config for name, config in calls if name == "trial_2")
     assert first_start == second_start
+    undisturbed = search.open_search(tmp_path / "other.db", tmp_path / "other", make_config(epochs=9), SPACE)
+    assert run_trials(undisturbed, 4) == rows
 
 
 @pytest.mark.filterwarnings("ignore:Heartbeat of storage")
@@ -135,6 +137,7 @@ def test_a_trial_whose_process_was_killed_is_taken_up_three_times_at_most(open_s
     for _ in range(search.MAX_KILLED):
         trial = opened.study.ask()  # What a process does that is killed next.
         search._suggest(opened.space, trial)
+        trial.set_user_attr("directory", "trial_0")
         opened.study._storage.record_heartbeat(trial._trial_id)
         time.sleep(2.1)
         optuna.storages.fail_stale_trials(opened.study)
@@ -142,7 +145,7 @@ def test_a_trial_whose_process_was_killed_is_taken_up_three_times_at_most(open_s
     states = [trial.state.name for trial in opened.study.trials]
     assert states == ["FAIL"] * 3
     assert len({tuple(trial.params.items()) for trial in opened.study.trials}) == 1
-    assert [row["name"] for row in run_trials(opened, 2)] == ["trial_3", "trial_4"]
+    assert [row["name"] for row in run_trials(opened, 2)] == ["trial_1", "trial_2"]
 
 
 def test_processes_that_share_a_storage_finish_as_many_trials_as_wanted(open_search, trained):
