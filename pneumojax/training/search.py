@@ -111,9 +111,7 @@ def open_search(
             grace_period=GRACE_SECONDS,
             heartbeat_stale_trial_callback=_take_up_killed,
         )
-        pruner = _Halving(
-            min_resource=max(1, base.train.epochs // REDUCTION**2), reduction_factor=REDUCTION
-        )
+        pruner = _Halving(min_resource=max(1, base.train.epochs // REDUCTION**2), reduction_factor=REDUCTION)
         study = optuna.create_study(
             storage=backend, study_name=STUDY, direction="maximize", pruner=pruner, load_if_exists=True
         )

@@ -280,7 +280,7 @@ def read_files(folder):
 
 
 def test_all_files_of_an_evaluation_appear_together_or_not_at_all(workdir, monkeypatch):
-    monkeypatch.setattr("pneumojax.evaluation.summary.BOOTSTRAP_RESAMPLES", 40)
+    monkeypatch.setattr("pneumojax.evaluation.evaluate.PatientBootstrap", lambda ids: PatientBootstrap(ids, 40))
     before, after = open_run(workdir), open_run(workdir, test_time_views=2)
     folder = workdir / "evaluation" / "test"
     evaluate(before, "test")
