@@ -2,7 +2,8 @@
 
 On CPU, where replicas are computed one after the other, a replica is bitwise its run if they differ by seed, learning
 rate and weight decay. A swept label smoothing or augmentation strength is a variable where the run alone has a
-constant, which rounds differently. On other devices, where replicas are computed side by side, sums are rounded in another order.
+constant, which rounds differently. On other devices, where replicas are computed side by side, sums are rounded in
+another order.
 """
 
 import dataclasses
