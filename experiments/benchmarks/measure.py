@@ -32,7 +32,7 @@ from pneumojax.errors import UserError
 from pneumojax.evaluation.evaluate import evaluate
 from pneumojax.evaluation.run import Run
 from pneumojax.files import read_rows
-from pneumojax.ops.convolution import uses_xla_forms, xla_forms
+from pneumojax.ops.convolution import uses_xla_algorithms, xla_algorithms
 from pneumojax.optimizer import make_optimizer
 from pneumojax.sharding import initialize, make_mesh, put
 from pneumojax.training.compile_cost import compile_chunk, find_peak_flops
@@ -72,8 +72,8 @@ class Training:
 def compile_counted(function: Callable, arguments: tuple, devices: int, mapped: bool) -> tuple[Callable, dict]:
     """`compile_chunk`, its costs named as a row names them; with the bytes that XLA's own forms move on CPU too."""
     compiled, costs = compile_chunk(function, arguments, devices, mapped)
-    if not uses_xla_forms():
-        with xla_forms(True):
+    if not uses_xla_algorithms():
+        with xla_algorithms(True):
             _, own = compile_chunk(function, arguments, devices, mapped)
         costs["perf/bytes_per_step"] = own["perf/bytes_per_step"]
     return compiled, {name.removeprefix("perf/"): number for name, number in costs.items()}

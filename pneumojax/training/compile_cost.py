@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from pneumojax.ops.convolution import uses_xla_forms, xla_forms
+from pneumojax.ops.convolution import uses_xla_algorithms, xla_algorithms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,9 +100,9 @@ def compile_chunk(train_chunk: Callable, arguments: tuple, devices: int, mapped:
     seconds = time.perf_counter() - started
     # XLA counts the body of a loop once, which is one step (jax 0.10 to 0.12); a test notices when that changes.
     made, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
-    if not uses_xla_forms():
+    if not uses_xla_algorithms():
         made = {}
-        with xla_forms(True):
+        with xla_algorithms(True):
             lowered = train_chunk.lower(*arguments)
     flops = (lowered.cost_analysis() or {}).get("flops", 0) * (devices if mapped else 1)
     peak = memory and (

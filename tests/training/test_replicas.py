@@ -1,8 +1,8 @@
 """Replicas: each is the run it stands for, in one program, on any number of devices, stopped or not.
 
 On CPU, where replicas are computed one after the other, a replica is bitwise its run if they differ by seed, learning
-rate and weight decay. A swept label smoothing or augmentation strength is a variable where the run alone has a constant,
-which rounds differently. On other devices, where replicas are computed side by side, sums are rounded in another order.
+rate and weight decay. A swept label smoothing or augmentation strength is a variable in the program, in place of a
+constant, and rounds differently. On other devices replicas are computed side by side, in another order of summation.
 """
 
 import dataclasses
