@@ -18,7 +18,7 @@ from pneumojax.data.augment import keep_pneumonia, make_augment, mixup, shrink
 from pneumojax.losses import as_class_logits, compute_contrastive, compute_cross_entropy, make_targets
 from pneumojax.models import make_model, split_frozen
 from pneumojax.models.weight_import import load_pretrained
-from pneumojax.ops.convolution import uses_xla_forms
+from pneumojax.ops.convolution import uses_xla_algorithms
 from pneumojax.ops.fusion import compute_unfused
 from pneumojax.optimizer import make_optimizer
 from pneumojax.sharding import AXIS, put, replicated
@@ -408,7 +408,7 @@ def shared_out(replicas: int, mesh: Mesh) -> bool:
 
 def _for_each_replica(function: Callable, own):
     """`function` of each replica's arrays, which lie along the first axis of `own`."""
-    if not uses_xla_forms():
+    if not uses_xla_algorithms():
         # On CPU convolutions with a kernel for each replica take twice as long side by side as one after the other.
         # Unfused with the loop over replicas, each replica runs the same program, to the last bit, as a run alone.
         return lax.map(lambda own: compute_unfused(function, own), own)

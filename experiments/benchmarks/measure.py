@@ -35,7 +35,7 @@ from pneumojax.errors import UserError
 from pneumojax.evaluation.evaluate import evaluate
 from pneumojax.evaluation.run import Run
 from pneumojax.files import read_rows
-from pneumojax.ops.convolution import uses_xla_forms, xla_forms
+from pneumojax.ops.convolution import uses_xla_algorithms, xla_algorithms
 from pneumojax.optimizer import make_optimizer
 from pneumojax.sharding import initialize, make_mesh, put
 from pneumojax.training.chips import find_peak_flops
@@ -91,8 +91,8 @@ def compile_counted(function: Callable, arguments: tuple, devices: int, mapped: 
     On CPU, the bytes are those of XLA's own convolution algorithms, so that they can be compared with an accelerator's.
     """
     compiled, costs = compile_chunk(function, arguments, devices, mapped)
-    if not uses_xla_forms():
-        with xla_forms(True):
+    if not uses_xla_algorithms():
+        with xla_algorithms(True):
             _, own = compile_chunk(function, arguments, devices, mapped)
         costs["perf/bytes_per_step"] = own["perf/bytes_per_step"]
     return compiled, {name.removeprefix("perf/"): number for name, number in costs.items()}

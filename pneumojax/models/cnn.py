@@ -4,7 +4,7 @@ import jax
 from flax import nnx
 
 from pneumojax.models.layers import Conv, Head, make_batch_norm
-from pneumojax.ops.convolution import max_pool
+from pneumojax.ops.pooling import max_pool
 
 
 class CNN(nnx.Module):

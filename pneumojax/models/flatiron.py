@@ -4,7 +4,7 @@ import jax
 from flax import nnx
 
 from pneumojax.models.layers import Conv, Head, drop
-from pneumojax.ops.convolution import max_pool
+from pneumojax.ops.pooling import max_pool
 
 
 class Flatiron(nnx.Module):
@@ -37,7 +37,7 @@ class Flatiron(nnx.Module):
     def extract(self, images: jax.Array, train: bool) -> jax.Array:
         """What the convolutions make of the images: [B, P, P, 32] features."""
         del train
-        x = nnx.tanh(self.conv1.add_bias(max_pool(self.conv1.convolve(images), 2, whole=True)))
+        x = nnx.tanh(self.conv1.add_bias(max_pool(self.conv1.convolve(images), 2, valid=True)))
         x = nnx.relu(self.conv2.add_bias(max_pool(self.conv2.convolve(x), 2)))
         return nnx.leaky_relu(max_pool(x, 2), 0.3)
 

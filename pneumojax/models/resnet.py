@@ -10,7 +10,7 @@ import jax
 from flax import nnx
 
 from pneumojax.models.layers import Conv, Head, add_ones, make_batch_norm
-from pneumojax.ops.convolution import max_pool
+from pneumojax.ops.pooling import max_pool
 
 
 class Block(nnx.Module):

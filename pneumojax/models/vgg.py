@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from pneumojax.models.layers import Conv, Head, add_ones, drop
-from pneumojax.ops.convolution import max_pool
+from pneumojax.ops.pooling import max_pool
 
 STAGE_CONVOLUTIONS = (2, 2, 3, 3, 3)
 # Height and width in front of the dense layers: that of 224 px after five poolings.
@@ -63,7 +63,7 @@ class VGG16(nnx.Module):
         for stage, convolutions in enumerate(STAGE_CONVOLUTIONS):
             for i in range(convolutions):
                 x = getattr(self, f"stage{stage + 1}_conv{i + 1}")(x if i == 0 else nnx.relu(x))
-            x = nnx.relu(max_pool(x, 2, whole=x.shape[1] > 1))
+            x = nnx.relu(max_pool(x, 2, valid=x.shape[1] > 1))
         return x if self.depth else x.mean((1, 2), dtype="float32")
 
     def classify(self, features: jax.Array, train: bool, keys: jax.Array | None = None) -> jax.Array:

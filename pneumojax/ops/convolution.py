@@ -1,29 +1,33 @@
-"""Convolution and max-pooling; on CPU in the forms that XLA runs fast there, exact up to rounding.
+"""Convolution, with the fastest exact algorithm for each shape on CPU.
 
-XLA's CPU backend has a fast convolution for one layout only (NHWC, HWIO). Left to itself jax 0.10 folds the gradients
-into other layouts inside `lax.scan` and runs them as plain loops, 10 to 60 times slower. Here they are written in the
-fast layout, with barriers that keep it there. GFLOP/s of two cores (Zen 4, peak about 230) at batch 32, of XLA's own
-form and of this one, both with the flags of `sharding.initialize`; [px, channels in -> out, kernel / stride]:
+XLA's CPU backend is fast for one layout only (NHWC images, HWIO kernels). Inside `lax.scan`, jax 0.10 folds the
+gradients of a convolution into other layouts, and XLA then runs them as plain loops, 10 to 60 times slower. This module
+computes the gradients in the fast layout, with optimization barriers that preserve it. All algorithms are exact up to
+rounding.
 
-  what                 form                                              example                          own   this
-  kernel's gradient    images as channels, gradients as the kernel,      [111, 32 -> 32, 4 / 1]           116    142
-                       a few images at a time, so that they stay in      [224, 1 -> 32, 3 / 1]             12     63
-                       the cache
-  images' gradient     stride 1: the turned kernel's convolution
-                       stride 2: one small convolution for each of four  [56, 64 -> 128, 3 / 2]            65    150
-                       phases (even or odd row, even or odd column)      [28, 128 -> 256, 3 / 2]          112    180
-  many channels        `winograd.py`: half the products                  [28, 128 -> 128, 3 / 1]          193    302
-                       the same for the kernel's gradient                [56, 64 -> 64, 3 / 1]            113    150
-                       up to 7 px by column, the whole batch at once     [4, 512 -> 512, 3 / 1]           184    239
-  fewer pixels         one product for each tap of the kernel, without   [2, 512 -> 512, 3 / 1]             2    252
-                       the places where it meets padding alone
-  grey images          the sum of the taps, fused into what follows:     [224, 1 -> 32, 3 / 1]         120 ms  29 ms
-                       here max-pooling and tanh
-                       large kernels: a convolution of one row, of       [112, 1 -> 64, 7 / 2]         10.1 ms 5.6 ms
-                       which the others are channels
+The table compares GFLOP/s, or milliseconds, of XLA's own algorithm and of this module's on two cores (Zen 4, peak about
+230 GFLOP/s) at batch 32, both with the flags of `sharding.initialize`. Examples are [px, input -> output channels,
+kernel size / stride].
 
-Max-pooling remembers which place of each window was the largest (one byte), so that its gradient, a scatter in XLA, is
-one pass over the images. Other backends run XLA's own forms; so does CPU where `xla_forms` asks for them.
+  what                   algorithm                                         example                       XLA   here
+  kernel gradient        convolution of the images, with channels as the   [111, 32 -> 32, 4 / 1]        116    142
+                         batch, by the gradients as kernel; one batch tile [224, 1 -> 32, 3 / 1]          12     63
+                         at a time, so that it stays in the cache
+  image gradient         stride 1: convolution by the flipped kernel
+                         stride 2: a small convolution for each of four    [56, 64 -> 128, 3 / 2]         65    150
+                         phases (even or odd row, even or odd column)      [28, 128 -> 256, 3 / 2]       112    180
+  many channels          `winograd.py`: half the products                  [28, 128 -> 128, 3 / 1]       193    302
+                         the same for the kernel gradient                  [56, 64 -> 64, 3 / 1]         113    150
+                         up to 7 px: the whole batch at once, one matrix   [4, 512 -> 512, 3 / 1]        184    239
+                         product for each kernel column
+  below 5 px             one matrix product for each kernel tap, without   [2, 512 -> 512, 3 / 1]          2    252
+                         the positions where the tap meets padding only
+  grey images            small kernels: the sum over the taps, which XLA   [224, 1 -> 32, 3 / 1]      120 ms  29 ms
+                         fuses with what follows (here max-pooling, tanh)
+                         large kernels: convolution of one row, with the   [112, 1 -> 64, 7 / 2]     10.1 ms 5.6 ms
+                         kernel's rows as channels
+
+Other backends run XLA's own algorithms. So does CPU inside `with xla_algorithms(True)`.
 """
 
 import functools
@@ -32,86 +36,66 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax import lax
 
 from pneumojax.ops import winograd
 
-# Below this height of the result a convolution falls behind the products by tap.
+# The smallest output height at which XLA's convolution is faster than a matrix product for each tap.
 MIN_CONVOLUTION_PX = 5
-# Kernels of grey images up to this size are written out by tap. At 7 it is no faster, and what follows repeats it.
+# The largest kernel of grey images that is written as a sum over its taps. A kernel of size 7 gains nothing from it,
+# and XLA would repeat the sum for each use of the output.
 MAX_GREY_SIZE = 3
-# What one turn of the kernel's gradient takes at least: below it, overhead costs more than the cache saves. Its images
-# are what it vectorises over; but over places, where there is one channel and no stride.
-MIN_TURN_PLACES = 12_500
-MIN_TURN_IMAGES = 8
-# Up to this height Winograd's form takes the whole batch and multiplies by column.
+# A batch tile of the kernel gradient has at least this many positions. In a smaller one the overhead exceeds what the
+# cache saves. XLA vectorises over its images, so they have a minimum too; with one channel and no stride it vectorises
+# over positions.
+MIN_TILE_POSITIONS = 12_500
+MIN_TILE_IMAGES = 8
+# Up to this output height Winograd's algorithm takes the whole batch, with a matrix product for each kernel column.
 MAX_FEW_PX = 7
-# Winograd's form pays for kernels of these sizes, from so many rows on, where it saves so many products for each sum;
-# for the kernel's gradient at the smallest size alone. A turn takes two images and so many places at least.
+# Winograd's algorithm is used for these kernel sizes, from this output height on, where it saves this many products for
+# each addition. The kernel gradient uses it for the smallest size only. Its batch tiles have their own minimum.
 WINOGRAD_SIZES = (3, 4, 5)
 MIN_WINOGRAD_PX = 4
 MIN_WINOGRAD_RATIO = 60
-MIN_WINOGRAD_TURN_IMAGES = 2
-MIN_WINOGRAD_TURN_PLACES = 6_000
-# A row or column that no place of a window has.
-NOWHERE = -9
+MIN_WINOGRAD_TILE_IMAGES = 2
+MIN_WINOGRAD_TILE_POSITIONS = 6_000
 
-# `with xla_forms(True):` traces and compiles what runs there in XLA's own forms on every backend.
-xla_forms = jax.make_user_context(False)
+# What is traced inside `with xla_algorithms(True):` uses XLA's own algorithms on every backend.
+xla_algorithms = jax.make_user_context(False)
 
 
-def uses_xla_forms() -> bool:
-    """Whether what is traced now takes XLA's own forms."""
-    return xla_forms.value or jax.default_backend() != "cpu"
+def uses_xla_algorithms() -> bool:
+    """Whether functions that are traced now use XLA's own algorithms."""
+    return xla_algorithms.value or jax.default_backend() != "cpu"
 
 
 def convolve(images: jax.Array, kernel: jax.Array, stride: int, pad: int | None = None) -> jax.Array:
-    """Convolution of zero-padded images.
+    """Convolves zero-padded images.
 
     Args:
       images: [B, H, W, I].
       kernel: [K, K, I, O], of the same dtype.
       stride: step in pixels, at most K unless K is 1.
-      pad: zeros on each side, less than K; None: K // 2.
+      pad: number of zeros at each edge, less than K; None: K // 2.
 
     Returns:
-      [B, (H + 2 pad - K) // stride + 1, (W + 2 pad - K) // stride + 1, O]; by default, for odd K, that is
+      [B, (H + 2 pad - K) // stride + 1, (W + 2 pad - K) // stride + 1, O]. With the default pad and an odd K, that is
       [B, ceil(H / stride), ceil(W / stride), O].
     """
     size = kernel.shape[0]
     pad = size // 2 if pad is None else pad
-    if uses_xla_forms():
+    if uses_xla_algorithms():
         return _convolve(images, kernel, stride, [(pad, pad)] * 2)
     if size == 1:
         return images[:, ::stride, ::stride] @ kernel[0, 0]
     if images.shape[-1] == 1 and size <= MAX_GREY_SIZE:
         return _convolve_grey(images, kernel, stride, pad)
-    rows = (images.shape[1] + 2 * pad - size) // stride + 1
-    if rows <= MAX_FEW_PX and _is_for_winograd(rows, kernel.shape, stride, images.dtype):
+    height = (images.shape[1] + 2 * pad - size) // stride + 1
+    if height <= MAX_FEW_PX and _is_for_winograd(height, kernel.shape, stride, images.dtype):
         return _convolve_few_pixels(images, kernel, pad)
-    if rows < MIN_CONVOLUTION_PX:
+    if height < MIN_CONVOLUTION_PX:
         return _convolve_by_taps(images, kernel, stride, (pad, pad))
     return _convolve_on_cpu(images, kernel, stride, pad)
-
-
-def max_pool(images: jax.Array, window: int, whole: bool = False) -> jax.Array:
-    """Max-pooling at stride 2. In front of ReLU or tanh it gives what it gives behind them, and leaves them less to do.
-
-    Args:
-      images: [B, H, W, C].
-      window: 2, padded at the lower and right edge where H or W is odd, or 3, padded by 1 on each side.
-      whole: with window 2, whole windows only: an odd H or W loses its last row or column (H and W at least 2).
-
-    Returns:
-      [B, ceil(H / 2), ceil(W / 2), C]; if whole [B, H // 2, W // 2, C].
-    """
-    if whole:
-        images = images[:, : images.shape[1] // 2 * 2, : images.shape[2] // 2 * 2]
-    if uses_xla_forms():
-        padding = "SAME" if window == 2 else ((1, 1), (1, 1))
-        return nnx.max_pool(images, (window, window), strides=(2, 2), padding=padding)
-    return _max_pool_on_cpu(images, window)
 
 
 def _convolve(images, kernel, stride, padding, **dilation):
@@ -121,7 +105,7 @@ def _convolve(images, kernel, stride, padding, **dilation):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _convolve_few_pixels(images: jax.Array, kernel: jax.Array, pad: int) -> jax.Array:
-    """Winograd's form over the rows, and one product for each tap of the columns."""
+    """Winograd's algorithm over the rows, with a matrix product for each tap of the columns."""
 
     def convolve_columns(rows, kernel):
         return _convolve_by_taps(rows, kernel, 1, (0, pad))
@@ -139,31 +123,32 @@ _convolve_few_pixels.defvjp(lambda *args: (_convolve_few_pixels(*args), args[:2]
 
 
 def _convolve_by_taps(images, kernel, stride, pads):
-    """The sum of one product for each tap of the kernel, at the places where it meets more than padding."""
-    size, sides = kernel.shape[:2], images.shape[1:3]
-    shape = [(s + 2 * pad - k) // stride + 1 for s, pad, k in zip(sides, pads, size, strict=True)]
+    """Sums a matrix product for each kernel tap over the output positions where the tap meets the image."""
+    size, image_shape = kernel.shape[:2], images.shape[1:3]
+    output_shape = [(px + 2 * pad - k) // stride + 1 for px, pad, k in zip(image_shape, pads, size, strict=True)]
 
-    def meet(tap, side, out, pad):
-        """Where in the image a tap meets it, and how many places of the result lie before and after those."""
-        first, end = max(0, -((tap - pad) // stride)), min(out, (side - 1 + pad - tap) // stride + 1)
+    def find_overlap(tap, px, out, pad):
+        """(pixels of the image that a tap meets, output positions before and after those, whether there are any)."""
+        first, end = max(0, -((tap - pad) // stride)), min(out, (px - 1 + pad - tap) // stride + 1)
         start = first * stride + tap - pad
         return slice(start, start + stride * (end - first - 1) + 1, stride), (first, out - end), end > first
 
     total = 0
-    taps = jnp.split(kernel.reshape(-1, *kernel.shape[2:]), math.prod(size))  # Its gradient is one array.
-    for place, tap in zip(np.ndindex(*size), taps, strict=True):
-        there, around, any_there = zip(*map(meet, place, sides, shape, pads), strict=True)
-        if all(any_there):
-            total += jnp.pad(images[:, *there] @ tap[0], ((0, 0), *around, (0, 0)))
+    taps = jnp.split(kernel.reshape(-1, *kernel.shape[2:]), math.prod(size))  # The gradient of a split is one array.
+    for position, tap in zip(np.ndindex(*size), taps, strict=True):
+        overlaps = map(find_overlap, position, image_shape, output_shape, pads)
+        pixels, margins, meets = zip(*overlaps, strict=True)
+        if all(meets):
+            total += jnp.pad(images[:, *pixels] @ tap[0], ((0, 0), *margins, (0, 0)))
     return total
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _convolve_grey(images: jax.Array, kernel: jax.Array, stride: int, pad: int) -> jax.Array:
-    """The sum of its taps, which XLA fuses into what comes next."""
+    """Sums over the kernel's taps; XLA fuses the sum with what follows."""
     padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
     size = kernel.shape[0]
-    rows, columns = (stride * ((side - size) // stride) + 1 for side in padded.shape[1:3])
+    rows, columns = (stride * ((px - size) // stride) + 1 for px in padded.shape[1:3])
     return sum(
         padded[:, i : i + rows : stride, j : j + columns : stride] * kernel[i, j, 0]
         for i in range(size)
@@ -181,9 +166,12 @@ def _convolve_on_cpu(images: jax.Array, kernel: jax.Array, stride: int, pad: int
 
 
 def _convolve_grey_by_rows(images, kernel, stride, pad):
-    """The rows that a kernel meets, and in each the columns of a stride, as channels: one row of longer sums."""
+    """Convolves grey images with the kernel's rows, and the columns of a stride, as channels.
+
+    The convolution then has one row and sums over more channels, which XLA computes faster.
+    """
     size = len(kernel)
-    height, width = ((side + 2 * pad - size) // stride + 1 for side in images.shape[1:3])
+    height, width = ((px + 2 * pad - size) // stride + 1 for px in images.shape[1:3])
     steps = -(-size // stride)
     columns = stride * (width + steps - 1)
     padded = jnp.pad(images[..., 0], ((0, 0), (pad, pad), (pad, max(0, columns - pad - images.shape[2]))))
@@ -194,34 +182,37 @@ def _convolve_grey_by_rows(images, kernel, stride, pad):
     return _convolve(channels, weights.reshape(1, steps, stride * size, -1), 1, [(0, 0), (0, 0)])
 
 
-def _is_for_winograd(rows, kernel_shape, stride, dtype):
-    """Whether Winograd's form is the faster one for so many rows of the result, and exact enough."""
+def _is_for_winograd(height, kernel_shape, stride, dtype):
+    """Whether Winograd's algorithm is the faster one at this output height, and exact enough in this dtype."""
     size, _, channels, features = kernel_shape
-    if stride > 1 or size not in WINOGRAD_SIZES or rows < MIN_WINOGRAD_PX or dtype != jnp.float32:
+    if stride > 1 or size not in WINOGRAD_SIZES or height < MIN_WINOGRAD_PX or dtype != jnp.float32:
         return False
-    saved = size * size * channels * features / 2
-    sums = (channels + features) * winograd.TILE / (winograd.TILE + 1 - size)
-    return saved >= MIN_WINOGRAD_RATIO * sums
+    saved_products = size * size * channels * features / 2
+    additions = (channels + features) * winograd.TILE / (winograd.TILE + 1 - size)
+    return saved_products >= MIN_WINOGRAD_RATIO * additions
 
 
 def _convolve_by_winograd(images, kernel, pad):
-    """A few images at a time, so that their sums stay in the cache; in a single turn XLA repeats what made them."""
-    batch, *sides = images.shape[:3]
-    shape = [side + 2 * pad + 1 - len(kernel) for side in sides]
-    turns = _count_turns(batch, math.prod(shape), MIN_WINOGRAD_TURN_IMAGES, MIN_WINOGRAD_TURN_PLACES)
-    if turns == 1:
+    """Applies Winograd's algorithm to one batch tile at a time, so that its sums stay in the cache.
+
+    A single tile would have no loop around it, and XLA would repeat the operations that produced the images.
+    """
+    batch, *image_shape = images.shape[:3]
+    shape = [px + 2 * pad + 1 - len(kernel) for px in image_shape]
+    tiles = _count_batch_tiles(batch, math.prod(shape), MIN_WINOGRAD_TILE_IMAGES, MIN_WINOGRAD_TILE_POSITIONS)
+    if tiles == 1:
         return _convolve(images, kernel, 1, [(pad, pad)] * 2)
     kernels = winograd.transform_kernel(kernel)
 
     def convolve_columns(rows, kernel):
         return _convolve(rows, kernel, 1, [(0, 0), (pad, pad)])
 
-    def put_turn(i, results):
-        result = winograd.convolve(_pick_turn(images, turns, i), kernels, pad, convolve_columns)
+    def put_tile(i, results):
+        result = winograd.convolve(_take_batch_tile(images, tiles, i), kernels, pad, convolve_columns)
         return lax.dynamic_update_index_in_dim(results, result, i, 1)
 
-    results = jnp.zeros((batch // turns, turns, *shape, kernel.shape[-1]), images.dtype)
-    return lax.fori_loop(0, turns, put_turn, results).reshape(batch, *results.shape[2:])
+    results = jnp.zeros((batch // tiles, tiles, *shape, kernel.shape[-1]), images.dtype)
+    return lax.fori_loop(0, tiles, put_tile, results).reshape(batch, *results.shape[2:])
 
 
 def _backward(stride, pad, saved, grads):
@@ -230,141 +221,86 @@ def _backward(stride, pad, saved, grads):
     return image_grads, _compute_kernel_grads(images, grads, stride, pad, kernel.shape[0])
 
 
-for form in (_convolve_grey, _convolve_on_cpu):
-    form.defvjp(lambda *args, form=form: (form(*args), args[:2]), _backward)
+for algorithm in (_convolve_grey, _convolve_on_cpu):
+    algorithm.defvjp(lambda *args, algorithm=algorithm: (algorithm(*args), args[:2]), _backward)
 
 
-def _compute_image_grads(grads, kernel, stride, pad, sides):
-    """For every row and column between two strides, the gradients convolved with the turned taps that reach it."""
-    if _is_for_winograd(sides[0], kernel.shape, stride, grads.dtype):
-        # A loop, as else XLA turns the kernel anew for each sum of its rows.
-        turned = lax.map(lambda row: row[::-1].swapaxes(1, 2), kernel[::-1])
-        return _convolve_by_winograd(grads, turned, len(kernel) - 1 - pad)
+def _compute_image_grads(grads, kernel, stride, pad, image_shape):
+    """For each phase of the stride, convolves the output's gradients with the flipped taps that meet its pixels."""
+    if _is_for_winograd(image_shape[0], kernel.shape, stride, grads.dtype):
+        # The loop keeps XLA from flipping the kernel again for each sum over its rows.
+        flipped = lax.map(lambda row: row[::-1].swapaxes(1, 2), kernel[::-1])
+        return _convolve_by_winograd(grads, flipped, len(kernel) - 1 - pad)
 
-    def plan(phase, side, out):
+    def plan(phase, px, out):
+        """(first tap that meets the pixels phase, phase + stride, ..., padding of the gradients)."""
         first = (phase + pad) % stride
-        last = (kernel.shape[0] - 1 - first) // stride  # of the taps first, first + stride, ...
+        last = (kernel.shape[0] - 1 - first) // stride  # Index of the last one of first, first + stride, ...
         reach = (phase + pad) // stride
-        return first, (last - reach, -(-side // stride) + reach - out)
+        return first, (last - reach, -(-px // stride) + reach - out)
 
     def compute_phase(i, j):
         (top, rows), (left, columns) = (
-            plan(phase, side, out) for phase, side, out in zip((i, j), sides, grads.shape[1:3], strict=True)
+            plan(phase, px, out) for phase, px, out in zip((i, j), image_shape, grads.shape[1:3], strict=True)
         )
         taps = kernel[top::stride, left::stride][::-1, ::-1].swapaxes(2, 3)
-        reached, padding = grads, [rows, columns]
+        operand, padding = grads, [rows, columns]
         if min(*rows, *columns) < 0:
             # XLA's CPU convolution reads beyond an operand that its padding crops at one edge and extends at the other.
-            reached = lax.pad(grads, jnp.zeros((), grads.dtype), [(0, 0, 0), (*rows, 0), (*columns, 0), (0, 0, 0)])
+            operand = lax.pad(grads, jnp.zeros((), grads.dtype), [(0, 0, 0), (*rows, 0), (*columns, 0), (0, 0, 0)])
             padding = [(0, 0), (0, 0)]
-        return _convolve(reached, lax.optimization_barrier(taps), 1, padding)
+        return _convolve(operand, lax.optimization_barrier(taps), 1, padding)
 
     phases = [jnp.stack([compute_phase(i, j) for j in range(stride)], 3) for i in range(stride)]
     batch, height, width, _, channels = phases[0].shape
-    spread = jnp.stack(phases, 2).reshape(batch, stride * height, stride * width, channels)
-    return spread[:, : sides[0], : sides[1]]
+    interleaved = jnp.stack(phases, 2).reshape(batch, stride * height, stride * width, channels)
+    return interleaved[:, : image_shape[0], : image_shape[1]]
 
 
 def _compute_kernel_grads(images, grads, stride, pad, size):
-    """The images, with channels for batch, convolved with the gradients as one large kernel: a few images at a time."""
+    """Convolves the images, with channels as the batch, by the output's gradients as a large kernel, tile by tile."""
     batch, height, width, features = grads.shape
-    # What the strides leave over of the padded image at its lower and right edge.
-    sides = zip(images.shape[1:3], (height, width), strict=True)
-    rest = [side + 2 * pad - size - stride * (out - 1) for side, out in sides]
+    # Rows and columns of the padded image, at its lower and right edge, that no kernel position covers.
+    dimensions = zip(images.shape[1:3], (height, width), strict=True)
+    rest = [px + 2 * pad - size - stride * (out - 1) for px, out in dimensions]
     padding = [(pad, pad - r) for r in rest]
     kernel_shape = size, size, images.shape[-1], features
     by_winograd = size == min(WINOGRAD_SIZES) and _is_for_winograd(height, kernel_shape, stride, grads.dtype)
-    turns = _count_turns(
+    tiles = _count_batch_tiles(
         batch,
         height * width,
-        1 if images.shape[-1] == stride == 1 else MIN_TURN_IMAGES,
-        MIN_WINOGRAD_TURN_PLACES if by_winograd else MIN_TURN_PLACES,
+        1 if images.shape[-1] == stride == 1 else MIN_TILE_IMAGES,
+        MIN_WINOGRAD_TILE_POSITIONS if by_winograd else MIN_TILE_POSITIONS,
     )
 
-    def add_turn(i, total):
-        by_channel = _pick_turn(images, turns, i).transpose(3, 1, 2, 0)
-        as_kernel = _pick_turn(grads, turns, i).transpose(1, 2, 0, 3)
-        if by_winograd and turns > 1:
+    def add_tile(i, total):
+        by_channel = _take_batch_tile(images, tiles, i).transpose(3, 1, 2, 0)
+        as_kernel = _take_batch_tile(grads, tiles, i).transpose(1, 2, 0, 3)
+        if by_winograd and tiles > 1:
             return total + winograd.compute_kernel_grads(by_channel, as_kernel, size, pad)
         by_channel, as_kernel = lax.optimization_barrier((by_channel, as_kernel))
         return total + _convolve(by_channel, as_kernel, 1, padding, rhs_dilation=(stride, stride))
 
     total = jnp.zeros((images.shape[-1], size, size, features), grads.dtype)
-    return lax.fori_loop(0, turns, add_turn, total).transpose(1, 2, 0, 3)
+    return lax.fori_loop(0, tiles, add_tile, total).transpose(1, 2, 0, 3)
 
 
-def _pick_turn(x, turns, i):
-    """The images of a turn. They lie `turns` apart, so that each device has its part in every turn."""
-    return lax.dynamic_index_in_dim(x.reshape(-1, turns, *x.shape[1:]), i, 1, keepdims=False)
+def _take_batch_tile(x, tiles, i):
+    """The i-th of equal batch tiles. A tile takes every `tiles`-th image: each device has a part of each tile."""
+    return lax.dynamic_index_in_dim(x.reshape(-1, tiles, *x.shape[1:]), i, 1, keepdims=False)
 
 
-def _count_turns(batch, places, few, min_places):
-    """The most turns of equal size in which each device has `few` images, and they are worth a turn.
+def _count_batch_tiles(batch, positions, min_images, min_positions):
+    """The largest number of equal batch tiles in which each device has `min_images` and `min_positions` at least.
 
-    Or else two on one device, as in a single turn XLA fuses what made the images into their transposition, where it is
-    many times as slow; on several one, as each turn adds up over them.
+    Where no number above 1 fits, a single device takes two tiles: without a loop XLA fuses the operations that produced
+    the images into their transposition, where they are many times slower. Several devices take one tile, as each tile
+    costs a sum over the devices.
     """
     devices = jax.device_count()
 
-    def fits(turns):
-        images, rest = divmod(batch, turns * devices)
-        return not rest and images >= few and images * places >= min_places
+    def fits(tiles):
+        images, rest = divmod(batch, tiles * devices)
+        return not rest and images >= min_images and images * positions >= min_positions
 
     return next(filter(fits, range(batch, 1, -1)), 1 if batch % 2 or devices > 1 else 2)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _max_pool_on_cpu(images: jax.Array, window: int) -> jax.Array:
-    return _choose(images, window)[0]
-
-
-def _choose(images, window):
-    """The largest value of each window, and its place there (int8): the first of equals."""
-    sides = images.shape[1:3]
-    rows, columns = ((side + 1) // 2 for side in sides)
-    padding = [(window - 2, side % 2) for side in sides]
-    padded = jnp.pad(images, [(0, 0), *padding, (0, 0)], constant_values=-jnp.inf)
-    values = [
-        padded[:, i : i + 2 * rows - 1 : 2, j : j + 2 * columns - 1 : 2] for i in range(window) for j in range(window)
-    ]
-    largest, choice = values[0], jnp.zeros(values[0].shape, jnp.int8)
-    for place, value in enumerate(values[1:], 1):
-        choice = jnp.where(value > largest, jnp.int8(place), choice)
-        largest = jnp.maximum(largest, value)
-    return largest, choice
-
-
-def _max_pool_forward(images, window):
-    largest, choice = _compute_apart(lambda images: _choose(images, window), images)
-    return largest, (choice, images)
-
-
-def _max_pool_backward(window, saved, grads):
-    choice, images = saved  # Of the images only the shape is used, so they are not kept.
-    # Which row (or column) of window i rows 2i and 2i + 1 are, then, as windows of 3 overlap, of window i + 1.
-    overlaps = np.array([[0, 1]] if window == 2 else [[1, 2], [NOWHERE, 0]])
-
-    def compute_share(down, right):
-        chosen, shifted = (
-            jnp.pad(x[:, down:, right:], ((0, 0), (0, down), (0, right), (0, 0)))[:, :, None, :, None]
-            for x in (choice, grads)
-        )
-        place = window * overlaps[down][:, None, None, None] + overlaps[right][:, None]
-        return jnp.where(chosen == place, shifted, 0)
-
-    spread = sum(compute_share(down, right) for down in range(len(overlaps)) for right in range(len(overlaps)))
-    batch, rows, _, columns, _, channels = spread.shape
-    spread = spread.reshape(batch, 2 * rows, 2 * columns, channels)
-    return (spread[:, : images.shape[1], : images.shape[2]],)
-
-
-_max_pool_on_cpu.defvjp(_max_pool_forward, _max_pool_backward)
-
-
-def _compute_apart(function, *arrays):
-    """What XLA neither fuses with what is around it nor computes again for each use: the taken branch of two."""
-
-    def zeros(*arrays):
-        return jax.tree.map(lambda array: jnp.zeros(array.shape, array.dtype), jax.eval_shape(function, *arrays))
-
-    return lax.cond(lax.optimization_barrier(True), function, zeros, *arrays)

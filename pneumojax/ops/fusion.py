@@ -1,4 +1,4 @@
-"""Limits to XLA's fusion on CPU."""
+"""A limit to XLA's fusion on CPU."""
 
 from collections.abc import Callable
 
@@ -6,13 +6,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pneumojax.ops.convolution import uses_xla_forms
+from pneumojax.ops.convolution import uses_xla_algorithms
 
 
 def compute_unfused(function: Callable, *arrays):
-    """`function(*arrays)`; on CPU XLA neither fuses it with its surroundings nor repeats it for each use.
+    """Computes `function(*arrays)`, on CPU apart from the operations around it.
 
-    There it is the taken branch of a conditional: XLA's CPU backend removes optimization barriers before it fuses.
+    XLA neither fuses these operations with others nor repeats them for each use of the result. How XLA fuses an
+    operation decides how it is rounded. An optimization barrier is not enough, as XLA's CPU backend removes it before
+    fusion; a branch of a conditional stays a computation of its own.
 
     Args:
       function: returns any tree of arrays.
@@ -21,10 +23,10 @@ def compute_unfused(function: Callable, *arrays):
     Returns:
       What `function` returns.
     """
-    if uses_xla_forms():
+    if uses_xla_algorithms():
         return function(*arrays)
 
-    def zeros(*arrays):
+    def never_taken(*arrays):
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(function, *arrays))
 
-    return lax.cond(lax.optimization_barrier(True), function, zeros, *arrays)
+    return lax.cond(lax.optimization_barrier(True), function, never_taken, *arrays)

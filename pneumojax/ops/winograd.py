@@ -1,14 +1,15 @@
-"""Winograd's minimal filtering over the rows of images: half the products of a convolution, and sums around them.
+"""Winograd's minimal filtering over the rows of images, which halves the products of a convolution.
 
-A tile is six rows of the padded images. Summed with the weights B they are six others, as are the rows of the kernel
-with G. The two are multiplied by convolutions over the columns alone, or for few pixels by a matrix product for each
-column of the kernel. Summed with A the six products are rows of the result, four for a kernel of three rows. The
-kernel's gradient goes the same way backwards. The sums round: to about 3e-6 of the largest value in float32, too
-coarsely in half precision.
+A tile is six rows of the padded images. The algorithm transforms them with a matrix B, and the rows of the kernel with
+a matrix G, into six rows each. Convolutions over the columns multiply the two; for few pixels a matrix product for each
+kernel column does. A matrix A transforms the six products into rows of the output, four for a kernel of three rows. The
+kernel gradient applies the transposed steps in reverse order. The transforms round to about 3e-6 of the largest value
+in float32, and too coarsely in half precision.
 
 References:
-  Lavin, Gray, Fast algorithms for convolutional neural networks, CVPR 2016. They transform the columns as well, which
-  saves more products; in XLA's CPU backend the sums then take longer than that gains, and round to more than 1e-5.
+  Lavin, Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016. They transform the columns as well,
+  which saves more products. In XLA's CPU backend the additional sums take longer than that gains, and round to more
+  than 1e-5.
 """
 
 import functools
@@ -20,17 +21,21 @@ import numpy as np
 from jax import lax
 from numpy.polynomial import polynomial
 
-# Rows are the coefficients of polynomials; these are where they are evaluated, and the last place is infinity.
+# The algorithm evaluates polynomials, whose coefficients are the rows, at these points and at infinity.
 POINTS = (0, 1, -1, 2, -2)
 TILE = len(POINTS) + 1
 
 
 @functools.cache
 def make_matrices(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A [6, 7 - size], B [6, 6] and G [6, size] for kernels of `size` rows, float32: a row for each product."""
+    """Makes the transforms for kernels of `size` rows.
+
+    Returns:
+      (A [6, 7 - size], B [6, 6], G [6, size]) float32, with a row for each product.
+    """
 
     def evaluate(length):
-        at_infinity = np.arange(length) == length - 1  # where the last coefficient counts alone
+        at_infinity = np.arange(length) == length - 1  # There only the last coefficient counts.
         return np.vstack([np.vander(POINTS, length, increasing=True), at_infinity])
 
     others = [np.delete(POINTS, i) for i in range(len(POINTS))]
@@ -40,87 +45,91 @@ def make_matrices(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def transform_kernel(kernel: jax.Array) -> list[jax.Array]:
-    """[K, K, I, O] -> a kernel of one row, [1, K, I, O], for each product."""
-    return [_add_up(weights, kernel)[None] for weights in make_matrices(len(kernel))[2]]
+    """Transforms [K, K, I, O] into a kernel of one row, [1, K, I, O], for each of the six products."""
+    return [_sum_weighted(weights, kernel)[None] for weights in make_matrices(len(kernel))[2]]
 
 
 def convolve(images: jax.Array, kernels: list[jax.Array], pad: int, convolve_columns: Callable) -> jax.Array:
-    """Convolution at stride 1 of zero-padded images.
+    """Convolves zero-padded images at stride 1.
 
     Args:
       images: [B, H, W, I].
-      kernels: of `transform_kernel`.
-      pad: zeros on each side.
-      convolve_columns: `convolve_columns(rows [B, tiles, W, I], kernel [1, K, I, O])` with `pad` zeros beside the
-        columns.
+      kernels: from `transform_kernel`.
+      pad: number of zeros at each edge.
+      convolve_columns: `convolve_columns(rows [B, tiles, W, I], kernel [1, K, I, O])`, which pads the columns by `pad`.
 
     Returns:
       [B, H + 2 pad + 1 - K, W + 2 pad + 1 - K, O].
     """
     size = kernels[0].shape[1]
     a, b, _ = make_matrices(size)
-    under = _cut_into_tiles(images, size, pad)
-    products = [convolve_columns(_add_up(weights, under), kernel) for weights, kernel in zip(b, kernels, strict=True)]
-    tiles = jnp.stack([_add_up(weights, products) for weights in a.T], 2)
-    result = tiles.reshape(len(images), -1, *tiles.shape[3:])
-    return result[:, : images.shape[1] + 2 * pad + 1 - size]
+    rows = _split_into_tiles(images, size, pad)
+    products = [
+        convolve_columns(_sum_weighted(weights, rows), kernel) for weights, kernel in zip(b, kernels, strict=True)
+    ]
+    tiles = jnp.stack([_sum_weighted(weights, products) for weights in a.T], 2)
+    output = tiles.reshape(len(images), -1, *tiles.shape[3:])
+    return output[:, : images.shape[1] + 2 * pad + 1 - size]
 
 
 def compute_kernel_grads(images: jax.Array, grads: jax.Array, size: int, pad: int) -> jax.Array:
-    """Gradients of the kernel.
+    """Computes the kernel gradient by a convolution for each product.
 
     Args:
-      images: [I, H, W, B], with channels for batch.
-      grads: of the result, [H + 2 pad + 1 - K, W + 2 pad + 1 - K, B, O], as one large kernel.
+      images: [I, H, W, B], with channels in place of the batch.
+      grads: gradients of the output as one large kernel, [H + 2 pad + 1 - K, W + 2 pad + 1 - K, B, O].
       size: K.
-      pad: zeros on each side of the images.
+      pad: number of zeros at each edge of the images.
 
     Returns:
       [I, K, K, O].
     """
     a, b, g = make_matrices(size)
-    under, tiles = _cut_into_tiles(images, size, pad), _cut_result(grads, size, 0)
+    image_rows, grad_rows = _split_into_tiles(images, size, pad), _split_output(grads, size, 0)
 
     def multiply(weights):
         of_images, of_grads = weights
-        rows, kernel = _add_up(of_images, under), _add_up(of_grads, tiles)
+        rows, kernel = _sum_weighted(of_images, image_rows), _sum_weighted(of_grads, grad_rows)
         layout = ("NHWC", "HWIO", "NHWC")
         return lax.conv_general_dilated(rows, kernel, (1, 1), [(0, 0), (pad, pad)], dimension_numbers=layout)[:, 0]
 
-    # A loop, so that XLA does not put the images into their order anew for each product.
+    # The loop keeps XLA from transposing the images again for each product.
     products = lax.map(multiply, (b, a))
-    return jnp.stack([_add_up(weights, products) for weights in g.T], 1)
+    return jnp.stack([_sum_weighted(weights, products) for weights in g.T], 1)
 
 
 def multiply_kernel_grads(images: jax.Array, grads: jax.Array, size: int, pad: int) -> jax.Array:
-    """Gradients of the kernel by one matrix product for each sum of rows and each tap of the columns.
+    """Computes the kernel gradient by a matrix product for each product and each kernel column.
 
     Args:
       images: [B, H, W, I].
-      grads: of the result, [B, H + 2 pad + 1 - K, W + 2 pad + 1 - K, O].
+      grads: gradients of the output, [B, H + 2 pad + 1 - K, W + 2 pad + 1 - K, O].
       size: K.
-      pad: zeros on each side of the images.
+      pad: number of zeros at each edge of the images.
 
     Returns:
       [K, K, I, O].
     """
     a, b, g = make_matrices(size)
-    under, tiles = _cut_into_tiles(images, size, pad), _cut_result(grads, size, 1)
+    image_rows, grad_rows = _split_into_tiles(images, size, pad), _split_output(grads, size, 1)
 
     def multiply(rows, grads, tap):
-        # The columns of the images that the tap meets, and where in the result it does.
+        # Only the output columns where the tap meets the image contribute.
         first, end = max(0, pad - tap), min(grads.shape[2], rows.shape[2] + pad - tap)
-        met = rows[:, :, first + tap - pad : end + tap - pad], grads[:, :, first:end]
-        of_images, of_grads = (array.reshape(-1, array.shape[-1]) for array in met)
+        overlap = rows[:, :, first + tap - pad : end + tap - pad], grads[:, :, first:end]
+        of_images, of_grads = (array.reshape(-1, array.shape[-1]) for array in overlap)
         return of_images.T @ of_grads
 
-    sums = [(_add_up(of_images, under), _add_up(of_grads, tiles)) for of_images, of_grads in zip(b, a, strict=True)]
+    sums = [
+        (_sum_weighted(of_images, image_rows), _sum_weighted(of_grads, grad_rows))
+        for of_images, of_grads in zip(b, a, strict=True)
+    ]
     products = [[multiply(rows, grads, tap) for rows, grads in sums] for tap in range(size)]
-    return jnp.stack([jnp.stack([_add_up(weights, of_tap) for of_tap in products]) for weights in g.T])
+    return jnp.stack([jnp.stack([_sum_weighted(weights, of_tap) for of_tap in products]) for weights in g.T])
 
 
-def _cut_into_tiles(images, size, pad):
-    """The first, the second, ... the sixth rows of all tiles: six arrays [B, tiles, W, I]."""
+def _split_into_tiles(images, size, pad):
+    """Six arrays [B, tiles, W, I]: the first rows of all tiles, the second rows, and so on."""
     step = TILE + 1 - size
     height = images.shape[1] + 2 * pad + 1 - size
     tiles, more = -(-height // step), -(-(size - 1) // step)
@@ -130,15 +139,15 @@ def _cut_into_tiles(images, size, pad):
     return [padded[:, row // step :][:, :tiles, row % step] for row in range(TILE)]
 
 
-def _cut_result(grads, size, axis):
-    """The first, the second, ... row of all tiles of the result, whose rows lie along an axis."""
+def _split_output(grads, size, axis):
+    """The first output rows of all tiles, the second rows, and so on; `axis` is the axis of the rows."""
     step = TILE + 1 - size
-    padded = jnp.pad(grads, [(0, -side % step if i == axis else 0) for i, side in enumerate(grads.shape)])
+    padded = jnp.pad(grads, [(0, -length % step if i == axis else 0) for i, length in enumerate(grads.shape)])
     padded = padded.reshape(*grads.shape[:axis], -1, step, *grads.shape[axis + 1 :])
     return [lax.index_in_dim(padded, row, axis + 1, keepdims=False) for row in range(step)]
 
 
-def _add_up(weights, arrays):
-    """Their weighted sum. Of weights known before it runs those that are 0 are left out."""
+def _sum_weighted(weights, arrays):
+    """The weighted sum of arrays. Weights that are known when tracing and are 0 are left out."""
     known = isinstance(weights, np.ndarray)
     return sum(weight * array for weight, array in zip(weights, arrays, strict=True) if not known or weight)

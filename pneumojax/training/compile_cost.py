@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from pneumojax.ops.convolution import uses_xla_forms, xla_forms
+from pneumojax.ops.convolution import uses_xla_algorithms, xla_algorithms
 
 
 def compile_chunk(
@@ -37,10 +37,10 @@ def compile_chunk(
     costs = {"perf/compile_seconds": time.perf_counter() - started}
     numbers: dict[str, Any] = {}
     # XLA counts the body of the loop over steps once, so these are costs of one step (jax 0.10 to 0.12; tested).
-    if uses_xla_forms():
+    if uses_xla_algorithms():
         numbers["bytes_per_step"] = (compiled.cost_analysis() or {}).get("bytes accessed")
     elif count_flops:
-        with xla_forms(True):
+        with xla_algorithms(True):
             lowered = train_chunk.lower(*arguments)
     if count_flops:
         numbers["flops_per_step"] = (lowered.cost_analysis() or {}).get("flops", 0) * (devices if mapped else 1)

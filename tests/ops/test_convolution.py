@@ -5,44 +5,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from xla_reference import assert_near, compute_with_gradients, plain_convolve
 
 from pneumojax.ops import convolution, winograd
 
 
-def plain_convolve(images, kernel, stride, pad=None):
-    pad = kernel.shape[0] // 2 if pad is None else pad
-    return lax.conv_general_dilated(
-        images, kernel, (stride, stride), [(pad, pad)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-
-
-def plain_max_pool(images, window):
-    padding = "SAME" if window == 2 else ((1, 1), (1, 1))
-    return nnx.max_pool(images, (window, window), strides=(2, 2), padding=padding)
-
-
-def assert_near(ours, plain, tolerance=1e-5):
-    assert ours.shape == plain.shape
-    scale = np.abs(plain).max()
-    np.testing.assert_allclose(ours / scale, plain / scale, atol=tolerance)
-
-
-def compute_with_gradients(function, *arrays):
-    """The result, and the gradients of its weighted sum, in one compiled call."""
-
-    @jax.jit
-    def compute(*arrays):
-        result, pull_back = jax.vjp(function, *arrays)
-        return result, *pull_back(jnp.sin(jnp.arange(result.size, dtype=result.dtype)).reshape(result.shape))
-
-    return [np.asarray(array) for array in compute(*arrays)]
-
-
-# Up to 4 px, by stride 2 up to 8: by taps; above XLA's convolution, or with many channels Winograd's form. One channel
-# and a small kernel: grey images.
+# Up to 4 px, by stride 2 up to 8: by taps; above XLA's convolution, or with many channels Winograd's algorithm.
+# One channel and a small kernel: grey images.
 @pytest.mark.parametrize(
     ("size", "stride", "px", "channels"),
     [
@@ -68,20 +39,22 @@ def test_convolve_is_xlas_convolution_with_its_gradients(size, stride, px, chann
 WINOGRAD_CHANNELS = 40, 44
 
 
-def make_turns_small(monkeypatch):
+def make_tiles_small(monkeypatch):
     for name in dir(convolution):
-        if name.startswith("MIN_") and "_TURN_" in name:
+        if name.startswith("MIN_") and "_TILE_" in name:
             monkeypatch.setattr(convolution, name, 1)
 
 
 @pytest.mark.parametrize("px", [4, 7, 9, 14])
 @pytest.mark.parametrize(("size", "pad"), [(3, 1), (3, 0), (3, 2), (4, 1), (5, 2)])
-def test_winograds_form_is_xlas_convolution_with_its_gradients(monkeypatch, px, size, pad):
-    make_turns_small(monkeypatch)
+def test_winograds_algorithm_is_xlas_convolution_with_its_gradients(monkeypatch, px, size, pad):
+    make_tiles_small(monkeypatch)
     calls = []
     for name in ("convolve", "compute_kernel_grads", "multiply_kernel_grads"):
-        form = getattr(winograd, name)
-        monkeypatch.setattr(winograd, name, lambda *args, form=form, name=name: calls.append(name) or form(*args))
+        algorithm = getattr(winograd, name)
+        monkeypatch.setattr(
+            winograd, name, lambda *args, algorithm=algorithm, name=name: calls.append(name) or algorithm(*args)
+        )
     rng = np.random.default_rng(px)
     channels, features = WINOGRAD_CHANNELS
     of_kernel = (
@@ -106,33 +79,6 @@ def test_a_single_image_is_convolved_by_xla(monkeypatch):
         assert_near(mine, theirs)
 
 
-@pytest.mark.parametrize(("size", "pad"), [(3, 1), (4, 1), (5, 2)])
-def test_winograds_gradient_of_the_kernel_is_that_of_xlas_convolution(size, pad):
-    rng = np.random.default_rng(size)
-    images, kernel = rng.normal(size=(2, 9, 8, 3)), rng.normal(size=(size, size, 3, 4))
-    result, pull_back = jax.vjp(lambda k: plain_convolve(np.float32(images), k, 1, pad), np.float32(kernel))
-    grads = rng.normal(size=result.shape).astype(np.float32)
-    ours = winograd.compute_kernel_grads(
-        np.float32(images.transpose(3, 1, 2, 0)), grads.transpose(1, 2, 0, 3), size, pad
-    )
-    assert_near(ours.transpose(1, 2, 0, 3), *pull_back(grads))
-    assert_near(winograd.multiply_kernel_grads(np.float32(images), grads, size, pad), *pull_back(grads))
-
-
-def test_the_matrices_are_those_of_the_paper():
-    a, b, g = winograd.make_matrices(3)
-    assert a.T.tolist() == [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
-    assert b.tolist() == [
-        [4, 0, -5, 0, 1, 0],
-        [0, -4, -4, 1, 1, 0],
-        [0, 4, -4, -1, 1, 0],
-        [0, -2, -1, 2, 1, 0],
-        [0, 2, -1, -2, 1, 0],
-        [0, 4, 0, -5, 0, 1],
-    ]
-    np.testing.assert_allclose(24 * g, [[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]])
-
-
 @pytest.mark.parametrize(
     ("rows", "size", "channels", "stride", "dtype", "taken"),
     [
@@ -147,13 +93,15 @@ def test_the_matrices_are_those_of_the_paper():
         (56, 3, 64, 1, "bfloat16", False),
     ],
 )
-def test_winograds_form_is_taken_where_it_pays_and_is_exact_enough(rows, size, channels, stride, dtype, taken):
+def test_winograds_algorithm_is_taken_where_it_pays_and_is_exact_enough(rows, size, channels, stride, dtype, taken):
     assert convolution._is_for_winograd(rows, (size, size, channels, channels), stride, jnp.dtype(dtype)) == taken
 
 
 @pytest.mark.parametrize(("stride", "channels", "features"), [(2, 2, 4), (1, *WINOGRAD_CHANNELS)])
-def test_turns_inside_a_loop_are_the_whole_batch_and_stay_on_their_devices(monkeypatch, stride, channels, features):
-    make_turns_small(monkeypatch)
+def test_batch_tiles_inside_a_loop_give_the_whole_batchs_result_and_stay_on_their_devices(
+    monkeypatch, stride, channels, features
+):
+    make_tiles_small(monkeypatch)
     batch = 3 * jax.device_count()
     rng = np.random.default_rng(0)
     images = rng.normal(size=(2, batch, 9, 10, channels)).astype(np.float32)
@@ -167,10 +115,12 @@ def test_turns_inside_a_loop_are_the_whole_batch_and_stay_on_their_devices(monke
         return lax.scan(step, kernel, images)[0]
 
     mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
-    copies, cut = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(None, "data"))
-    ours = jax.jit(functools.partial(train, convolution.convolve), in_shardings=(copies, cut), out_shardings=copies)
+    replicated, sharded = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(None, "data"))
+    ours = jax.jit(
+        functools.partial(train, convolution.convolve), in_shardings=(replicated, sharded), out_shardings=replicated
+    )
     text = ours.lower(kernel, images).compile().as_text()
-    assert '"known_trip_count":{"n":"3"}' in text  # turns
+    assert '"known_trip_count":{"n":"3"}' in text  # batch tiles
     assert not [word for word in ("all-gather", "all-to-all", "collective-permute") if f" {word}(" in text]
     assert_near(
         np.asarray(ours(kernel, images)), np.asarray(jax.jit(train, static_argnums=0)(plain_convolve, kernel, images))
@@ -178,7 +128,7 @@ def test_turns_inside_a_loop_are_the_whole_batch_and_stay_on_their_devices(monke
 
 
 @pytest.mark.parametrize(
-    ("devices", "batch", "places", "few", "turns"),
+    ("devices", "batch", "positions", "min_images", "tiles"),
     [
         (8, 256, 224 * 224, 8, 4),
         (8, 32, 224 * 224, 1, 4),
@@ -190,9 +140,11 @@ def test_turns_inside_a_loop_are_the_whole_batch_and_stay_on_their_devices(monke
         (1, 31, 8 * 8, 8, 1),
     ],
 )
-def test_turns_are_equal_and_give_each_device_enough_to_do(monkeypatch, devices, batch, places, few, turns):
+def test_batch_tiles_are_equal_and_give_each_device_enough_to_do(
+    monkeypatch, devices, batch, positions, min_images, tiles
+):
     monkeypatch.setattr(jax, "device_count", lambda: devices)
-    assert convolution._count_turns(batch, places, few, 12_500) == turns
+    assert convolution._count_batch_tiles(batch, positions, min_images, 12_500) == tiles
 
 
 def test_convolve_compiles_to_the_fast_layout_inside_a_loop():
@@ -207,16 +159,6 @@ def test_convolve_compiles_to_the_fast_layout_inside_a_loop():
     convolutions = [line for line in compiled.as_text().splitlines() if " convolution(" in line]
     assert len(convolutions) == 3
     assert all("dim_labels=b01f_01io->b01f" in line for line in convolutions), convolutions
-
-
-@pytest.mark.parametrize("px", [1, 2, 3, 7, 8])
-@pytest.mark.parametrize("window", [2, 3])
-def test_max_pool_is_the_reduction_over_windows_with_its_gradient(px, window):
-    images = np.random.default_rng(px).normal(size=(2, px, px + 1, 3)).astype(np.float32)
-    ours, gradient = compute_with_gradients(lambda i: convolution.max_pool(i, window), images)
-    plain, plain_gradient = compute_with_gradients(lambda i: plain_max_pool(i, window), images)
-    np.testing.assert_array_equal(ours, plain)
-    assert_near(gradient, plain_gradient)
 
 
 @pytest.mark.parametrize("px", [4, 5, 8, 9])
@@ -243,45 +185,3 @@ def test_gradients_of_narrow_images_are_those_of_xlas_convolution(stride, size, 
     plain = compute_with_gradients(lambda i, k: plain_convolve(i, k, stride, pad), images, kernel)
     for mine, theirs in zip(ours, plain, strict=True):
         assert_near(mine, theirs)
-
-
-@pytest.mark.parametrize("px", [2, 3, 8])
-def test_max_pool_of_whole_windows_is_the_unpadded_reduction_with_its_gradient(px):
-    images = np.random.default_rng(px).normal(size=(2, px, px + 1, 3)).astype(np.float32)
-    ours = compute_with_gradients(lambda i: convolution.max_pool(i, 2, whole=True), images)
-    plain = compute_with_gradients(lambda i: nnx.max_pool(i, (2, 2), strides=(2, 2)), images)
-    for mine, theirs in zip(ours, plain, strict=True):
-        assert_near(mine, theirs)
-
-
-@pytest.mark.parametrize("window", [2, 3])
-def test_the_gradient_of_equal_values_goes_to_one_of_them(window):
-    images = np.zeros((1, 9, 8, 2), np.float32)
-    largest, gradient = compute_with_gradients(lambda i: convolution.max_pool(i, window), images)
-    assert set(np.unique(largest)) == {0.0}
-    weights = np.sin(np.arange(largest.size, dtype=np.float32))
-    np.testing.assert_allclose(gradient.sum(), weights.sum(), rtol=1e-5)
-    if window == 2:
-        assert (gradient != 0).sum() <= largest.size
-
-
-@pytest.mark.parametrize("activate", [nnx.relu, nnx.tanh])
-def test_pooling_before_an_activation_is_pooling_behind_it(activate):
-    images = np.random.default_rng(0).normal(size=(2, 9, 8, 3)).astype(np.float32)
-    before = compute_with_gradients(lambda i: activate(convolution.max_pool(i, 3)), images)
-    behind = compute_with_gradients(lambda i: plain_max_pool(activate(i), 3), images)
-    for ours, plain in zip(before, behind, strict=True):
-        assert_near(ours, plain)
-
-
-def test_the_largest_of_each_window_is_searched_for_only_once():
-    # The defect this guards against: XLA repeats the search for every use of what follows, as in a residual network.
-    def loss(images):
-        kernel = jnp.ones((3, 3, 4, 4))
-        pooled = nnx.relu(convolution.max_pool(jnp.tanh(images), 3))
-        mixed = nnx.relu(pooled + convolution.convolve(pooled, kernel, 1))
-        return (convolution.convolve(mixed, kernel, 1) ** 2).sum()
-
-    text = jax.jit(jax.value_and_grad(loss)).lower(jnp.ones((2, 64, 64, 4))).compile().as_text()
-    once, relus = 3 * 3 - 1, 3
-    assert text.count(" maximum(") <= 2 * once + relus  # For the largest and for its place.
