@@ -18,6 +18,7 @@ A run of several replicas has no checkpoints of its own; its metrics.jsonl and l
 import contextlib
 import hashlib
 import json
+import logging
 import pathlib
 import sys
 import time
@@ -69,17 +70,19 @@ def open_checkpoints(
         checkpoints = ocp.CheckpointManager(
             _directory(workdir), options=options, item_names=("state", "checksum", "run")
         )
+    logging.getLogger("absl").addFilter(_is_not_raised)
     waits = True
-    try:
-        yield checkpoints
-    except Exception as error:
-        # The lost process would never finish its part of a save that is under way: in the end JAX would abort.
-        waits = not tells_lost_process(error)
-        raise
-    finally:
-        if waits:
-            with _sentences(checkpoints.directory, "written"):
-                checkpoints.close()
+    with _hide_closed_loop():
+        try:
+            yield checkpoints
+        except Exception as error:
+            # The lost process would never finish its part of a save that is under way: in the end JAX would abort.
+            waits = not tells_lost_process(error)
+            raise
+        finally:
+            if waits:
+                with _sentences(checkpoints.directory, "written"):
+                    checkpoints.close()
 
 
 def save_checkpoint(
@@ -298,7 +301,7 @@ def _load_arrays(checkpoints: ocp.CheckpointManager, step: int) -> dict[str, Any
     directory = checkpoints.directory / str(step) / "state"
     tree = reader.metadata(directory).item_metadata.tree
     restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-    with _quiet_reads():
+    with _hide_closed_loop():
         arrays = reader.restore(directory, args=ocp.args.PyTreeRestore(restore_args=restore_args))
     saved = checkpoints.restore(step, args=ocp.args.Composite(checksum=ocp.args.JsonRestore()))["checksum"]["sha256"]
     if _compute_checksum(arrays) != saved:
@@ -306,15 +309,20 @@ def _load_arrays(checkpoints: ocp.CheckpointManager, step: int) -> dict[str, Any
     return arrays
 
 
+def _is_not_raised(entry: logging.LogRecord) -> bool:
+    """Hides tracebacks of Orbax's background thread. The next call raises the same error, which becomes a sentence."""
+    return not (entry.exc_info and "orbax" in entry.pathname)
+
+
 @contextlib.contextmanager
-def _quiet_reads() -> Iterator[None]:
-    """When one read fails, Orbax closes its event loop on those still on their way; each would print a traceback."""
+def _hide_closed_loop() -> Iterator[None]:
+    """Hides a traceback for each read or write that is under way when another one fails and Orbax stops waiting."""
     hook = sys.unraisablehook
     sys.unraisablehook = lambda event: "Event loop is closed" in str(event.exc_value) or hook(event)
     try:
         yield
     except Exception:
-        time.sleep(0.2)  # for the stragglers
+        time.sleep(0.2)  # Until those that are under way have ended.
         raise
     finally:
         sys.unraisablehook = hook

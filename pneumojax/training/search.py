@@ -5,6 +5,7 @@ stopped or killed is taken up again, in the same folder and from its checkpoint,
 decided by val/auroc; the test split is not looked at.
 """
 
+import collections
 import contextlib
 import dataclasses
 import fcntl
@@ -42,7 +43,7 @@ HEARTBEAT_SECONDS = 10
 GRACE_SECONDS = 60
 POLL_SECONDS = 2
 
-# A trial whose process was killed is taken up so often, then given up: it may be what kills it.
+# A trial whose process was killed, or which failed, so often is given up: the cause may be the trial itself.
 MAX_KILLED = 3
 
 # Of the trials that reached a ninth of the epochs, a third of them, or all, the best third goes on (Li et al., A system
@@ -109,11 +110,8 @@ def open_search(
             engine_kwargs={"connect_args": {"timeout": LOCK_SECONDS}},
             heartbeat_interval=HEARTBEAT_SECONDS,
             grace_period=GRACE_SECONDS,
-            heartbeat_stale_trial_callback=_take_up_killed,
         )
-        pruner = _Halving(
-            min_resource=max(1, base.train.epochs // REDUCTION**2), reduction_factor=REDUCTION
-        )
+        pruner = _Halving(min_resource=max(1, base.train.epochs // REDUCTION**2), reduction_factor=REDUCTION)
         study = optuna.create_study(
             storage=backend, study_name=STUDY, direction="maximize", pruner=pruner, load_if_exists=True
         )
@@ -138,10 +136,12 @@ def run_trials(search: Search, trials: int, report: Callable[[dict, int], None])
       UserError: a trial's config is refused, or the study's file is locked or damaged.
     """
     study, waiting = search.study, False
+    given_up: set[str] = set()
     while True:
         with _sentences(search.storage), _hold(search.storage) as release:
             optuna.storages.fail_stale_trials(study)
             _fail_dead_trials(search)
+            _take_up(study, given_up)
             states = [trial.state for trial in study.get_trials(deepcopy=False)]
             running = states.count(TrialState.RUNNING)
             left = trials - states.count(TrialState.COMPLETE) - states.count(TrialState.PRUNED)
@@ -269,7 +269,7 @@ def _run_trial(
         trial.set_user_attr("diverged", str(error))
         raise optuna.TrialPruned from error
     except KeyboardInterrupt:
-        _take_up(search.study, trial, spent + time.perf_counter() - started)
+        trial.set_user_attr("stopped", True)
         raise
     finally:
         trial.set_user_attr("seconds", spent + time.perf_counter() - started)
@@ -316,7 +316,7 @@ def _count_begun(study: optuna.Study) -> int:
 
 
 def _fail_dead_trials(search: Search) -> None:
-    """Takes up trials whose process was killed on this machine, without waiting for their missing heartbeats."""
+    """Fails trials whose process was killed on this machine, without waiting for their missing heartbeats."""
     for trial in search.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         if "directory" not in trial.user_attrs or not (search.workdir / trial.user_attrs["directory"]).is_dir():
             continue
@@ -324,7 +324,6 @@ def _fail_dead_trials(search: Search) -> None:
             # Its state is read again: it may have ended before the lock was free.
             if dead and search.study.get_trials(deepcopy=False)[trial.number].state == TrialState.RUNNING:
                 search.study.tell(trial.number, state=TrialState.FAIL)
-                _take_up_killed(search.study, trial)
 
 
 class _Halving(optuna.pruners.SuccessiveHalvingPruner):
@@ -380,20 +379,31 @@ def _name(trial: optuna.Trial | FrozenTrial) -> str:
     return trial.user_attrs.get("directory", f"trial_{trial.number}")
 
 
-def _take_up(study: optuna.Study, trial: optuna.Trial | FrozenTrial, seconds: float, killed: int = 0) -> None:
-    """Queues a trial again, to go on in its folder."""
-    attributes = {"directory": _name(trial), "seconds": seconds, "killed": killed}
-    study.enqueue_trial(trial.params, user_attrs=attributes)
+def _take_up(study: optuna.Study, given_up: set[str]) -> None:
+    """Queues each trial that was stopped, was killed or failed, so that it resumes in its folder.
 
+    What is queued follows from the study alone. So a process that is killed at any moment loses no trial, and queues
+    none twice.
 
-def _take_up_killed(study: optuna.Study, trial: FrozenTrial) -> None:
-    if "directory" not in trial.user_attrs:
-        return  # It was killed before it began. The next new trial gets the same number and the same proposal.
-    killed = trial.user_attrs.get("killed", 0) + 1
-    if killed < MAX_KILLED:
-        _take_up(study, trial, trial.user_attrs.get("seconds", 0.0), killed)
-    else:
-        logger.warning("%s is given up: its process was killed %d times", _name(trial), killed)
+    Args:
+      study: the study.
+      given_up: names of the trials for which a warning was logged. New ones are added.
+    """
+    starts = collections.defaultdict(list)
+    for trial in study.get_trials(deepcopy=False):
+        # A trial without a folder was killed before it began. The next new trial gets its number and its proposal.
+        if "directory" in trial.user_attrs:
+            starts[trial.user_attrs["directory"]].append(trial)
+    for name, trials in starts.items():
+        if trials[-1].state != TrialState.FAIL:
+            continue
+        killed = sum("stopped" not in trial.user_attrs for trial in trials)
+        if killed < MAX_KILLED:
+            attributes = {"directory": name, "seconds": trials[-1].user_attrs.get("seconds", 0.0)}
+            study.enqueue_trial(trials[-1].params, user_attrs=attributes)
+        elif name not in given_up:
+            logger.warning("%s is given up: it failed, or its process was killed, %d times", name, killed)
+            given_up.add(name)
 
 
 @contextlib.contextmanager
@@ -437,6 +447,12 @@ def _sentences(storage: pathlib.Path) -> Iterator[None]:
         raise UserError(
             f"{storage} cannot be used as the storage of a search ({reason}). "
             "It is damaged, not of SQLite, or may not be written; use another --storage and --workdir."
+        ) from error
+    except AssertionError as error:  # optuna's, if it could not store the outcome of a trial.
+        if not isinstance(error.__context__, optuna.exceptions.StorageInternalError):
+            raise
+        raise UserError(
+            f"{storage} cannot be written ({error.__context__}). Make room there and start the same command again."
         ) from error
     except RuntimeError as error:
         if "optuna" not in str(error):
