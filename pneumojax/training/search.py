@@ -5,7 +5,6 @@ stopped or killed is taken up again, in the same folder and from its checkpoint,
 decided by val/auroc; the test split is not looked at.
 """
 
-import collections
 import contextlib
 import dataclasses
 import fcntl
@@ -30,6 +29,7 @@ from pneumojax.errors import Diverged, UserError
 from pneumojax.files import lock_folder, read_rows
 from pneumojax.reporting.figures.training import save_learning_curves
 from pneumojax.training.fit import fit
+from pneumojax.training.search_resume import Halving, count_begun, fail_dead_trials, take_up
 from pneumojax.training.search_space import Choices, Range, apply_values
 
 logger = logging.getLogger(__name__)
@@ -42,9 +42,6 @@ LOCK_SECONDS = 60
 HEARTBEAT_SECONDS = 10
 GRACE_SECONDS = 60
 POLL_SECONDS = 2
-
-# A trial whose process was killed, or which failed, so often is given up: the cause may be the trial itself.
-MAX_KILLED = 3
 
 # Of the trials that reached a ninth of the epochs, a third of them, or all, the best third goes on (Li et al., A system
 # for massively parallel hyperparameter tuning, 2020: asynchronous successive halving).
@@ -111,7 +108,7 @@ def open_search(
             heartbeat_interval=HEARTBEAT_SECONDS,
             grace_period=GRACE_SECONDS,
         )
-        pruner = _Halving(min_resource=max(1, base.train.epochs // REDUCTION**2), reduction_factor=REDUCTION)
+        pruner = Halving(min_resource=max(1, base.train.epochs // REDUCTION**2), reduction_factor=REDUCTION)
         study = optuna.create_study(
             storage=backend, study_name=STUDY, direction="maximize", pruner=pruner, load_if_exists=True
         )
@@ -140,15 +137,15 @@ def run_trials(search: Search, trials: int, report: Callable[[dict, int], None])
     while True:
         with _sentences(search.storage), _hold(search.storage) as release:
             optuna.storages.fail_stale_trials(study)
-            _fail_dead_trials(search)
-            _take_up(study, given_up)
+            fail_dead_trials(study, search.workdir)
+            take_up(study, given_up)
             states = [trial.state for trial in study.get_trials(deepcopy=False)]
             running = states.count(TrialState.RUNNING)
             left = trials - states.count(TrialState.COMPLETE) - states.count(TrialState.PRUNED)
             if running < left:
                 # The proposal depends on the seed and on the number of the trial only. A trial that resumes keeps its
                 # number, so a search that was stopped or killed makes the same proposals as an undisturbed one.
-                seed = np.random.SeedSequence([search.base.train.seed, _count_begun(study)]).generate_state(1)[0]
+                seed = np.random.SeedSequence([search.base.train.seed, count_begun(study)]).generate_state(1)[0]
                 study.sampler = optuna.samplers.TPESampler(seed=int(seed))
                 with contextlib.ExitStack() as alive:
                     study.optimize(lambda trial: _run_trial(search, trial, trials, report, release, alive), n_trials=1)
@@ -254,7 +251,7 @@ def _run_trial(
         outcome of the trial.
     """
     values = _suggest(search.space, trial)
-    name = trial.user_attrs.get("directory", f"trial_{_count_begun(search.study)}")
+    name = trial.user_attrs.get("directory", f"trial_{count_begun(search.study)}")
     workdir = search.workdir / name
     workdir.mkdir(parents=True, exist_ok=True)
     alive.enter_context(lock_folder(workdir))
@@ -309,43 +306,6 @@ def _train(search: Search, trial: optuna.Trial, workdir: pathlib.Path, config: C
     return result.best_auroc
 
 
-def _count_begun(study: optuna.Study) -> int:
-    """The number of the next new trial. A trial that resumes is several trials of optuna, but only one of ours."""
-    names = [trial.user_attrs.get("directory", "") for trial in study.get_trials(deepcopy=False)]
-    return max((int(name.removeprefix("trial_")) + 1 for name in names if name), default=0)
-
-
-def _fail_dead_trials(search: Search) -> None:
-    """Fails trials whose process was killed on this machine, without waiting for their missing heartbeats."""
-    for trial in search.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if "directory" not in trial.user_attrs or not (search.workdir / trial.user_attrs["directory"]).is_dir():
-            continue
-        with lock_folder(search.workdir / trial.user_attrs["directory"], wait=False) as dead:
-            # Its state is read again: it may have ended before the lock was free.
-            if dead and search.study.get_trials(deepcopy=False)[trial.number].state == TrialState.RUNNING:
-                search.study.tell(trial.number, state=TrialState.FAIL)
-
-
-class _Halving(optuna.pruners.SuccessiveHalvingPruner):
-    """Successive halving in which a trial that was resumed competes once, not once for each start."""
-
-    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
-        return super().prune(_WithoutFailed(study), trial)
-
-
-class _WithoutFailed:
-    """A study without the trials that were stopped or killed."""
-
-    def __init__(self, study: optuna.Study):
-        self.study = study
-
-    def __getattr__(self, name: str):
-        return getattr(self.study, name)
-
-    def get_trials(self, deepcopy: bool = True) -> list[FrozenTrial]:
-        return [trial for trial in self.study.get_trials(deepcopy=deepcopy) if trial.state != TrialState.FAIL]
-
-
 def _suggest(space: dict[str, Range | Choices], trial: optuna.Trial) -> dict:
     for name, values in space.items():
         if isinstance(values, Choices):
@@ -377,33 +337,6 @@ def _format(value) -> str:
 def _name(trial: optuna.Trial | FrozenTrial) -> str:
     """The trial's folder: that of the first trial that began it."""
     return trial.user_attrs.get("directory", f"trial_{trial.number}")
-
-
-def _take_up(study: optuna.Study, given_up: set[str]) -> None:
-    """Queues each trial that was stopped, was killed or failed, so that it resumes in its folder.
-
-    What is queued follows from the study alone. So a process that is killed at any moment loses no trial, and queues
-    none twice.
-
-    Args:
-      study: the study.
-      given_up: names of the trials for which a warning was logged. New ones are added.
-    """
-    starts = collections.defaultdict(list)
-    for trial in study.get_trials(deepcopy=False):
-        # A trial without a folder was killed before it began. The next new trial gets its number and its proposal.
-        if "directory" in trial.user_attrs:
-            starts[trial.user_attrs["directory"]].append(trial)
-    for name, trials in starts.items():
-        if trials[-1].state != TrialState.FAIL:
-            continue
-        killed = sum("stopped" not in trial.user_attrs for trial in trials)
-        if killed < MAX_KILLED:
-            attributes = {"directory": name, "seconds": trials[-1].user_attrs.get("seconds", 0.0)}
-            study.enqueue_trial(trials[-1].params, user_attrs=attributes)
-        elif name not in given_up:
-            logger.warning("%s is given up: it failed, or its process was killed, %d times", name, killed)
-            given_up.add(name)
 
 
 @contextlib.contextmanager

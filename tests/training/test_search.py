@@ -20,7 +20,7 @@ from pneumojax.config import config_from_dict, config_to_dict
 from pneumojax.errors import Diverged, UserError
 from pneumojax.evaluation.run import open_run
 from pneumojax.files import lock_folder
-from pneumojax.training import search
+from pneumojax.training import search, search_resume
 from pneumojax.training.fit import FitResult
 from pneumojax.training.search_space import Choices, Range
 
@@ -129,13 +129,13 @@ def test_a_trial_that_is_stopped_goes_on_in_its_folder_with_its_values(open_sear
 
 def test_a_trial_whose_process_was_killed_is_taken_up_three_times_at_most(open_search, trained, caplog):
     opened = open_search()
-    for _ in range(search.MAX_KILLED):
+    for _ in range(search_resume.MAX_KILLED):
         trial = opened.study.ask()  # What a process does that is killed next.
         search._suggest(opened.space, trial)
         trial.set_user_attr("directory", "trial_0")
         opened.study.tell(trial, state=optuna.trial.TrialState.FAIL)
         for _ in range(2):  # It is queued once.
-            search._take_up(opened.study, set())
+            search_resume.take_up(opened.study, set())
     states = [trial.state.name for trial in opened.study.trials]
     assert states == ["FAIL"] * 3
     assert len({tuple(trial.params.items()) for trial in opened.study.trials}) == 1
@@ -150,7 +150,7 @@ def test_a_trial_of_a_dead_process_is_taken_up_without_waiting_for_its_heartbeat
     trial.set_user_attr("directory", "trial_0")
     (tmp_path / "trial_0").mkdir()
     with lock_folder(tmp_path / "trial_0"):
-        search._fail_dead_trials(opened)
+        search_resume.fail_dead_trials(opened.study, tmp_path)
         assert opened.study.trials[0].state.name == "RUNNING"
     assert [row["name"] for row in run_trials(opened, 2)] == ["trial_0", "trial_1"]
     assert [one.state.name for one in opened.study.trials][:2] == ["FAIL", "COMPLETE"]
