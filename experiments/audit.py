@@ -4,7 +4,7 @@
     scripts/run experiments/audit.py --workdir=runs/resnet --split=test
 
 The network is scored on images without the centre, with only the centre, at 8 x 8 pixels and with shuffled pixels.
-Linear models are fitted to the size, brightness, histogram, coarse pixels and oriented gradients of the training images.
+Linear models are fitted to size, brightness, histogram, coarse pixels and oriented gradients of the training images.
 Writes audit.html, audit.json and the folder audit with pictures to `<workdir>/evaluation/<split>/`. It takes half a
 minute on 2 CPU cores.
 """

@@ -8,8 +8,8 @@
 Writes to `<workdir>/evaluation/<split>/`: report.html, which has everything in one file to read, print and mail;
 metrics.json, predictions.csv, curves.json, roc.png, precision_recall.png, reliability.png, predictive_values.png,
 decision_curve.png, confusion_matrix.png and learning_curves.png. They replace those of an earlier evaluation together.
-All settings of the run are read from the workdir. An ensemble averages the calibrated probabilities of the runs, and has
-a threshold and a temperature of its own.
+All settings of the run are read from the workdir. An ensemble averages the calibrated probabilities of the runs. It
+has a threshold and a temperature of its own.
 """
 
 import dataclasses
