@@ -3,9 +3,10 @@
     scripts/run experiments/audit.py --workdir=runs/resnet
     scripts/run experiments/audit.py --workdir=runs/resnet --split=test
 
-Shows the network images without the centre, without all but the centre, at 8 x 8 pixels and with shuffled pixels; fits
-linear models to size, brightness, histogram, coarse pixels and oriented gradients of the training images. Writes
-`<workdir>/evaluation/<split>/`: audit.html, audit.json and the pictures in audit. Half a minute on 2 CPU cores.
+The network is scored on images without the centre, with only the centre, at 8 x 8 pixels and with shuffled pixels.
+Linear models are fitted to size, brightness, histogram, coarse pixels and oriented gradients of the training images.
+Writes audit.html, audit.json and the folder audit with pictures to `<workdir>/evaluation/<split>/`. It takes half a
+minute on 2 CPU cores.
 """
 
 import shlex

@@ -1,14 +1,14 @@
-"""Cross-validates a config: trains one run for each fold, and scores each training image by the run that never saw it.
+"""Cross-validates a config: trains a run for each fold, and scores each training image by the run of its fold.
 
     scripts/run experiments/cross_validate.py                                         # drawn radiographs, 3 minutes
     scripts/run experiments/cross_validate.py --dataset=kermany --flagfile=experiments/presets/resnet.flags \
         --folds=5 --workdir=runs/resnet_folds
 
-The folds are cut by patient from all official training images, the prepared train and validation split; the official
-test folder is not touched. Fold i is trained in `<workdir>/fold_<i>`, a run like any other: its epoch, threshold and
-temperature are chosen on a validation split of its own, cut by patient from the other folds, and the fold itself is its
-test split. Stopped at any time, the same command goes on. Writes `<workdir>/evaluation/out_of_fold/`, the files of
-evaluate.py; two cross-validations are compared by compare.py --split=out_of_fold.
+All official training images, which are the prepared train and validation splits, are split into folds by patient. The
+official test folder is not used. The run of fold i is in `<workdir>/fold_<i>`. Fold i is its test split. Its epoch,
+threshold and temperature are chosen on a validation split by patient of the other folds. If the command is stopped, the
+same command resumes. The files of evaluate.py are written to `<workdir>/evaluation/out_of_fold/`. Use compare.py
+--split=out_of_fold to compare two cross-validations.
 """
 
 import dataclasses

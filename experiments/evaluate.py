@@ -1,14 +1,15 @@
-"""Scores a trained run on a split: metrics with intervals, predictions, pictures, a report.
+"""Scores a trained run on a split, and writes metrics with intervals, predictions, pictures and a report.
 
     scripts/run experiments/evaluate.py --workdir=runs/resnet --split=validation
     scripts/run experiments/evaluate.py --workdir=runs/resnet --split=test
     scripts/run experiments/evaluate.py --workdir=runs/a,runs/b,runs/c --split=test    # an ensemble, into runs/a+b+c
     scripts/run experiments/evaluate.py --workdir=runs/seeds --split=test    # trained with --replicas: an ensemble too
 
-Writes `<workdir>/evaluation/<split>/`: report.html, which holds all in one file to read, print and mail; metrics.json,
-predictions.csv, curves.json, roc.png, precision_recall.png, reliability.png, predictive_values.png, decision_curve.png,
-confusion_matrix.png, learning_curves.png. Everything it needs to know about the run it reads from the workdir. An
-ensemble is the mean of the runs' calibrated probabilities, with a threshold and a temperature of its own.
+Writes to `<workdir>/evaluation/<split>/`: report.html, which has everything in one file to read, print and mail;
+metrics.json, predictions.csv, curves.json, roc.png, precision_recall.png, reliability.png, predictive_values.png,
+decision_curve.png, confusion_matrix.png and learning_curves.png. They replace those of an earlier evaluation together.
+All settings of the run are read from the workdir. An ensemble averages the calibrated probabilities of the runs. It
+has a threshold and a temperature of its own.
 """
 
 import dataclasses

@@ -1,23 +1,24 @@
-"""Checkpoints of a run, with all that is needed to open it again.
+"""Saves and restores the checkpoints of a run. A checkpoint holds everything that is needed to open the run.
 
 Layout of a workdir:
     config.json            the run: config, class names, pixel range, data fingerprints, versions, device
     metrics.jsonl          one row of JSON for each chunk and each validation
     learning_curves.png
-    threshold.json         the operating point, chosen on the selection split
+    threshold.json         the threshold, chosen on the selection split
     calibration.json       the temperature, fitted on the selection split
-    backbone.safetensors   of a pretraining instead: what train.py starts from
+    backbone.safetensors   only of a pretraining: the weights that train.py can start from
     checkpoints/STEP/      Orbax: `state` (arrays in nested dicts), its `checksum`, `run` (as config.json), metrics
-    evaluation/SPLIT/      what evaluation wrote
+    evaluation/SPLIT/      the files of an evaluation
 
-A run of several replicas has no checkpoints of its own; its metrics.jsonl and learning_curves.png are their mean:
-    replica_R/             a workdir as above, of the run that replica R stands for
-    replica_R/diverged.json    only if its loss became not finite: at which step
+A run of several replicas has no checkpoints of its own. Its metrics.jsonl and learning_curves.png show their mean:
+    replica_R/             a workdir as above, of replica R
+    replica_R/diverged.json    only if its loss became infinite or NaN: the reason and the step
 """
 
 import contextlib
 import hashlib
 import json
+import logging
 import pathlib
 import sys
 import time
@@ -43,25 +44,30 @@ READS = 5
 def open_checkpoints(
     workdir: pathlib.Path, read_only: bool = False, keep_latest: int = 1
 ) -> Iterator[ocp.CheckpointManager]:
-    """Opens a run's checkpoints: the latest and the best by val/auroc are kept, saving goes on beside training.
+    """Opens the checkpoints of a run. The latest one and the best one by val/auroc are kept.
+
+    Checkpoints are saved in the background while the training continues.
 
     Args:
       workdir: folder of the run.
-      read_only: nothing is written, and no folder made.
-      keep_latest: how many of the latest are kept.
+      read_only: write nothing and make no folder.
+      keep_latest: how many of the latest checkpoints are kept.
+
+    Yields:
+      The checkpoint manager.
 
     Raises:
-      UserError: one of them is damaged; on leaving, one could not be written.
+      UserError: a checkpoint is damaged, or, at the end of the `with` block, one could not be written.
     """
     keep = [
         preservation_policy.LatestN(keep_latest),
         preservation_policy.BestN(get_metric_fn=_auroc, n=1, keep_checkpoints_without_metrics=False),
     ]
     options = ocp.CheckpointManagerOptions(
-        # Not max_to_keep with best_fn: that deletes the newest step when it is not among the best.
+        # max_to_keep with best_fn would delete the newest step when it is not among the best.
         preservation_policy=preservation_policy.AnyPreservationPolicy(keep),
-        best_fn=_auroc,  # decides nothing beside a policy, but without it metrics are not written
-        cleanup_tmp_directories=not read_only,  # of a save that was killed
+        best_fn=_auroc,  # It has no influence on the policy, but metrics are written only with it.
+        cleanup_tmp_directories=not read_only,  # Those of a process that was killed while it saved.
         create=not read_only,
         read_only=read_only,
     )
@@ -69,41 +75,44 @@ def open_checkpoints(
         checkpoints = ocp.CheckpointManager(
             _directory(workdir), options=options, item_names=("state", "checksum", "run")
         )
+    logging.getLogger("absl").addFilter(_is_not_raised)
     waits = True
-    try:
-        yield checkpoints
-    except Exception as error:
-        # The lost process would never finish its part of a save that is under way: in the end JAX would abort.
-        waits = not tells_lost_process(error)
-        raise
-    finally:
-        if waits:
-            with _sentences(checkpoints.directory, "written"):
-                checkpoints.close()
+    with _hide_closed_loop():
+        try:
+            yield checkpoints
+        except Exception as error:
+            # The lost process would never finish its part of a save that is under way, and JAX would abort.
+            waits = not tells_lost_process(error)
+            raise
+        finally:
+            if waits:
+                with _sentences(checkpoints.directory, "written"):
+                    checkpoints.close()
 
 
 def save_checkpoint(
     checkpoints: ocp.CheckpointManager, step: int, state: TrainState, run: dict, auroc: float | None
 ) -> None:
-    """Starts to save; the files appear under their final name only when they are complete.
+    """Starts to save a state. The files get their final name only when they are complete.
 
     Args:
       checkpoints: from `open_checkpoints`.
       step: the state's step.
       state: the state to save.
       run: content of config.json.
-      auroc: val/auroc of this state; None between validations: such a checkpoint is never the best.
+      auroc: val/auroc of this state. None: it was not validated, so its checkpoint is never the best.
 
     Raises:
-      UserError: this or the save before it could not be written, or (Diverged) the state is not finite.
+      UserError: this checkpoint or the one before could not be written.
+      Diverged: the state holds NaN or infinite numbers.
     """
     arrays = _to_dict(state)
     on_host = jax.device_get(arrays)
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(on_host)):
-        # A finite loss can still end in an update that is not; the next loss would say so, if there were one.
+        # A finite loss can have an update that is not finite. After the last step, no loss would show that.
         raise Diverged(
             f"the weights are not finite at step {step}. The last good checkpoint is kept in {checkpoints.directory}; "
-            "a lower --learning_rate in another --workdir is the usual cure."
+            "a lower --learning_rate in another --workdir usually helps."
         )
     items = ocp.args.Composite(
         state=ocp.args.StandardSave(arrays),
@@ -116,7 +125,7 @@ def save_checkpoint(
 
 
 def wait_for_checkpoints(checkpoints: ocp.CheckpointManager) -> None:
-    """Waits until all saves are on disk.
+    """Waits until all checkpoints are on disk.
 
     Raises:
       UserError: one could not be written.
@@ -126,19 +135,25 @@ def wait_for_checkpoints(checkpoints: ocp.CheckpointManager) -> None:
 
 
 def find_best(checkpoints: ocp.CheckpointManager) -> tuple[int, float] | None:
-    """(step, val/auroc) of the best checkpoint; of equals the latest; None before the first validation."""
+    """Returns (step, val/auroc) of the best checkpoint, or None before the first validation.
+
+    If several have the same val/auroc, the latest of them is the best.
+    """
     scored = [(_auroc(metrics), step) for step in checkpoints.all_steps() if (metrics := checkpoints.metrics(step))]
     return max(scored)[::-1] if scored else None
 
 
 def restore_state(checkpoints: ocp.CheckpointManager, step: int, fresh: TrainState, mesh) -> TrainState:
-    """Restores a state onto the devices of this process, whatever devices it was saved from.
+    """Restores a state on the devices of this process. It may have been saved from other devices.
 
     Args:
       checkpoints: from `open_checkpoints`.
-      step: which checkpoint.
-      fresh: a state of the same run, for the structure.
+      step: the step of the checkpoint.
+      fresh: a state of the same run, which gives the structure.
       mesh: the devices.
+
+    Returns:
+      The state.
 
     Raises:
       UserError: the checkpoint is damaged or of another network.
@@ -222,7 +237,7 @@ def _list_steps(workdir: pathlib.Path) -> set[str]:
 
 
 def find_replicas(workdir: pathlib.Path) -> list[pathlib.Path]:
-    """The folders of a run's replicas, in order; none if it is a run of one."""
+    """Returns the folders of a run's replicas, in order. A run without replicas has none."""
     folders = workdir.glob("replica_*/config.json")
     return sorted((path.parent for path in folders), key=lambda folder: (len(folder.name), folder.name))
 
@@ -231,7 +246,7 @@ def read_run(path: pathlib.Path) -> dict:
     """Reads config.json.
 
     Raises:
-      UserError: it is damaged, or another program wrote it.
+      UserError: the file is damaged, or another program wrote it.
     """
     try:
         run = json.loads(path.read_text())
@@ -245,20 +260,20 @@ def read_run(path: pathlib.Path) -> dict:
 
 
 def check_same_run(path: pathlib.Path, run: dict) -> dict:
-    """Refuses to continue a run with another config, other data or other pretrained weights.
+    """Checks that a run can be resumed: the config, the data and the pretrained weights are the same.
 
     Args:
       path: config.json of the earlier start.
-      run: the run that wants to go on there.
+      run: the description of the run that is to be resumed.
 
     Returns:
       The content of config.json.
 
     Raises:
-      UserError: names each field that differs, with both values.
+      UserError: something differs. The message names each field that does, with both values.
     """
     earlier = read_run(path)
-    # Fields that are newer than the run had their defaults.
+    # Fields that did not exist when the run started had their defaults.
     old, new = config_to_dict(config_from_dict(earlier["config"])), run["config"]
     fields = [field.name for field in config_fields() if field.metadata["identity"]]
     differing = [f"{name} was {old[name]}, is {new[name]}" for name in fields if old[name] != new[name]]
@@ -287,18 +302,18 @@ def _auroc(metrics: dict[str, float]) -> float:
 
 
 def _to_dict(state: TrainState) -> dict[str, Any]:
-    """Nested dicts with string keys."""
+    """Returns a state as nested dicts with string keys."""
     fields = {name: getattr(state, name) for name in ("step", "params", "batch_stats", "opt_state", "ema")}
     return serialization.to_state_dict(fields)
 
 
 def _load_arrays(checkpoints: ocp.CheckpointManager, step: int) -> dict[str, Any]:
-    """The saved arrays as numpy, checked: a checkpoint of eight devices opens on one."""
+    """Loads the arrays of a checkpoint as numpy arrays, whatever devices they were saved from, and verifies them."""
     reader = ocp.PyTreeCheckpointer()
     directory = checkpoints.directory / str(step) / "state"
     tree = reader.metadata(directory).item_metadata.tree
     restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-    with _quiet_reads():
+    with _hide_closed_loop():
         arrays = reader.restore(directory, args=ocp.args.PyTreeRestore(restore_args=restore_args))
     saved = checkpoints.restore(step, args=ocp.args.Composite(checksum=ocp.args.JsonRestore()))["checksum"]["sha256"]
     if _compute_checksum(arrays) != saved:
@@ -306,22 +321,27 @@ def _load_arrays(checkpoints: ocp.CheckpointManager, step: int) -> dict[str, Any
     return arrays
 
 
+def _is_not_raised(entry: logging.LogRecord) -> bool:
+    """Hides tracebacks of Orbax's background thread. The next call raises the same error, which becomes a sentence."""
+    return not (entry.exc_info and "orbax" in entry.pathname)
+
+
 @contextlib.contextmanager
-def _quiet_reads() -> Iterator[None]:
-    """When one read fails, Orbax closes its event loop on those still on their way; each would print a traceback."""
+def _hide_closed_loop() -> Iterator[None]:
+    """Hides a traceback for each read or write that is under way when another one fails and Orbax stops waiting."""
     hook = sys.unraisablehook
     sys.unraisablehook = lambda event: "Event loop is closed" in str(event.exc_value) or hook(event)
     try:
         yield
     except Exception:
-        time.sleep(0.2)  # for the stragglers
+        time.sleep(0.2)  # Until those that are under way have ended.
         raise
     finally:
         sys.unraisablehook = hook
 
 
 def _compute_checksum(arrays: dict[str, Any]) -> str:
-    """sha256 of all arrays by name. Orbax has none of its own: a flipped bit would come back as another weight."""
+    """Computes the sha256 of the names and contents of all arrays. Orbax does not detect a flipped bit by itself."""
     checksum = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
         checksum.update(jax.tree_util.keystr(path, simple=True, separator="/").encode())
@@ -330,7 +350,11 @@ def _compute_checksum(arrays: dict[str, Any]) -> str:
 
 
 def check_shapes(saved: dict, wanted: dict) -> None:
-    """Raises a ValueError with the first array whose shape differs, or which only one of the two has."""
+    """Checks that two trees have the same arrays.
+
+    Raises:
+      ValueError: an array is missing or has another shape. The message names the first one.
+    """
     saved_shapes, wanted_shapes = _shapes(saved), _shapes(wanted)
     for name in sorted(saved_shapes.keys() | wanted_shapes.keys()):
         if saved_shapes.get(name) != wanted_shapes.get(name):
@@ -344,15 +368,15 @@ def _shapes(tree: dict) -> dict[str, tuple[int, ...]]:
 
 @contextlib.contextmanager
 def _sentences(directory, action: str = "opened") -> Iterator[None]:
-    """Turns what Orbax raises (many kinds) for a damaged or foreign checkpoint, or a full disk, into a sentence."""
+    """Turns the many types of errors that Orbax raises into a UserError with a sentence."""
     try:
         yield
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         advice = (
-            "It is damaged or not of this run. Delete the folder of that step to go on from the one before it, "
+            "It is damaged or not of this run. Delete the folder of that step to resume from the one before it, "
             "or train with --restart."
             if action == "opened"
-            else "The checkpoints before it are kept. Make room there and start the same command again to go on."
+            else "The checkpoints before it are kept. Make room there and start the same command again to resume."
         )
         raise UserError(f"the checkpoint in {directory} cannot be {action} ({reason}). {advice}") from error

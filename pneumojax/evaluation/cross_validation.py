@@ -1,10 +1,10 @@
-"""Cross-validation: each training image is scored once, by the run that never saw its patient.
+"""Cross-validation: each training image is scored once, by the run that was not trained on its patient.
 
-The runs are those of the folds of one config (`DataConfig.folds`), each with epoch, threshold and temperature chosen on
-a validation split of its own. An image keeps the probabilities of its run, is decided at that run's threshold, and is
-calibrated with that run's temperature. One threshold for all folds would have to be chosen on images that are scored:
-what one fold holds out, another one validates on. Scores of several networks are then ordered together, which costs a
-little: AUROC and AUPRC of all images may lie below the mean of the folds, which is given beside them.
+There is one run for each fold of a config (`DataConfig.folds`). Epoch, threshold and temperature of a run are chosen on
+its own validation split. The threshold and the temperature of a run apply to the images of its fold only. One threshold
+for all folds would have to be chosen on images that are scored, because each image is in the validation split of some
+fold. AUROC and AUPRC of all images rank the scores of several networks together. So they may be lower than the means
+over the folds, which are reported as well.
 """
 
 import pathlib
@@ -22,16 +22,17 @@ from pneumojax.evaluation.run import Run
 
 
 def evaluate_folds(runs: Sequence[Run], workdir: str | pathlib.Path) -> dict:
-    """Scores each run on the fold that it never saw; writes what `evaluate` does, as split out_of_fold.
+    """Scores each run on the fold that it was not trained on, and writes the files of `evaluate` for out_of_fold.
 
     Args:
-      runs: of all folds of one config, from `open_run`.
+      runs: from `open_run`, one for each fold of a config.
       workdir: folder of the cross-validation.
 
     Returns:
-      The content of metrics.json: that of `evaluate`, with the thresholds and temperatures of the folds as lists, and
-      "folds": {"workdir", "images", "threshold", "temperature", "metrics": {name: float or None}} each, and
-      "over_folds": {name: {"mean", "standard_deviation"}}, None where a fold has no such metric.
+      The content of metrics.json. It is that of `evaluate`, with lists of the thresholds and temperatures of the folds.
+      In addition, it has
+        "folds": a list of {"workdir", "images", "threshold", "temperature", "metrics": {name: float or None}};
+        "over_folds": {name: {"mean", "standard_deviation"}}, which are None if a fold lacks the metric.
 
     Raises:
       UserError: a run or the data are damaged.
@@ -81,7 +82,7 @@ def _describe_fold(run: Run, held_out: Split, probabilities: np.ndarray, thresho
 
 
 def _summarise(folds: Sequence[dict]) -> dict:
-    """Mean and standard deviation of each metric over the folds."""
+    """Computes mean and standard deviation of each metric over the folds."""
     summary = {}
     for name in folds[0]:
         values = [fold[name] for fold in folds]

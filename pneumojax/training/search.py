@@ -29,6 +29,7 @@ from pneumojax.errors import Diverged, UserError
 from pneumojax.files import lock_folder, read_rows
 from pneumojax.reporting.figures.training import save_learning_curves
 from pneumojax.training.fit import fit
+from pneumojax.training.search_resume import Halving, count_begun, fail_dead_trials, take_up
 from pneumojax.training.search_space import Choices, Range, apply_values
 
 logger = logging.getLogger(__name__)
@@ -41,9 +42,6 @@ LOCK_SECONDS = 60
 HEARTBEAT_SECONDS = 10
 GRACE_SECONDS = 60
 POLL_SECONDS = 2
-
-# A trial whose process was killed is taken up so often, then given up: it may be what kills it.
-MAX_KILLED = 3
 
 # Of the trials that reached a ninth of the epochs, a third of them, or all, the best third goes on (Li et al., A system
 # for massively parallel hyperparameter tuning, 2020: asynchronous successive halving).
@@ -109,9 +107,8 @@ def open_search(
             engine_kwargs={"connect_args": {"timeout": LOCK_SECONDS}},
             heartbeat_interval=HEARTBEAT_SECONDS,
             grace_period=GRACE_SECONDS,
-            heartbeat_stale_trial_callback=_take_up_killed,
         )
-        pruner = _Halving(min_resource=max(1, base.train.epochs // REDUCTION**2), reduction_factor=REDUCTION)
+        pruner = Halving(min_resource=max(1, base.train.epochs // REDUCTION**2), reduction_factor=REDUCTION)
         study = optuna.create_study(
             storage=backend, study_name=STUDY, direction="maximize", pruner=pruner, load_if_exists=True
         )
@@ -136,17 +133,19 @@ def run_trials(search: Search, trials: int, report: Callable[[dict, int], None])
       UserError: a trial's config is refused, or the study's file is locked or damaged.
     """
     study, waiting = search.study, False
+    given_up: set[str] = set()
     while True:
         with _sentences(search.storage), _hold(search.storage) as release:
             optuna.storages.fail_stale_trials(study)
-            _fail_dead_trials(search)
+            fail_dead_trials(study, search.workdir)
+            take_up(study, given_up)
             states = [trial.state for trial in study.get_trials(deepcopy=False)]
             running = states.count(TrialState.RUNNING)
             left = trials - states.count(TrialState.COMPLETE) - states.count(TrialState.PRUNED)
             if running < left:
                 # The proposal depends on the seed and on the number of the trial only. A trial that resumes keeps its
                 # number, so a search that was stopped or killed makes the same proposals as an undisturbed one.
-                seed = np.random.SeedSequence([search.base.train.seed, _count_begun(study)]).generate_state(1)[0]
+                seed = np.random.SeedSequence([search.base.train.seed, count_begun(study)]).generate_state(1)[0]
                 study.sampler = optuna.samplers.TPESampler(seed=int(seed))
                 with contextlib.ExitStack() as alive:
                     study.optimize(lambda trial: _run_trial(search, trial, trials, report, release, alive), n_trials=1)
@@ -252,7 +251,7 @@ def _run_trial(
         outcome of the trial.
     """
     values = _suggest(search.space, trial)
-    name = trial.user_attrs.get("directory", f"trial_{_count_begun(search.study)}")
+    name = trial.user_attrs.get("directory", f"trial_{count_begun(search.study)}")
     workdir = search.workdir / name
     workdir.mkdir(parents=True, exist_ok=True)
     alive.enter_context(lock_folder(workdir))
@@ -267,7 +266,7 @@ def _run_trial(
         trial.set_user_attr("diverged", str(error))
         raise optuna.TrialPruned from error
     except KeyboardInterrupt:
-        _take_up(search.study, trial, spent + time.perf_counter() - started)
+        trial.set_user_attr("stopped", True)
         raise
     finally:
         trial.set_user_attr("seconds", spent + time.perf_counter() - started)
@@ -307,44 +306,6 @@ def _train(search: Search, trial: optuna.Trial, workdir: pathlib.Path, config: C
     return result.best_auroc
 
 
-def _count_begun(study: optuna.Study) -> int:
-    """The number of the next new trial. A trial that resumes is several trials of optuna, but only one of ours."""
-    names = [trial.user_attrs.get("directory", "") for trial in study.get_trials(deepcopy=False)]
-    return max((int(name.removeprefix("trial_")) + 1 for name in names if name), default=0)
-
-
-def _fail_dead_trials(search: Search) -> None:
-    """Takes up trials whose process was killed on this machine, without waiting for their missing heartbeats."""
-    for trial in search.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if "directory" not in trial.user_attrs or not (search.workdir / trial.user_attrs["directory"]).is_dir():
-            continue
-        with lock_folder(search.workdir / trial.user_attrs["directory"], wait=False) as dead:
-            # Its state is read again: it may have ended before the lock was free.
-            if dead and search.study.get_trials(deepcopy=False)[trial.number].state == TrialState.RUNNING:
-                search.study.tell(trial.number, state=TrialState.FAIL)
-                _take_up_killed(search.study, trial)
-
-
-class _Halving(optuna.pruners.SuccessiveHalvingPruner):
-    """Successive halving in which a trial that was resumed competes once, not once for each start."""
-
-    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
-        return super().prune(_WithoutFailed(study), trial)
-
-
-class _WithoutFailed:
-    """A study without the trials that were stopped or killed."""
-
-    def __init__(self, study: optuna.Study):
-        self.study = study
-
-    def __getattr__(self, name: str):
-        return getattr(self.study, name)
-
-    def get_trials(self, deepcopy: bool = True) -> list[FrozenTrial]:
-        return [trial for trial in self.study.get_trials(deepcopy=deepcopy) if trial.state != TrialState.FAIL]
-
-
 def _suggest(space: dict[str, Range | Choices], trial: optuna.Trial) -> dict:
     for name, values in space.items():
         if isinstance(values, Choices):
@@ -376,22 +337,6 @@ def _format(value) -> str:
 def _name(trial: optuna.Trial | FrozenTrial) -> str:
     """The trial's folder: that of the first trial that began it."""
     return trial.user_attrs.get("directory", f"trial_{trial.number}")
-
-
-def _take_up(study: optuna.Study, trial: optuna.Trial | FrozenTrial, seconds: float, killed: int = 0) -> None:
-    """Queues a trial again, to go on in its folder."""
-    attributes = {"directory": _name(trial), "seconds": seconds, "killed": killed}
-    study.enqueue_trial(trial.params, user_attrs=attributes)
-
-
-def _take_up_killed(study: optuna.Study, trial: FrozenTrial) -> None:
-    if "directory" not in trial.user_attrs:
-        return  # It was killed before it began. The next new trial gets the same number and the same proposal.
-    killed = trial.user_attrs.get("killed", 0) + 1
-    if killed < MAX_KILLED:
-        _take_up(study, trial, trial.user_attrs.get("seconds", 0.0), killed)
-    else:
-        logger.warning("%s is given up: its process was killed %d times", _name(trial), killed)
 
 
 @contextlib.contextmanager
@@ -435,6 +380,12 @@ def _sentences(storage: pathlib.Path) -> Iterator[None]:
         raise UserError(
             f"{storage} cannot be used as the storage of a search ({reason}). "
             "It is damaged, not of SQLite, or may not be written; use another --storage and --workdir."
+        ) from error
+    except AssertionError as error:  # optuna's, if it could not store the outcome of a trial.
+        if not isinstance(error.__context__, optuna.exceptions.StorageInternalError):
+            raise
+        raise UserError(
+            f"{storage} cannot be written ({error.__context__}). Make room there and start the same command again."
         ) from error
     except RuntimeError as error:
         if "optuna" not in str(error):

@@ -9,7 +9,6 @@ import sqlite3
 import subprocess
 import sys
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -19,11 +18,12 @@ from pneumojax.checkpoint import read_run
 from pneumojax.config import config_from_dict, config_to_dict
 from pneumojax.errors import Diverged, UserError
 from pneumojax.evaluation.run import open_run
+from pneumojax.files import lock_folder
+from pneumojax.training import search, search_resume
 from pneumojax.training.fit import FitResult
 from pneumojax.training.search_space import Choices, Range
 
 optuna = pytest.importorskip("optuna")
-from pneumojax.training import search  # noqa: E402
 
 ROOT = pathlib.Path(__file__).parents[2]
 SPACE = {
@@ -128,24 +128,33 @@ def test_a_trial_that_is_stopped_goes_on_in_its_folder_with_its_values(open_sear
     assert run_trials(undisturbed, 4) == rows
 
 
-@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
-@pytest.mark.slow
-def test_a_trial_whose_process_was_killed_is_taken_up_three_times_at_most(open_search, trained, monkeypatch, caplog):
-    monkeypatch.setattr(search, "HEARTBEAT_SECONDS", 1)
-    monkeypatch.setattr(search, "GRACE_SECONDS", 1)
+def test_a_trial_whose_process_was_killed_is_taken_up_three_times_at_most(open_search, trained, caplog):
     opened = open_search()
-    for _ in range(search.MAX_KILLED):
+    for _ in range(search_resume.MAX_KILLED):
         trial = opened.study.ask()  # What a process does that is killed next.
         search._suggest(opened.space, trial)
         trial.set_user_attr("directory", "trial_0")
-        opened.study._storage.record_heartbeat(trial._trial_id)
-        time.sleep(2.1)
-        optuna.storages.fail_stale_trials(opened.study)
-    assert "trial_0 is given up: its process was killed 3 times" in caplog.text
+        opened.study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        for _ in range(2):  # It is queued once.
+            search_resume.take_up(opened.study, set())
     states = [trial.state.name for trial in opened.study.trials]
     assert states == ["FAIL"] * 3
     assert len({tuple(trial.params.items()) for trial in opened.study.trials}) == 1
     assert [row["name"] for row in run_trials(opened, 2)] == ["trial_1", "trial_2"]
+    assert "trial_0 is given up: it failed, or its process was killed, 3 times" in caplog.text
+
+
+def test_a_trial_of_a_dead_process_is_taken_up_without_waiting_for_its_heartbeat(open_search, trained, tmp_path):
+    opened = open_search()
+    trial = opened.study.ask()
+    search._suggest(opened.space, trial)
+    trial.set_user_attr("directory", "trial_0")
+    (tmp_path / "trial_0").mkdir()
+    with lock_folder(tmp_path / "trial_0"):
+        search_resume.fail_dead_trials(opened.study, tmp_path)
+        assert opened.study.trials[0].state.name == "RUNNING"
+    assert [row["name"] for row in run_trials(opened, 2)] == ["trial_0", "trial_1"]
+    assert [one.state.name for one in opened.study.trials][:2] == ["FAIL", "COMPLETE"]
 
 
 def test_processes_that_share_a_storage_finish_as_many_trials_as_wanted(open_search, trained):
