@@ -45,6 +45,7 @@ class Halving(optuna.pruners.SuccessiveHalvingPruner):
     """Successive halving in which a trial that was resumed competes once, not once for each start."""
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        """Whether the trial stops early, as `optuna.pruners.BasePruner.prune`."""
         return super().prune(_WithoutFailed(study), trial)
 
 
