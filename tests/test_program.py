@@ -14,6 +14,7 @@ from trainer import CLASS_WEIGHTS, PLAIN, RANDOM, Trainer, draw_batches, make_me
 from pneumojax import steps
 from pneumojax.config import AugmentConfig, config_from_dict
 from pneumojax.data.augment import make_augment
+from pneumojax.inference import make_predict
 from pneumojax.optimizer import make_optimizer
 from pneumojax.sharding import put
 
@@ -127,7 +128,7 @@ def test_all_geometry_takes_one_resampling(names):
 
 def test_predictions_in_between_and_a_restored_state_need_no_other_program():
     trainer, batches = Trainer(8, ema_decay=0.9), draw_batches(2)
-    predict = steps.make_predict(steps.make_graph(trainer.config), trainer.mesh)
+    predict = make_predict(steps.make_graph(trainer.config), trainer.mesh)
     images = trainer.constants[0]
     rows = put(draw_batches(1), trainer.mesh, axis=1)
     for _ in range(2):

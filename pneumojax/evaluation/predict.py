@@ -11,8 +11,9 @@ from pneumojax.data.dataset import make_eval_batches
 from pneumojax.data.stream import stream_rows
 from pneumojax.errors import UserError
 from pneumojax.evaluation.run import Run
+from pneumojax.inference import make_predict
 from pneumojax.sharding import make_mesh, put
-from pneumojax.steps import make_graph, make_predict
+from pneumojax.steps import make_graph
 
 
 def predict(run: Run, images: np.ndarray) -> np.ndarray:
@@ -52,8 +53,8 @@ def make_predict_images(
       config: the run.
       images: [N, H, W] uint8, 0..255, or features (see `cached`).
       mesh: the devices.
-      views: as in `steps.make_predict`.
-      cached: as in `steps.make_predict`.
+      views: as in `inference.make_predict`.
+      cached: as in `inference.make_predict`.
 
     Returns:
       `predict_images(variables) -> logits`: variables {"params", "batch_stats"} on every device, logits [N, C] float32.

@@ -41,6 +41,7 @@ from pneumojax.evaluation.operating_point import load_threshold
 from pneumojax.evaluation.predict import compute_probabilities, make_predict_images
 from pneumojax.evaluation.run import open_run
 from pneumojax.files import append_row, read_rows, truncate_rows, write_json
+from pneumojax.inference import make_extract
 from pneumojax.losses import compute_class_weights
 from pneumojax.models.weight_import import check_pretraining_images, compute_sha256
 from pneumojax.optimizer import make_optimizer, make_schedule
@@ -48,6 +49,7 @@ from pneumojax.reporting.figures.training import save_learning_curves
 from pneumojax.sharding import initialize, make_mesh, name_lost_process, put
 from pneumojax.state import TrainState
 from pneumojax.training.compile_cost import Watch, compile_chunk, find_peak_flops, watch
+from pneumojax.training.initial_weights import load_initial_weights
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +129,7 @@ def fit(
     fresh = steps.init_state(config, tx, mesh)
     if config.model.pretrained and (restart or not has_checkpoints(workdir)):
         # Before anything is written or deleted: the file may not fit.
-        fresh = steps.start_pretrained(config, fresh, mesh)
+        fresh = load_initial_weights(config, fresh, mesh)
         check_pretraining_images(config.model.pretrained, data.fingerprint)
 
     with name_lost_process(), hold_workdir(workdir, run, restart), open_checkpoints(workdir) as checkpoints:
@@ -267,7 +269,7 @@ def _make_validate(config: Config, labels: np.ndarray, images: np.ndarray, mesh:
 
 def _make_extract_split(config: Config, graph, state, key, mesh) -> Callable:
     """Returns `extract_split(split, views) -> [N, views, ...]`, the features of views of each image of a split."""
-    extract = steps.make_extract(config, graph, mesh)
+    extract = make_extract(config, graph, mesh)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
 
     def extract_split(split, views):

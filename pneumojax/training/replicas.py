@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from jax.sharding import Mesh
 
-from pneumojax import steps
+from pneumojax import replica_steps, steps
 from pneumojax.checkpoint import (
     find_best,
     has_checkpoints,
@@ -46,6 +46,8 @@ from pneumojax.training.fit import (
     load_splits,
     score_validation,
 )
+from pneumojax.training.initial_weights import load_initial_weights
+from pneumojax.training.memory import estimate_memory
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +81,7 @@ def fit_replicas(
     initialize(multihost=False)
     mesh = make_mesh()
     plans = plan_replicas(config)
-    if not steps.shared_out(len(plans), mesh):
+    if not replica_steps.replicas_partitioned(len(plans), mesh):
         check_batch_size(train.batch_size, mesh)
     data, selection = load_splits(config)
     chunks, chunk_steps = split_epoch(len(data), train.batch_size, train.chunk_steps)
@@ -92,15 +94,16 @@ def fit_replicas(
     class_weights = compute_class_weights(labels, config.model.task, config.optimizer.class_weights)
     sizes = config.data.progressive_px or (config.data.image_px,)
     train_chunks = [
-        steps.make_replicas_chunk(config, graph, total_steps, class_weights, mesh, image_px) for image_px in sizes
+        replica_steps.make_replicas_chunk(config, graph, total_steps, class_weights, mesh, image_px)
+        for image_px in sizes
     ]
-    validate = _make_validate(config, steps.make_replicas_predict(config, graph, mesh), selection, mesh)
+    validate = _make_validate(config, replica_steps.make_replicas_predict(config, graph, mesh), selection, mesh)
     folders = [workdir / f"replica_{number}" for number in range(len(plans))]
     init = steps.make_init(config, tx, mesh)
     fresh = [init(jax.random.key(plan.train.seed)) for plan in plans]
     if config.model.pretrained and (restart or not all(map(has_checkpoints, folders))):
         # Before anything is written or deleted: the file may not fit.
-        fresh = [steps.start_pretrained(plan, state, mesh) for plan, state in zip(plans, fresh, strict=True)]
+        fresh = [load_initial_weights(plan, state, mesh) for plan, state in zip(plans, fresh, strict=True)]
         check_pretraining_images(config.model.pretrained, data.fingerprint)
 
     with contextlib.ExitStack() as stack:
@@ -110,24 +113,24 @@ def fit_replicas(
             for number, (plan, folder) in enumerate(zip(plans, folders, strict=True))
         ]
         step = first_step = _find_common_step(workdir, replicas)
-        state = steps.put_replicas(_restore(replicas, step, fresh, mesh), config, mesh)
+        state = replica_steps.put_replicas(_restore(replicas, step, fresh, mesh), config, mesh)
         cut_log(workdir, step)
         logs = _Logs(workdir, replicas, chunks * chunk_steps, total_steps, report)
         images, labels = put(data.images, mesh), put(labels, mesh)
-        key = steps.make_replica_keys(np.array([plan.train.seed for plan in plans], np.int32), mesh)
-        swept = steps.put_replicas(_collect_swept(config, plans), config, mesh)
+        key = replica_steps.make_replica_keys(np.array([plan.train.seed for plan in plans], np.int32), mesh)
+        swept = replica_steps.put_replicas(_collect_swept(config, plans), config, mesh)
         compiled = {}
         with catch_signals() as caught, jax.transfer_guard("disallow"):
             while step < total_steps and not caught and not logs.asked:
                 epoch, chunk = divmod(step // chunk_steps, chunks)
                 order = (len(data), train.batch_size, chunks, chunk_steps)
                 batches = np.stack([make_epoch_batches(*order, plan.train.seed, epoch)[chunk] for plan in plans])
-                batches = steps.put_replica_batches(batches, config, mesh)
+                batches = replica_steps.put_replica_batches(batches, config, mesh)
                 size = epoch * len(sizes) // train.epochs
                 logs.start_chunk()
                 inputs = (state, images, labels, batches, key, swept)
                 if size not in compiled:
-                    mapped = steps.shared_out(len(plans), mesh)
+                    mapped = replica_steps.replicas_partitioned(len(plans), mesh)
                     compiled[size], costs = compile_chunk(train_chunks[size], inputs, mesh.size, mapped)
                     logs.start_size(costs)
                 state, sums = compiled[size](*inputs)
@@ -167,9 +170,9 @@ def check_memory(config: Config, graph: nnx.GraphDef, tx: optax.GradientTransfor
     Raises:
       UserError: with the estimate, and how many would fit.
     """
-    each, once = steps.estimate_memory(config, graph, tx, mesh)
+    each, once = estimate_memory(config, graph, tx, mesh)
     replicas, free = config.train.replicas, measure_free_bytes(mesh)
-    devices = mesh.size if steps.shared_out(replicas, mesh) else 1
+    devices = mesh.size if replica_steps.replicas_partitioned(replicas, mesh) else 1
     needed = data + once + each * replicas // devices
     if needed > free:
         fitting = max(0, (free - data - once) // each) * devices
@@ -265,9 +268,9 @@ def _make_validate(config: Config, predict_batches: Callable, split: Split, mesh
     """Returns `validate(state) -> [row of each replica]`, exact over the split."""
     labels = split.labels(config.model.task)
     images = put(split.images, mesh)
-    shared_out = steps.shared_out(config.train.replicas, mesh)
-    batches = make_eval_batches(len(split), config.train.eval_batch_size, 1 if shared_out else mesh.size)
-    batches = put(batches, mesh, axis=None if shared_out else 1)
+    partitioned = replica_steps.replicas_partitioned(config.train.replicas, mesh)
+    batches = make_eval_batches(len(split), config.train.eval_batch_size, 1 if partitioned else mesh.size)
+    batches = put(batches, mesh, axis=None if partitioned else 1)
 
     def validate(state):
         logits = jax.device_get(predict_batches(state.eval_variables(), images, batches))

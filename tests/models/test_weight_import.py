@@ -25,8 +25,9 @@ from pneumojax.models import MODELS
 from pneumojax.models.weight_import import load_pretrained, read_tensors
 from pneumojax.optimizer import make_optimizer
 from pneumojax.sharding import make_mesh
-from pneumojax.steps import PIXEL_MEAN, PIXEL_STD, init_state, normalise, scale_pixels, start_pretrained
+from pneumojax.steps import PIXEL_MEAN, PIXEL_STD, init_state, normalise, scale_pixels
 from pneumojax.training.fit import fit
+from pneumojax.training.initial_weights import load_initial_weights
 
 HERE = pathlib.Path(__file__).parent
 STORED = {
@@ -227,7 +228,7 @@ def test_training_starts_from_the_file_and_goes_on_without_it(make_config, tmp_p
     fields = {"model": "vgg16", "vgg_width": 2, "vgg_dense_widths": (), "pretrained": str(path), "epochs": 1}
     config = make_config(**fields)
     mesh = make_mesh()
-    state = start_pretrained(config, init_state(config, make_optimizer(config.optimizer, 1), mesh), mesh)
+    state = load_initial_weights(config, init_state(config, make_optimizer(config.optimizer, 1), mesh), mesh)
     _, loaded = load(path, "vgg16", vgg_dense_widths=())
     for variables in (state.ema, {"params": state.params, "batch_stats": state.batch_stats}):
         np.testing.assert_array_equal(
