@@ -1,4 +1,4 @@
-"""Asks how much of a run's AUROC needs lungs: scores it on altered images, beside classifiers without a network.
+"""Measures how much of a run's AUROC needs lungs: scores perturbed images, and fits models that are no networks.
 
     scripts/run experiments/audit.py --workdir=runs/resnet
     scripts/run experiments/audit.py --workdir=runs/resnet --split=test
@@ -12,7 +12,8 @@ import shlex
 
 from absl import flags
 
-from experiments.flags import run
+from experiments.cli import run
+from experiments.flags import format_flags
 
 WORKDIR = flags.DEFINE_string("workdir", "runs/latest", "folder of the run")
 SPLIT = flags.DEFINE_enum("split", "validation", ("train", "validation", "test"), "split to score")
@@ -23,6 +24,7 @@ def main() -> int:
     # Imports JAX: after the flags are known to be good.
     from pneumojax.evaluation.audit import audit, make_tables
     from pneumojax.evaluation.run import open_run
+    from pneumojax.reporting.caveats import describe_synthetic
     from pneumojax.sharding import initialize
 
     initialize(multihost=False)
@@ -31,14 +33,14 @@ def main() -> int:
     counts = results["counts"]
     classes = ", ".join(f"{number} {name}" for name, number in counts["classes"].items())
     print(f"{SPLIT.value}: {counts['images']} images of {counts['patients']} patients ({classes})")
-    if results["run"]["data"]["synthetic"]:
-        print("Drawn radiographs, not patients: these figures say nothing about X-rays.")
+    if warning := describe_synthetic(results["run"]["data"]):
+        print(warning)
     for table in make_tables(results):
         print("", table.format_text(), sep="\n")
     print("", *results["reading"], sep="\n")
     data = opened.config.data
-    given = {"dataset": data.dataset, "data_dir": data.data_dir}
-    explore = shlex.join(["experiments/explore.py", *(f"--{name}={value}" for name, value in given.items() if value)])
+    words = format_flags({"dataset": data.dataset, "data_dir": data.data_dir})
+    explore = shlex.join(["experiments/explore.py", *words])
     print(f"Written to {opened.workdir / 'evaluation' / SPLIT.value}: audit.html, audit.json, audit/")
     print(f"Next, to see what the classes differ in: scripts/run {explore}")
     return 0

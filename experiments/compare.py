@@ -1,10 +1,16 @@
-"""Compares two evaluated runs on the images that both were scored on.
+"""Compares two evaluated runs on the same images.
 
     scripts/run experiments/compare.py runs/resnet runs/cnn --split=test
 
-Reads what experiments/evaluate.py wrote for both. Prints each metric of both and the difference, first run minus
-second, with its 95 % interval by paired patient bootstrap; DeLong's test of the areas under the ROC curve; and
-McNemar's test of the decisions, each run at its own threshold. Writes the same as JSON. Seconds, on any machine.
+Both runs must have been evaluated on the split with experiments/evaluate.py, whose files this script reads. It prints
+
+- each metric of both runs and the difference, first run minus second run, with the 95 % interval of the paired
+  bootstrap by patient;
+- DeLong's test of the areas under the ROC curve;
+- McNemar's test of the decisions, each run at its own threshold: for all images, and for the images of each class. As
+  in the subgroups of an evaluation, a class that contains all images of the split, or none, is left out.
+
+It writes the same numbers to a JSON file. It takes seconds and needs no accelerator.
 """
 
 import pathlib
@@ -12,16 +18,19 @@ import pathlib
 import numpy as np
 from absl import flags
 
-from experiments.flags import run
+from experiments.cli import run
 from pneumojax.evaluation import comparison, metrics
+from pneumojax.evaluation.bootstrap import PatientBootstrap
 from pneumojax.evaluation.prediction_files import Predictions, check_same_images, read_predictions
 from pneumojax.files import write_json
+from pneumojax.reporting.format import format_bounds
+from pneumojax.reporting.tables import Table
 
 SPLIT = flags.DEFINE_enum(
-    "split", "validation", ("train", "validation", "test", "out_of_fold"), "split that both were scored on"
+    "split", "validation", ("train", "validation", "test", "out_of_fold"), "split on which both runs were evaluated"
 )
 OUTPUT = flags.DEFINE_string(
-    "output", None, "JSON file to write (default: compared_with_<second>.json beside the first run's predictions)"
+    "output", None, "JSON file to write (default: compared_with_<second>.json next to the first run's predictions)"
 )
 
 
@@ -32,28 +41,41 @@ def main(first: str, second: str) -> int:
         a, b = a.to_binary(), b.to_binary()
     results = compare(a, b)
     print(format_results(results, SPLIT.value))
-    beside = a.workdir / "evaluation" / SPLIT.value / f"compared_with_{b.workdir.resolve().name}.json"
-    path = pathlib.Path(OUTPUT.value).expanduser() if OUTPUT.value else beside
+    default = a.workdir / "evaluation" / SPLIT.value / f"compared_with_{b.workdir.resolve().name}.json"
+    path = pathlib.Path(OUTPUT.value).expanduser() if OUTPUT.value else default
     write_json(path, results)
     print(f"Written to {path}")
     return 0
 
 
 def compare(a: Predictions, b: Predictions) -> dict:
-    """All comparisons of two runs on the same images, as JSON holds them."""
+    """Performs all comparisons of two runs on the same images.
+
+    Args:
+      a: predictions of the first run.
+      b: predictions of the second run, of the same images and classes.
+
+    Returns:
+      The content of the JSON file: "a" and "b" describe the runs; "metrics" is of `comparison.compute_differences`,
+      "delong" of `comparison.compute_delong`; "mcnemar" is {"all", "PNEUMONIA", "NORMAL": of
+      `comparison.compute_mcnemar`}, without the classes if one of them contains all images.
+    """
     scores_a, scores_b = (metrics.compute_binary_scores(one.probabilities) for one in (a, b))
     positive = a.labels > 0
     right_a, right_b = (
         metrics.compute_decisions(scores, one.threshold) == positive for one, scores in ((a, scores_a), (b, scores_b))
     )
-    groups = {"all": positive | ~positive, "PNEUMONIA": positive, "NORMAL": ~positive}
+    groups = {"all": positive | ~positive}
+    if positive.any() and not positive.all():
+        groups |= {"PNEUMONIA": positive, "NORMAL": ~positive}
+    bootstrap = PatientBootstrap(a.patient_ids)
     return {
         "a": {"workdir": str(a.workdir), "threshold": np.unique(a.threshold).tolist()},
         "b": {"workdir": str(b.workdir), "threshold": np.unique(b.threshold).tolist()},
         "images": len(a.labels),
         "fingerprint": a.fingerprint,
         "metrics": comparison.compute_differences(
-            a.labels, a.probabilities, b.probabilities, a.threshold, b.threshold, a.patient_ids
+            a.labels, a.probabilities, b.probabilities, a.threshold, b.threshold, bootstrap
         ),
         "delong": comparison.compute_delong(positive, scores_a, scores_b),
         "mcnemar": {name: comparison.compute_mcnemar(right_a[of], right_b[of]) for name, of in groups.items()},
@@ -61,15 +83,17 @@ def compare(a: Predictions, b: Predictions) -> dict:
 
 
 def format_results(results: dict, split: str) -> str:
-    """The comparison as a table and two sentences on the tests."""
+    """Formats the results of `compare` as a table, followed by a line for each test."""
     lines = [f"{split}: {results['images']} images", f"a: {results['a']['workdir']}", f"b: {results['b']['workdir']}"]
-    lines += ["", f"{'metric':<34}{'a':>8}{'b':>8}{'a - b':>9}   95 % interval (paired bootstrap by patient)"]
+    rows = []
     for name, one in results["metrics"].items():
         difference = one["difference"]
-        numbers = "".join("       -" if one[side] is None else f"{one[side]:8.4f}" for side in ("a", "b"))
-        numbers += "        -" if difference["value"] is None else f"{difference['value']:+9.4f}"
-        interval = "{:+.4f} to {:+.4f}".format(*difference["ci95"]) if difference["ci95"] else difference["reason"]
-        lines.append(f"{name:<34}{numbers}   {interval}")
+        numbers = ["-" if one[run] is None else f"{one[run]:.4f}" for run in ("a", "b")]
+        numbers.append("-" if difference["value"] is None else f"{difference['value']:+.4f}")
+        interval = format_bounds(difference["ci95"], "+.4f") if difference["ci95"] else difference["reason"]
+        rows.append((name, *numbers, interval))
+    columns = ("metric", "a", "b", "a - b", "95 % interval (paired bootstrap by patient)")
+    lines += ["", Table(columns, rows).format_text()]
     delong = results["delong"]
     if delong["p"] is None:
         lines += ["", f"DeLong's test of the AUROC: none. {delong['reason']}"]
@@ -77,8 +101,8 @@ def format_results(results: dict, split: str) -> str:
         lines += ["", f"DeLong's test of the AUROC: z = {delong['z']:.2f}, p = {delong['p']:.2g}"]
     for name, test in results["mcnemar"].items():
         lines.append(
-            f"McNemar's test of the decisions, {name}: only a right {test['only_a_right']}, only b right "
-            f"{test['only_b_right']}, p = {test['p']:.2g} ({test['method']})"
+            f"McNemar's test of the decisions, {name}: only a is right {test['only_a_right']} times, only b "
+            f"{test['only_b_right']} times, p = {test['p']:.2g} ({test['method']})"
         )
     return "\n".join(lines)
 

@@ -14,15 +14,17 @@ evaluate.py; two cross-validations are compared by compare.py --split=out_of_fol
 import dataclasses
 import logging
 import pathlib
-import shlex
-import sys
 import time
 
 from absl import flags
 
-from experiments.flags import config_from_flags, define_config_flags, fail, run
-from experiments.progress import Progress
+from experiments.cli import fail, run
+from experiments.flags import config_from_flags, define_config_flags
+from experiments.progress import Progress, format_resume
 from pneumojax.config import Config
+from pneumojax.reporting.caveats import describe_synthetic
+from pneumojax.reporting.format import format_interval
+from pneumojax.reporting.tables import Table
 
 WORKDIR = flags.DEFINE_string("workdir", "runs/folds", "folder of the folds' runs")
 RESTART = flags.DEFINE_bool("restart", False, "delete the runs in the workdir and begin anew")
@@ -49,8 +51,7 @@ def main() -> int:
     for number, (path, of_fold) in enumerate(paths.items()):
         logger.info("fold %d of %d: %s", number + 1, len(paths), path)
         if stopped_by := train(path, of_fold):
-            again = shlex.join(word for word in sys.argv if word.lstrip("-").split("=")[0] != "restart")
-            print(f"Stopped and saved in {path}.\nGo on: scripts/run {again}")
+            print(f"Stopped and saved in {path}.\n{format_resume()}")
             return 128 + stopped_by
     results = evaluate_folds([open_run(path, data_dir=config.data.data_dir) for path in paths], workdir)
     print(format_results(results))
@@ -82,25 +83,23 @@ def format_results(results: dict) -> str:
     counts, folds = results["counts"], results["folds"]
     classes = ", ".join(f"{number} {name}" for name, number in counts["classes"].items())
     lines = [f"{counts['images']} images of {counts['patients']} patients ({classes}), each scored out of fold"]
-    if results["run"]["data"]["synthetic"]:
-        lines.append("Drawn radiographs, not patients: these figures say nothing about X-rays.")
-    header = "".join(f"{f'fold {i}':>8}" for i in range(len(folds)))
-    lines += ["", f"{'metric':<33}{'all images (95 % interval)':<28}{'mean ± deviation':<18}{header}"]
+    lines += filter(None, [describe_synthetic(results["run"]["data"])])
+    rows = []
     for name, metric in results["metrics"].items():
         if name not in TOLD:
             continue
         spread = results["over_folds"][name]
-        mean = "-" if spread["mean"] is None else f"{spread['mean']:.4f} ± {spread['standard_deviation']:.4f}"
-        interval = " ({:.4f} to {:.4f})".format(*metric["ci95"]) if metric["ci95"] else ""
-        value = "-" if metric["value"] is None else f"{metric['value']:.4f}{interval}"
-        lines.append(f"{name:<33}{value:<28}{mean:<18}" + "".join(format_cell(fold["metrics"][name]) for fold in folds))
-    lines.append(f"{'threshold':<79}" + "".join(format_cell(fold["threshold"]) for fold in folds))
-    lines.append(f"{'temperature':<79}" + "".join(format_cell(fold["temperature"]) for fold in folds))
-    return "\n".join(lines)
+        mean = format_interval({**spread, "value": spread["mean"], "ci95": None}, ".4f")
+        cells = [format_cell(fold["metrics"][name]) for fold in folds]
+        rows.append((name, format_interval(metric, ".4f"), mean, *cells))
+    for name in ("threshold", "temperature"):
+        rows.append((name, "", "", *(format_cell(fold[name]) for fold in folds)))
+    columns = ("metric", "all images (95 % interval)", "mean ± deviation", *(f"fold {i}" for i in range(len(folds))))
+    return "\n".join([*lines, "", Table(columns, rows).format_text()])
 
 
 def format_cell(value: float | None) -> str:
-    return f"{'-' if value is None else format(value, '.4f'):>8}"
+    return "-" if value is None else f"{value:.4f}"
 
 
 if __name__ == "__main__":

@@ -16,9 +16,11 @@ import pathlib
 
 from absl import flags
 
-from experiments.flags import fail, run
+from experiments.cli import fail, run
 from pneumojax.config import ThresholdConfig
-from pneumojax.reporting.evaluation_report import describe_warnings
+from pneumojax.reporting.caveats import describe_warnings
+from pneumojax.reporting.format import format_bounds, format_interval
+from pneumojax.reporting.tables import Table
 
 WORKDIR = flags.DEFINE_list(
     "workdir", ["runs/latest"], "folder of the run; several, separated by commas, are scored as one ensemble"
@@ -26,7 +28,6 @@ WORKDIR = flags.DEFINE_list(
 SPLIT = flags.DEFINE_enum("split", "validation", ("train", "validation", "test"), "split to score")
 CHECKPOINT = flags.DEFINE_enum("checkpoint", "best", ("best", "latest"), "best by val/auroc, or the latest")
 DATA_DIR = flags.DEFINE_string("data_dir", None, "folder of prepared data sets (default: where the run found them)")
-IMAGE_PX = flags.DEFINE_integer("image_px", None, "size of the images; must be the run's own, which is the default")
 VIEWS = flags.DEFINE_integer(
     "test_time_views",
     None,
@@ -56,8 +57,9 @@ FIXED = flags.DEFINE_float("fixed_threshold", None, "threshold of rule fixed (de
 def main() -> int:
     # Imports JAX: after the flags are known to be good.
     from pneumojax.checkpoint import find_replicas
+    from pneumojax.evaluation.ensemble import open_ensemble, open_replicas
     from pneumojax.evaluation.evaluate import evaluate
-    from pneumojax.evaluation.run import open_ensemble, open_replicas, open_run
+    from pneumojax.evaluation.run import open_run
     from pneumojax.sharding import initialize
 
     initialize(multihost=False)
@@ -68,11 +70,6 @@ def main() -> int:
     if one and find_replicas(pathlib.Path(named).expanduser()):
         open_it = open_replicas
     opened = open_it(named, CHECKPOINT.value, DATA_DIR.value, VIEWS.value)
-    size = opened.config.data.image_px
-    if one and IMAGE_PX.value not in (None, size):
-        return fail(
-            f"--image_px={IMAGE_PX.value}: this run was trained at {size} px and is scored at {size} px. Drop the flag."
-        )
     given = {flag.name: flag.value for flag in (RULE, TARGET, COST_RATIO, PREVALENCE, FIXED) if flag.value is not None}
     rules: ThresholdConfig = dataclasses.replace(opened.config.threshold, **given)
     results = evaluate(opened, SPLIT.value, rules)
@@ -87,58 +84,55 @@ def format_results(results: dict) -> str:
     threshold, counts, split = results["threshold"], results["counts"], results["run"]["split"]["name"]
     classes = ", ".join(f"{number} {name}" for name, number in counts["classes"].items())
     lines = [f"{split}: {counts['images']} images of {counts['patients']} patients ({classes})"]
-    lines += ["", f"{'metric':<34}{'value':>8}   95 % interval (bootstrap by patient)"]
+    rows = []
     for name, metric in results["metrics"].items():
-        value = "     -  " if metric["value"] is None else f"{metric['value']:8.4f}"
-        interval = "{:.4f} to {:.4f}".format(*metric["ci95"]) if metric["ci95"] else metric.get("reason", "")
-        lines.append(f"{name:<34}{value}   {interval}")
+        value = "-" if metric["value"] is None else f"{metric['value']:.4f}"
+        interval = format_bounds(metric["ci95"], ".4f") if metric["ci95"] else metric.get("reason", "")
+        rows.append((name, value, interval))
+    lines += ["", Table(("metric", "value", "95 % interval (bootstrap by patient)"), rows).format_text()]
     source = f"chosen on {threshold['split']}" if threshold["split"] else "given, not chosen"
     lines += ["", f"threshold {threshold['value']:.6f} ({threshold['rule']}, {source}) {_format_step(threshold)}"]
-    heading = f"operating point of {results['calibration']['split']}"
-    lines += ["", f"{heading:<34}{'threshold':>12}   sensitivity, specificity (95 % intervals)"]
+    rows = []
     for name, point in results["operating_points"].items():
         if point["threshold"] is None:
-            lines.append(f"{name:<34}{'-':>12}   {point['reason']}")
+            rows.append((name, "-", point["reason"]))
             continue
-        rates = ", ".join(_format_metric(point["metrics"][rate]) for rate in ("sensitivity", "specificity"))
-        lines.append(f"{name:<34}{point['threshold']:12.6f}   {rates}")
+        rates = ", ".join(format_interval(point["metrics"][rate]) for rate in ("sensitivity", "specificity"))
+        rows.append((name, f"{point['threshold']:.6f}", rates))
+    heading = f"operating point of {results['calibration']['split']}"
+    columns = (heading, "threshold", "sensitivity, specificity (95 % intervals)")
+    lines += ["", Table(columns, rows).format_text()]
     lines += ["", *_format_calibration(results), "", *_format_subgroups(results["subgroups"])]
     return "\n".join([*lines, "", *describe_warnings(results)]).rstrip()
 
 
 def _format_step(threshold: dict) -> str:
-    step = threshold["checkpoint_step"]
+    step = threshold["checkpoint_step"]  # A list with an entry for each member of an ensemble.
     return f"for {len(step)} runs together" if isinstance(step, list) else f"at step {step}"
 
 
 def _format_calibration(results: dict) -> list[str]:
     calibration, there = results["calibration"], results["at_prevalence"]
     temperature = f"temperature {calibration['temperature']:.3f} (fitted on {calibration['split']})"
-    lines = [f"{'calibration':<34}as trained -> at {temperature}"]
-    for name, before in calibration["before"].items():
-        lines.append(f"{name:<34}{_format_metric(before)} -> {_format_metric(calibration['after'][name])}")
+    rows = [
+        (name, format_interval(before), format_interval(calibration["after"][name]))
+        for name, before in calibration["before"].items()
+    ]
+    lines = [Table(("calibration", "as trained", f"at {temperature}"), rows).format_text()]
     if there:
-        values = ", ".join(f"{name.upper()} {_format_metric(there[name])}" for name in ("ppv", "npv"))
-        lines.append(f"{'at a prevalence of ' + str(there['prevalence']):<34}{values}")
+        values = ", ".join(f"{name.upper()} {format_interval(there[name])}" for name in ("ppv", "npv"))
+        lines += ["", f"at a prevalence of {there['prevalence']}: {values}"]
     return lines
 
 
 def _format_subgroups(subgroups: dict) -> list[str]:
-    lines = [f"{'subgroup':<26}{'images':>8}   {'AUROC':<24}{'sensitivity':<24}specificity (95 % intervals)"]
+    rows = []
     for name, group in subgroups.items():
         metrics = group["metrics"]
         names = [metric for metric in ("auroc", "sensitivity", "specificity") if metric in metrics]
-        cells = "".join(f"{_format_metric(metrics[metric]):<24}" for metric in names)
-        lines.append(f"{name:<26}{group['images']:8}   {cells}".rstrip())
-    return lines
-
-
-def _format_metric(metric: dict) -> str:
-    """As "0.967 (0.951 to 0.980)"; a dash for what does not exist."""
-    if metric["value"] is None:
-        return "-"
-    interval = " ({:.3f} to {:.3f})".format(*metric["ci95"]) if metric["ci95"] else ""
-    return f"{metric['value']:.3f}{interval}"
+        rows.append((name, str(group["images"]), *(format_interval(metrics[metric]) for metric in names)))
+    columns = ("subgroup", "images", "AUROC", "sensitivity", "specificity (95 % intervals)")
+    return [Table(columns, rows).format_text()]
 
 
 if __name__ == "__main__":

@@ -1,21 +1,18 @@
-"""One absl flag for each config field, and how a script ends."""
+"""The config as absl flags: one flag for each field, and the way back from a config to flags."""
 
 import dataclasses
-import errno
-import logging
 import os
 import sys
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from absl import app, flags
-from absl import logging as absl_logging
+from absl import flags
 
 from pneumojax.config import Config, config_fields, config_from_dict, config_to_dict
-from pneumojax.errors import LostProcessError, UserError
+from pneumojax.errors import UserError
 
-flags.disclaim_key_flags()  # The flags belong to the script that calls: its --help lists them.
+flags.disclaim_key_flags()  # The flags belong to the script that defines them, so that its --help lists them.
 
 DEFINE_FLAG = {
     bool: flags.DEFINE_bool,
@@ -24,21 +21,16 @@ DEFINE_FLAG = {
     str: flags.DEFINE_string,
 }
 
-UNWRITABLE = (
-    errno.ENOSPC,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.ENOTDIR,
-    errno.EISDIR,
-    errno.EEXIST,  # A file where a folder is wanted.
-)
-
 
 def define_config_flags(
     flag_values: flags.FlagValues = flags.FLAGS, fields: Sequence[dataclasses.Field] | None = None
 ) -> None:
-    """Defines a flag for each of these fields of the config (default: all), with its default, help and type."""
+    """Defines a flag for each field of the config, with the field's default, help and type.
+
+    Args:
+      flag_values: where the flags are defined.
+      fields: the fields that get a flag; None: all.
+    """
     for field in fields or config_fields():
         help_text = field.metadata["help"]
         kinds = [kind for kind in (field.type, *typing.get_args(field.type)) if kind in (bool, int, float, str)]
@@ -52,14 +44,14 @@ def define_config_flags(
 
 
 def config_from_flags(flag_values: flags.FlagValues = flags.FLAGS, **fixed: Any) -> Config:
-    """Rebuilds the config from the flags, by default those of this process.
+    """Builds the config from the flags.
 
     Args:
-      flag_values: the flags.
-      **fixed: fields without a flag; any other one keeps its default.
+      flag_values: the parsed flags.
+      **fixed: values of fields that have no flag. Other fields without a flag keep their default.
 
     Raises:
-      UserError: a value is outside its limits, or two do not go together.
+      UserError: a value is outside its limits, or two values do not go together.
     """
     fields = [field for field in config_fields() if field.name in flag_values]
     values = {field.name: flag_values[field.name].value for field in fields}
@@ -73,80 +65,60 @@ def config_from_flags(flag_values: flags.FlagValues = flags.FLAGS, **fixed: Any)
     return config_from_dict(values | fixed)
 
 
-def read_preset(path: str | os.PathLike, **fields) -> Config:
-    """The config of a flagfile, with some fields set otherwise.
+def parse_config(words: Sequence[str]) -> Config:
+    """Builds a config from words of a command line, such as "--model=mlp" or "--flagfile=FILE".
 
     Raises:
-      UserError: the file cannot be read, or a flag in it is unknown or its value outside its limits.
+      UserError: a flag is unknown, its value is outside its limits, or a flagfile cannot be read.
     """
     values = flags.FlagValues()
     define_config_flags(values)
     try:
-        values([sys.argv[0], f"--flagfile={path}"])
+        values([sys.argv[0], *words])
     except flags.Error as error:
-        raise UserError(f"{path}: {error}") from error
-    return config_from_dict(config_to_dict(config_from_flags(values)) | fields)
+        raise UserError(f"{str(error).rstrip('.')}.") from error
+    return config_from_flags(values)
 
 
-def format_flags(config: Config) -> str:
-    """The flags that differ from their defaults, one a line, as a flagfile has them."""
-    values, defaults = config_to_dict(config), config_to_dict(Config())
-    return "".join(f"{_format_flag(name, value)}\n" for name, value in values.items() if value != defaults[name])
-
-
-def _format_flag(name: str, value: object) -> str:
-    if isinstance(value, bool):
-        return f"--{name}" if value else f"--no{name}"
-    return f"--{name}={','.join(map(str, value)) if isinstance(value, list) else value}"
-
-
-def run(main: Callable[..., int | None], arguments: tuple[str, ...] = ()) -> None:
-    """Parses the flags and runs `main` with the arguments, whose return value is the exit code.
+def read_preset(path: str | os.PathLike, **fields: Any) -> Config:
+    """Reads the config of a flagfile.
 
     Args:
-      main: takes as many strings as there are arguments.
-      arguments: names, for the message, of what is written without a flag; all are needed.
+      path: the flagfile.
+      **fields: values that replace those of the file.
 
-    What the user can mend ends in one sentence and code 1, without a traceback: UserError, a full disk, a place that
-    may not be written. Unknown flags and values end with absl's sentence and code 1.
+    Raises:
+      UserError: the file cannot be read, or a flag in it is unknown or outside its limits.
     """
-
-    def guarded(argv: list[str]) -> int | None:
-        if not arguments and argv[1:]:
-            return fail(f"unexpected argument {argv[1]}: flags are written --name=value.")
-        if len(argv) - 1 != len(arguments):
-            return fail(f"needs {' '.join(arguments)}, and got {' '.join(argv[1:]) or 'nothing'}. See --help.")
-        _show_log()
-        try:
-            return main(*argv[1:])
-        except LostProcessError as error:
-            os._exit(fail(str(error)))  # JAX's own exit would wait for the process that is gone, and abort.
-        except UserError as error:
-            return fail(str(error))
-        except KeyboardInterrupt:
-            return fail("interrupted.", 130)
-        except OSError as error:
-            if error.errno not in UNWRITABLE:
-                raise
-            where = error.filename or "a file"
-            return fail(f"{where} cannot be written: {error.strerror}. Check the folders that the flags name.")
-
-    app.run(guarded)
+    try:
+        config = parse_config([f"--flagfile={path}"])
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return config_from_dict(config_to_dict(config) | fields)
 
 
-def _show_log() -> None:
-    """Shows our own messages, and of Orbax and TFDS, who tell every step, only errors."""
-    absl_logging.set_verbosity(absl_logging.ERROR)
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    for name in ("pneumojax", "experiments"):
-        logger = logging.getLogger(name)
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
-        logger.propagate = False
+def find_changed_fields(config: Config, *, ignore: Sequence[str] = ()) -> dict[str, Any]:
+    """Returns {field: value} of the fields that differ from their default, except the ignored ones."""
+    values, defaults = config_to_dict(config), config_to_dict(Config())
+    return {name: value for name, value in values.items() if value != defaults[name] and name not in ignore}
 
 
-def fail(sentence: str, code: int = 1) -> int:
-    """Prints why the script ends to standard error; returns the exit code."""
-    print(f"{os.path.basename(sys.argv[0])}: {sentence}", file=sys.stderr)
-    return code
+def format_value(value: Any) -> str:
+    """Formats a value as a flag takes it: the numbers of a list are separated by commas."""
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def format_flags(values: Mapping[str, Any]) -> list[str]:
+    """Formats flags as words of a command line. A value of None has no flag."""
+    return [_format_flag(name, value) for name, value in values.items() if value is not None]
+
+
+def format_flagfile(config: Config) -> str:
+    """Formats the flags that differ from their default as a flagfile, one flag a line."""
+    return "".join(f"{word}\n" for word in format_flags(find_changed_fields(config)))
+
+
+def _format_flag(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no{name}"
+    return f"--{name}={format_value(value)}"

@@ -1,16 +1,16 @@
-"""Pretrains a backbone on the training images without their labels, for where no ImageNet weights are at hand.
+"""Pretrains a backbone on the training images without their labels, for use where no ImageNet weights are available.
 
-    scripts/run experiments/pretrain.py                                                    # drawn radiographs
+    scripts/run experiments/pretrain.py                                                    # synthetic radiographs
     scripts/run experiments/pretrain.py --dataset=kermany --model=resnet18 --resnet_width=24 --workdir=runs/backbone
     scripts/run experiments/train.py --dataset=kermany --model=resnet18 --resnet_width=24 \\
         --pretrained=runs/backbone/backbone.safetensors --workdir=runs/tuned
 
-The method is SimCLR (Chen et al. 2020). Neither labels nor validation and test images are read.
+The method is SimCLR (Chen et al. 2020). It reads neither labels nor validation and test images.
 """
 
 import time
 
-STARTED = time.perf_counter()  # before the imports, which are part of what a user waits for
+STARTED = time.perf_counter()  # Before the imports, because a user waits for them too.
 
 import faulthandler  # noqa: E402
 import pathlib  # noqa: E402
@@ -18,15 +18,17 @@ import shlex  # noqa: E402
 
 from absl import flags  # noqa: E402
 
-from experiments.flags import config_from_flags, define_config_flags, run  # noqa: E402
+from experiments.cli import run  # noqa: E402
+from experiments.flags import config_from_flags, define_config_flags, format_flags  # noqa: E402
 from experiments.progress import Progress, format_stop  # noqa: E402
 from pneumojax.config import config_fields  # noqa: E402
 
 WORKDIR = flags.DEFINE_string("workdir", "runs/backbone", "folder of the run: checkpoints, log, backbone.safetensors")
-RESTART = flags.DEFINE_bool("restart", False, "delete the run in the workdir and begin anew")
+RESTART = flags.DEFINE_bool("restart", False, "delete the run in the workdir and start again")
 
-# The fields that play a part without labels and classifier; None keeps the config's own default. Views have to differ
-# strongly, and each is told from those of the whole batch, so both are larger than for training with labels.
+# The fields that matter without labels and a classifier. None keeps the config's default. The two views of an image
+# must differ strongly and are compared with all others of the batch, so augmentation and batch are larger than with
+# labels.
 FIELDS = {
     **dict.fromkeys(("dataset", "data_dir", "image_px", "model", "cnn_widths", "vgg_width", "resnet_width")),
     **dict.fromkeys(("resnet_stride", "dtype", "shift", "zoom", "optimizer", "momentum", "chunk_steps")),
@@ -46,22 +48,22 @@ FIELDS = {
 def main() -> int:
     config = config_from_flags(vgg_dense_widths=[])
     if config.train.multihost:
-        faulthandler.disable()  # JAX aborts where its coordinator is gone; its own line says so.
+        faulthandler.disable()  # JAX aborts if its coordinator is lost; its own message is enough.
     workdir = pathlib.Path(WORKDIR.value)
-    from pneumojax.training.pretrain import pretrain  # Imports JAX: after the flags are known to be good.
+    from pneumojax.training.pretrain import pretrain  # Imports JAX, so it comes after the flags were checked.
 
     progress = Progress(STARTED)
     try:
-        result = pretrain(config, workdir, RESTART.value, progress.report)
+        result = pretrain(config, workdir, RESTART.value, progress.report, count_flops=True)
     finally:
         progress.close()
     progress.print_cost()
     if result.stopped_by:
         print(format_stop(result.step, result.total_steps, workdir))
         return 128 + result.stopped_by
-    done = "Finished" if result.trained_steps else "Nothing to do: this run has finished its"
+    done = "Finished" if result.trained_steps else "Nothing to do: this run has already finished its"
     print(
-        f"{done} {result.total_steps} steps. The backbone lies in {result.backbone}.\n"
+        f"{done} {result.total_steps} steps. The backbone is in {result.backbone}.\n"
         f"Next: scripts/run {shlex.join(_train_words(config, result.backbone))}"
     )
     return 0
@@ -69,13 +71,13 @@ def main() -> int:
 
 def _train_words(config, backbone: pathlib.Path) -> list[str]:
     """The command that trains on the backbone."""
-    from pneumojax.models.weight_import import SHAPING, format_value
+    from pneumojax.models.weight_import import SHAPING
 
     data, model = config.data, config.model
     given = {"dataset": data.dataset, "data_dir": data.data_dir, "image_px": data.image_px, "model": model.model}
-    given |= {name: format_value(getattr(model, name)) for name in SHAPING[model.model]}
+    given |= {name: getattr(model, name) for name in SHAPING[model.model]}
     given |= {"pretrained": backbone, "workdir": f"{backbone.parent}_tuned"}
-    return ["experiments/train.py", *[f"--{name}={value}" for name, value in given.items() if value]]
+    return ["experiments/train.py", *format_flags(given)]
 
 
 if __name__ == "__main__":

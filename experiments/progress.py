@@ -1,4 +1,4 @@
-"""What a training shows while it runs and when it stops."""
+"""Shows the progress of a training, its cost, and how to resume it."""
 
 import logging
 import os
@@ -11,11 +11,15 @@ import time
 
 
 class Progress:
-    """A progress bar, or log lines where there is no terminal."""
+    """A progress bar, or log lines where standard error is no terminal.
+
+    Args:
+      started: when the command was started, on the clock of time.perf_counter().
+    """
 
     def __init__(self, started: float):
-        self.started = started  # on the clock of time.perf_counter()
-        # A terminal that does not tell its size (0 x 0) would be given an empty bar.
+        self.started = started
+        # Some terminals report the size 0 x 0, for which tqdm draws an empty bar.
         self.has_terminal = sys.stderr.isatty() and min(os.get_terminal_size(sys.stderr.fileno())) > 0
         self.bar = None
         self.rates = []
@@ -24,6 +28,12 @@ class Progress:
         self.last_line = time.monotonic()
 
     def report(self, row: dict, total_steps: int) -> None:
+        """Shows a row of the training's log.
+
+        Args:
+          row: as in metrics.jsonl.
+          total_steps: of the whole training.
+        """
         if self.first_step_seconds is None:
             self.first_step_seconds = time.perf_counter() - self.started
         rate = row.get("perf/images_per_second")
@@ -41,13 +51,14 @@ class Progress:
             logging.getLogger("experiments").info(", ".join(part for part in parts if part))
 
     def images_per_second(self) -> float:
+        """Returns the median speed of the chunks so far."""
         return statistics.median(self.rates)
 
     def _draw(self, row: dict, total_steps: int) -> None:
         import tqdm
 
         if self.bar is None:
-            # From here on, so that neither compilation nor an earlier start counts in the rate.
+            # The bar starts with the first row, so that its rate counts neither compilation nor an earlier start.
             self.bar = tqdm.tqdm(total=total_steps, initial=row["step"], unit="step", dynamic_ncols=True)
         self.bar.n = row["step"]
         parts = [f"loss {row['train/loss']:.4f}"] if "train/loss" in row else []
@@ -56,11 +67,11 @@ class Progress:
         self.bar.set_postfix_str(", ".join(parts))
 
     def print_cost(self) -> None:
-        """Speed, time and memory; nothing where no step was done."""
+        """Prints speed, time and memory, if any step was trained."""
         if self.first_step_seconds is None:
             return
         speed = f"{self.images_per_second():.0f} images/s, " if self.rates else ""
-        # ru_maxrss is in KiB on Linux, in bytes on macOS.
+        # ru_maxrss is in KiB on Linux and in bytes on macOS.
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         print(
             f"\n{speed}first steps after {self.first_step_seconds:.1f} s, "
@@ -68,11 +79,17 @@ class Progress:
         )
 
     def close(self) -> None:
+        """Ends the progress bar."""
         if self.bar is not None:
             self.bar.close()
 
 
+def format_resume() -> str:
+    """Returns a line with the command that resumes this one: the same command without --restart."""
+    words = [word for word in sys.argv if word.lstrip("-").split("=")[0] != "restart"]
+    return f"To resume: scripts/run {shlex.join(words)}"
+
+
 def format_stop(step: int, total_steps: int, workdir: pathlib.Path) -> str:
-    """Where a training was stopped, and the command that goes on: this one, less --restart."""
-    again = shlex.join(word for word in sys.argv if word.lstrip("-").split("=")[0] != "restart")
-    return f"Stopped and saved at step {step} of {total_steps} in {workdir}.\nGo on: scripts/run {again}"
+    """Returns two lines: where a training was stopped, and the command that resumes it."""
+    return f"Stopped and saved at step {step} of {total_steps} in {workdir}.\n{format_resume()}"

@@ -1,20 +1,22 @@
-"""Times whole trainings, from the decoded cache to weights that reach a target AUROC on validation.
+"""Measures the time of whole trainings, from the decoded cache to weights that reach a target AUROC on validation.
 
     scripts/run experiments/speedrun.py --dataset=kermany --flagfile=experiments/presets/speedrun.flags
     scripts/run experiments/speedrun.py --dataset=kermany --flagfile=experiments/presets/speedrun.flags --dtype=bfloat16
 
-The protocol is that of the CIFAR speedruns. The length of a training is fixed: nothing is scored while it runs, and
-none is stopped or dropped by what it reached. The clock starts when the decoded cache is opened and stops when the
-weights that are to be evaluated are ready on the device; init, order of the images and their way to the device are
-inside. Validation is scored afterwards, outside of the clock; what that costs is printed. One training of another seed
-(the one after the last) goes before and counts for nothing but the time with compilation: it starts from an empty
-compile cache, in memory and on disk.
+The protocol is that of the CIFAR speedruns. The length of a training is fixed: nothing is scored while it runs, and no
+training is stopped or discarded because of its score. The clock starts when the decoded cache is opened and stops when
+the weights are ready on the device. It includes the initialisation, the order of the images and their transfer to the
+device. Validation is scored after the clock has stopped; that time is printed separately.
 
-Each config field is a flag, as in train.py; --seed is the first seed. A row for each training is appended to --results,
-and one for all of them at the end; beside it lies the table of all that was measured, as Markdown. Stopped at any time,
-the same command with --resume goes on.
+Before the measured trainings, one training of another seed (the one after the last) warms up. It starts from an empty
+compile cache, in memory and on disk, and gives the time with compilation; its score is discarded.
+
+Each config field is a flag, as in train.py; --seed is the first seed. The command appends a row for each training to
+--results and a row for all of them at the end, and writes a Markdown table of all rows with the same name. The same
+command with --resume continues where it was stopped.
 """
 
+import dataclasses
 import datetime
 import logging
 import os
@@ -22,22 +24,31 @@ import pathlib
 import shlex
 import tempfile
 import time
+from collections.abc import Callable
 
 from absl import flags
 
-from experiments.benchmarks.records import RESULTS, count_cores, describe_machine, find_commit, own_words
-from experiments.flags import config_from_flags, define_config_flags, run
-from experiments.speedrun_report import find_trainings, format_page, format_summary, format_training, is_of, summarise
-from pneumojax.config import Config, config_to_dict, replace_fields
+from experiments.benchmarks.records import RESULTS, count_cores, describe_machine, find_commit, list_measured_words
+from experiments.benchmarks.speedrun_page import (
+    find_trainings,
+    format_page,
+    format_summary,
+    format_training,
+    is_of,
+    summarise,
+)
+from experiments.cli import run
+from experiments.flags import config_from_flags, define_config_flags, find_changed_fields
+from pneumojax.config import Config, replace_fields
 from pneumojax.errors import UserError
 from pneumojax.files import append_row, read_rows, write_text
 
-SEEDS = flags.DEFINE_integer("seeds", 10, "trainings, with seeds seed, seed + 1, ...", lower_bound=2)
-TARGET = flags.DEFINE_float("target", 0.99, "validation AUROC to be reached", lower_bound=0.5, upper_bound=1.0)
+SEEDS = flags.DEFINE_integer("seeds", 10, "number of trainings, with the seeds --seed, --seed + 1, ...", lower_bound=2)
+TARGET = flags.DEFINE_float("target", 0.99, "validation AUROC to reach", lower_bound=0.5, upper_bound=1.0)
 RESULT_FILE = flags.DEFINE_string("results", str(RESULTS / "speedrun.jsonl"), "file of JSON rows to append to")
-RESUME = flags.DEFINE_bool("resume", False, "leave out the seeds that this command has already timed at this commit")
+RESUME = flags.DEFINE_bool("resume", False, "leave out the seeds that this command has already measured at this commit")
 
-# Fields that would make it another race.
+# Fields that must keep their default, because they would change the protocol.
 FIXED = ("pretrained", "cached_views", "replicas", "multihost", "selection_split")
 
 logger = logging.getLogger("experiments")
@@ -48,7 +59,7 @@ def main() -> int:
     check_rules(config)
     runs = [replace_fields(config, {"seed": config.train.seed + i}) for i in range(SEEDS.value + 1)]
     results = pathlib.Path(RESULT_FILE.value).expanduser()
-    same = {"commit": find_commit(), "command": shlex.join(["experiments/speedrun.py", *own_words()])}
+    same = {"commit": find_commit(), "command": shlex.join(["experiments/speedrun.py", *list_measured_words()])}
     rows = [row for row in read_rows(results) if is_of(row, same)] if RESUME.value else []
     done = {row["seed"]: row for row in find_trainings(rows, same)}
     if any(row["what"] == "speedrun" for row in rows):
@@ -60,7 +71,7 @@ def main() -> int:
         racer = Racer(config, pathlib.Path(folder))
         warmup = racer.time(runs[-1].train.seed)
         compiled = racer.costs["compile_seconds"]
-        logger.info("%s. Discarded; compiling the steps took %.1f s of it", format_training(warmup), compiled)
+        logger.info("Warm-up, discarded: %s. Compiling the steps took %.1f s of it", format_training(warmup), compiled)
         for one in runs[:-1]:
             if one.train.seed in done:
                 continue
@@ -68,94 +79,82 @@ def main() -> int:
             logger.info("%s", format_training(row))
             append_row(results, row)
             done[row["seed"]] = row
-    row = {"what": "speedrun", "fields": list_fields(config)} | summarise(list(done.values()), TARGET.value)
+    row = {"what": "speedrun", "fields": find_changed_fields(config, ignore=("data_dir", "seed"))}
+    row |= summarise(list(done.values()), TARGET.value)
     row |= {"seconds_with_compilation": warmup["seconds"]} | racer.costs | describe_machine()
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     row |= {"cores": count_cores(), "load": load, "created": created} | same
     append_row(results, row)
     write_text(results.with_suffix(".md"), format_page(read_rows(results)))
-    print(f"\n{format_summary(row)}\nAdded to {results}, and to the table in {results.with_suffix('.md')}.")
+    print(f"\n{format_summary(row)}\nAdded to {results} and to the table in {results.with_suffix('.md')}.")
     return 0
 
 
 def check_rules(config: Config) -> None:
-    """Raises a UserError where a field is set that would make it another race."""
-    values, defaults = config_to_dict(config), config_to_dict(Config())
-    for name in FIXED:
-        if values[name] != defaults[name]:
+    """Raises a UserError if a field of FIXED is not at its default."""
+    for name, value in find_changed_fields(config).items():
+        if name in FIXED:
             raise UserError(
-                f"{name}={values[name]} is against the rules: a speedrun trains one network at a time, in one process "
+                f"{name}={value} is against the rules: a speedrun trains one network at a time, in one process "
                 "and from a random start, and scores it on validation."
             )
 
 
 class Racer:
-    """The compiled training of a config, which any seed runs without compiling again.
+    """The compiled training of a config. All seeds use the same compiled program.
 
     Args:
-      config: the run; its seed does not count.
-      compile_cache: empty folder, in which this process keeps what it compiles; None: the usual one.
+      config: the run; its seed is not used.
+      compile_cache: empty folder for the programs that this process compiles; None: JAX's usual folder.
     """
 
     def __init__(self, config: Config, compile_cache: pathlib.Path | None = None):
-        # They import JAX: after the flags are known to be good.
+        # These import JAX, which takes seconds: wrong flags are reported before.
         import jax
 
         from pneumojax import steps
-        from pneumojax.data.dataset import split_epoch
         from pneumojax.evaluation.predict import make_predict_images
-        from pneumojax.losses import compute_class_weights
-        from pneumojax.optimizer import make_optimizer
-        from pneumojax.sharding import initialize, make_mesh
-        from pneumojax.training.fit import check_batch_size, load_splits
+        from pneumojax.training.fit import make_train_chunks
+        from pneumojax.training.plan import load_selection_split, make_plan
 
         if compile_cache:
             jax.config.update("jax_compilation_cache_dir", str(compile_cache))
-        initialize(multihost=False)
-        self.config, self.mesh = config, make_mesh()
-        check_batch_size(config.train.batch_size, self.mesh)
-        data, self.selection = load_splits(config)  # Makes the decoded cache if it is not there.
-        self.chunks, chunk_steps = split_epoch(len(data), config.train.batch_size, config.train.chunk_steps)
-        total_steps = config.train.epochs * self.chunks * chunk_steps
-        tx, graph = make_optimizer(config.optimizer, total_steps), steps.make_graph(config)
-        labels, task = data.labels(config.model.task), config.model.task
-        class_weights = compute_class_weights(labels, task, config.optimizer.class_weights)
-        self.sizes = config.data.progressive_px or (config.data.image_px,)
-        self.train_chunks = [
-            steps.make_train_chunk(config, graph, tx, class_weights, self.mesh, image_px) for image_px in self.sizes
-        ]
-        self.init = steps.make_init(config, tx, self.mesh)
+        self.config, self.plan = config, make_plan(config)  # Writes the decoded cache if there is none.
+        self.selection, self.mesh = load_selection_split(config), self.plan.mesh
+        self.train_chunks = make_train_chunks(self.plan)
+        self.init = steps.make_init(config, self.plan.tx, self.mesh)
         self.predict_images = make_predict_images(config, self.selection.images, self.mesh)
-        self.images = total_steps * config.train.batch_size
+        self.images = self.plan.total_steps * config.train.batch_size
         self.compiled = {}
         self.costs = {"compile_seconds": 0.0}
 
     def train(self, seed: int) -> dict:
-        """Trains from the decoded cache on.
+        """Trains, starting from the decoded cache.
 
         Args:
-          seed: of initialisation, order and augmentation.
+          seed: seed of initialisation, order and augmentation.
 
         Returns:
-          {"params", "batch_stats"} to evaluate, ready on the devices: those with which `fit` ends, bit by bit on CPU.
+          {"params", "batch_stats"} to evaluate, ready on the devices. On CPU they are bitwise those of `fit`.
         """
         import jax
 
         from pneumojax import steps
         from pneumojax.data.dataset import load_split
-        from pneumojax.training.fit import feed
+        from pneumojax.training.input_pipeline import make_chunk_inputs
 
         config = replace_fields(self.config, {"seed": seed})
-        data = load_split(config.data, "train")
+        # The images are loaded again, because loading is part of what is timed.
+        plan = dataclasses.replace(self.plan, config=config, data=load_split(config.data, "train"))
         state, key = self.init(jax.random.key(seed)), steps.make_key(config, self.mesh)
-        inputs_of_chunks = feed(config, (data.images, data.labels(config.model.task)), 0, self.mesh)
-        for number, inputs in enumerate(inputs_of_chunks):
-            size = number // self.chunks * len(self.sizes) // config.train.epochs
-            state, _ = self._compile(size, (state, *inputs, key))(state, *inputs, key)
+        chunk_inputs = make_chunk_inputs(plan, (plan.data.images, plan.labels()), key, 0)
+        for number, inputs in enumerate(chunk_inputs):
+            size = plan.find_size(number * plan.chunk_steps)
+            state, _ = self._compile(size, (state, *inputs))(state, *inputs)
         return jax.block_until_ready(state.eval_variables())
 
-    def _compile(self, size: int, arguments: tuple):
-        """The compiled chunk for images of a size; what it cost is kept: the sum of seconds, else of the last size."""
+    def _compile(self, size: int, arguments: tuple) -> Callable:
+        """Returns the compiled chunk for a size; keeps its costs, of which seconds are summed over the sizes."""
         from pneumojax.training.compile_cost import compile_chunk
 
         if size not in self.compiled:
@@ -167,18 +166,18 @@ class Racer:
         return self.compiled[size]
 
     def time(self, seed: int) -> dict:
-        """Trains, and scores afterwards.
+        """Trains with the clock running, and scores validation afterwards.
 
         Args:
           seed: as in `train`.
 
         Returns:
-          {"seed", "seconds", "cpu_seconds" of all threads, "images", "evaluation_seconds", "auroc"}.
+          {"seed", "seconds", "cpu_seconds" (of all threads), "images", "evaluation_seconds", "auroc"}.
 
         Raises:
           UserError: the training has diverged.
         """
-        from pneumojax.training.fit import score_validation
+        from pneumojax.training.validation import score_validation
 
         started, cpu_started = time.perf_counter(), time.process_time()
         variables = self.train(seed)
@@ -186,7 +185,7 @@ class Racer:
         started = time.perf_counter()
         scores = score_validation(self.selection.labels(self.config.model.task), self.predict_images(variables))
         if "val/auroc" not in scores:
-            raise UserError(f"seed {seed} has diverged: its loss is not finite. A lower --learning_rate is the cure.")
+            raise UserError(f"seed {seed} has diverged: its loss is not finite. Set a lower --learning_rate.")
         return {
             "seed": seed,
             "seconds": seconds,
@@ -195,14 +194,6 @@ class Racer:
             "evaluation_seconds": time.perf_counter() - started,
             "auroc": scores["val/auroc"],
         }
-
-
-def list_fields(config: Config) -> dict:
-    """What of the config is not its default, less the seed and where the data lie."""
-    values, defaults = config_to_dict(config), config_to_dict(Config())
-    return {
-        name: value for name, value in values.items() if value != defaults[name] and name not in ("data_dir", "seed")
-    }
 
 
 if __name__ == "__main__":

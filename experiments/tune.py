@@ -13,20 +13,20 @@ Stopped at any time, the same command goes on, with more --trials too. Started t
 parallel. Writes `<workdir>/trials.csv`, best.flags, tune.png and tune.html.
 """
 
-import csv
-import io
 import pathlib
 import shlex
 import signal
-import sys
 import time
 
 from absl import flags
 
-from experiments.flags import config_from_flags, define_config_flags, fail, format_flags, run
-from experiments.progress import Progress
+from experiments.cli import fail, run
+from experiments.flags import config_from_flags, define_config_flags, format_flagfile, format_value
+from experiments.progress import Progress, format_resume
 from pneumojax.config import Config
 from pneumojax.files import write_text
+from pneumojax.reporting.caveats import describe_synthetic
+from pneumojax.reporting.tables import Table, format_csv
 from pneumojax.training.search_space import Choices, Range, apply_values, read_space
 
 WORKDIR = flags.DEFINE_string("workdir", "runs/tune", "folder of the trials' runs and of the results")
@@ -60,7 +60,7 @@ def main() -> int:
     if results:
         print(results)
     if stopped_by:
-        print(f"Stopped; the trial in hand is kept.\nGo on: scripts/run {shlex.join(sys.argv)}")
+        print(f"Stopped; the current trial is kept.\n{format_resume()}")
         return 128 + stopped_by
     print(f"Written to {workdir}: trials.csv, tune.png, tune.html, best.flags; each trial's run beside them.")
     print(f"Next: scripts/run {shlex.join(suggest_next(workdir))}")
@@ -107,18 +107,14 @@ def write_results(search) -> str:
     if not rows:
         return ""
     workdir, importances = search.workdir, compute_importances(search)
-    write_text(workdir / "trials.csv", format_csv(rows, list(search.space)))
+    write_text(workdir / "trials.csv", format_trials(rows, list(search.space)))
     if best:
         config = apply_values(search.base, best["values"])
         write_text(workdir / "best.flags", format_best(best, rows, config))
     scales = {name: find_scale(values) for name, values in search.space.items()}
     save_search(workdir / "tune.png", rows, scales, importances)
     write_text(workdir / "tune.html", format_page(search, rows, importances, best))
-    table = format_table(rank(rows)[:TOLD_TRIALS], list(search.space))
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip() for cells in table
-    ]
+    lines = [make_table(rank(rows)[:TOLD_TRIALS], list(search.space)).format_text()]
     if importances:
         words = ", ".join(f"{name} {share:.2f}" for name, share in importances.items())
         lines += ["", f"Share of the differences that each field explains (fANOVA): {words}"]
@@ -137,48 +133,41 @@ def rank(rows: list[dict]) -> list[dict]:
     return sorted(rows, key=lambda row: (row["state"] != "complete", row["auroc"] is None, -(row["auroc"] or 0)))
 
 
-def format_table(rows: list[dict], fields: list[str]) -> list[list[str]]:
-    """Cells of the trials, under a row of headings."""
-    cells = [["trial", "val AUROC", "state", "epochs", "seconds", *fields]]
+def make_table(rows: list[dict], fields: list[str]) -> Table:
+    """Returns a table with a row for each trial."""
+    cells = []
     for row in rows:
         auroc = "-" if row["auroc"] is None else f"{row['auroc']:.4f}"
         seconds = "-" if row["seconds"] is None else f"{row['seconds']:.0f}"
-        values = [format_value(row["values"].get(field, "")) for field in fields]
-        cells.append([row["name"].removeprefix("trial_"), auroc, row["state"], str(row["epochs"]), seconds, *values])
-    return cells
-
-
-def format_value(value: object) -> str:
-    if isinstance(value, tuple):
-        return ",".join(map(str, value))
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def format_csv(rows: list[dict], fields: list[str]) -> str:
-    """A row for each trial, its numbers in full."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["trial", "state", "val/auroc", "epochs", "seconds", *fields])
-    for row in rows:
         values = [row["values"].get(field, "") for field in fields]
-        values = [",".join(map(str, value)) if isinstance(value, tuple) else value for value in values]
-        numbers = ["" if row[name] is None else row[name] for name in ("auroc", "epochs", "seconds")]
-        writer.writerow([row["name"], row["state"], *numbers, *values])
-    return text.getvalue()
+        values = [f"{value:.4g}" if isinstance(value, float) else format_value(value) for value in values]
+        cells.append([row["name"].removeprefix("trial_"), auroc, row["state"], str(row["epochs"]), seconds, *values])
+    caption = "seconds: of training and validation, over all starts of the trial."
+    return Table(("trial", "val AUROC", "state", "epochs", "seconds", *fields), cells, caption)
+
+
+def format_trials(rows: list[dict], fields: list[str]) -> str:
+    """Returns CSV text with a row for each trial; numbers have all their digits."""
+    cells = [
+        [row["name"], row["state"], row["auroc"], row["epochs"], row["seconds"]]
+        + [format_value(row["values"].get(field, "")) for field in fields]
+        for row in rows
+    ]
+    return format_csv(["trial", "state", "val/auroc", "epochs", "seconds", *fields], cells)
 
 
 def format_best(best: dict, rows: list[dict], config: Config) -> str:
     """A flagfile for train.py."""
     return (
         f"# {best['name']}, best of {len(rows)} trials of experiments/tune.py: validation AUROC {best['auroc']:.4f}.\n"
-        "# Validation chose it, so that figure flatters.\n" + format_flags(config)
+        "# Validation chose it, so that figure flatters.\n" + format_flagfile(config)
     )
 
 
 def format_page(search, rows: list[dict], importances: dict | None, best: dict | None) -> str:
     """The page of the search."""
-    from pneumojax.data.dataset import read_record
-    from pneumojax.reporting.html import Section, Table, load_picture, render_page
+    from pneumojax.data.dataset import ensure_prepared
+    from pneumojax.reporting.html import Section, load_picture, render_page
 
     workdir, fields = search.workdir, list(search.space)
     states = {state: sum(row["state"] == state for row in rows) for state in ("complete", "pruned", "diverged")}
@@ -192,7 +181,7 @@ def format_page(search, rows: list[dict], importances: dict | None, best: dict |
         text = [f"Train it anew: scripts/run {shlex.join(suggest_next(workdir))}"]
         differing = Table(("flag",), [[line] for line in (workdir / "best.flags").read_text().splitlines()[2:]])
         sections.append(Section("The best config", text, [differing]))
-    record = read_record(search.base.data)
+    record = ensure_prepared(search.base.data)
     lead.append(
         "Validation was searched on, so the figures of the best flatter; the test split was not looked at. "
         f"Data {record['fingerprint'][:12]}, {sum(record['counts']['validation'].values())} validation images."
@@ -203,8 +192,7 @@ def format_page(search, rows: list[dict], importances: dict | None, best: dict |
         "A dot is a trial, at the best AUROC that it reached; an open one was pruned or diverged.",
         wide=True,
     )
-    headings, *cells = format_table(rank(rows), fields)
-    blocks = [Table(headings, cells, "seconds: of training and validation, over all starts of the trial.")]
+    blocks = [make_table(rank(rows), fields)]
     sections = [Section("The search", (), [picture]), Section("Trials, best first", (), blocks), *sections]
     if importances:
         shares = [[name, f"{share:.3f}"] for name, share in importances.items()]
@@ -212,8 +200,7 @@ def format_page(search, rows: list[dict], importances: dict | None, best: dict |
             "How much of what tells the complete trials apart each field explains (fANOVA); of few trials a hint only."
         ]
         sections.append(Section("Importance", text, [Table(("field", "share"), shares)]))
-    warning = "Drawn radiographs, not patients: these figures say nothing about X-rays." if record["synthetic"] else ""
-    return render_page("Search over configs", lead, sections, warning)
+    return render_page("Search over configs", lead, sections, describe_synthetic(record))
 
 
 if __name__ == "__main__":

@@ -35,6 +35,9 @@ from pneumojax.errors import Diverged, UserError
 from pneumojax.sharding import is_lost_process, put
 from pneumojax.state import TrainState
 
+# How often a checkpoint is read if a training keeps removing the one that is being read.
+READS = 5
+
 
 @contextlib.contextmanager
 def open_checkpoints(
@@ -151,13 +154,20 @@ def restore_state(checkpoints: ocp.CheckpointManager, step: int, fresh: TrainSta
 
 
 def has_checkpoints(workdir: pathlib.Path) -> bool:
-    """Whether a run there has saved a state to go on from."""
-    directory = _directory(workdir)
-    return directory.is_dir() and any(path.name.isdigit() for path in directory.iterdir())
+    """Returns whether a run has saved a state that it can resume from."""
+    return find_latest_step(workdir) is not None
+
+
+def find_latest_step(workdir: pathlib.Path) -> int | None:
+    """Returns the step of a run's latest checkpoint, or None if it has none."""
+    return max(map(int, _list_steps(workdir)), default=None)
 
 
 def load_run(workdir: pathlib.Path, which: str) -> tuple[dict, dict, int]:
-    """Opens a run to predict with it; needs nothing but the workdir.
+    """Loads a run to predict with it. Nothing but the workdir is needed.
+
+    A training that is under way may remove the checkpoint that is being read. The then best or latest one is loaded
+    instead.
 
     Args:
       workdir: folder of the run.
@@ -174,23 +184,41 @@ def load_run(workdir: pathlib.Path, which: str) -> tuple[dict, dict, int]:
         raise UserError(
             f"{workdir} holds no checkpoints. Train a run there first: experiments/train.py --workdir={workdir}"
         )
-    with open_checkpoints(workdir, read_only=True) as checkpoints:
-        with _sentences(checkpoints.directory):
-            best = find_best(checkpoints)
-        step = best[0] if which == "best" and best else checkpoints.latest_step()
-        if step is None:
-            raise UserError(f"{workdir} holds no finished checkpoint yet. Go on with the same training command.")
-        with _sentences(checkpoints.directory / str(step)):
-            run = checkpoints.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
-            saved = _load_arrays(checkpoints, step)
-            variables = saved.get("ema") or {"params": saved["params"], "batch_stats": saved.get("batch_stats", {})}
-            run["config"], run["class_names"], run["data"]["fingerprints"]["train"]
+    for attempt in range(READS):
+        before = _list_steps(workdir)
+        try:
+            run, variables, step = _load_run(workdir, which)
+            break
+        except UserError:
+            time.sleep(0.1)  # Removing a checkpoint is not atomic: wait until it is complete.
+            if _list_steps(workdir) == before or attempt + 1 == READS:
+                raise
     if run.get("trains") == "backbone":
         raise UserError(
             f"{workdir} holds a backbone without a classifier. Train one on it first: "
             f"experiments/train.py --pretrained={workdir / 'backbone.safetensors'}"
         )
     return run, variables, step
+
+
+def _load_run(workdir: pathlib.Path, which: str) -> tuple[dict, dict, int]:
+    with open_checkpoints(workdir, read_only=True) as checkpoints:
+        with _sentences(checkpoints.directory):
+            best = find_best(checkpoints)
+        step = best[0] if which == "best" and best else checkpoints.latest_step()
+        if step is None:
+            raise UserError(f"{workdir} holds no finished checkpoint yet. Resume it with the same training command.")
+        with _sentences(checkpoints.directory / str(step)):
+            run = checkpoints.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
+            saved = _load_arrays(checkpoints, step)
+            variables = saved.get("ema") or {"params": saved["params"], "batch_stats": saved.get("batch_stats", {})}
+            run["config"], run["class_names"], run["data"]["fingerprints"]["train"]
+    return run, variables, step
+
+
+def _list_steps(workdir: pathlib.Path) -> set[str]:
+    directory = _directory(workdir)
+    return {path.name for path in directory.iterdir() if path.name.isdigit()} if directory.is_dir() else set()
 
 
 def find_replicas(workdir: pathlib.Path) -> list[pathlib.Path]:

@@ -1,37 +1,36 @@
 """Every choice of a run: its type, default, help text and limits, in frozen dataclasses.
 
-Each default is written here once. `experiments/flags.py` makes one flag of each field; the library never sees flags.
+Each default is written once, here. `experiments/flags.py` defines one flag for each field; the library itself never
+reads flags.
 """
 
 import dataclasses
 import math
-import pathlib
-import tomllib
 from typing import Any
 
 from pneumojax.errors import UserError
 
-# Index = class label. A network's score for pneumonia is 1 - P(NORMAL) in both tasks.
+# The index of a name is its class label. The score for pneumonia is 1 - P(NORMAL) in both tasks.
 CLASS_NAMES = {"binary": ("NORMAL", "PNEUMONIA"), "three_class": ("NORMAL", "BACTERIA", "VIRUS")}
 
-# How the names of a network's last layers begin; all that is before them is its backbone.
+# Prefixes of the names of a network's last layers, the classifier. All layers before them are its backbone.
 CLASSIFIER = ("dense", "head")
 
-# What may differ between the replicas of a run, beside the seed.
+# Fields that may differ between the replicas of a run, besides the seed.
 SWEPT = ("learning_rate", "weight_decay", "label_smoothing", "augment_strength")
 
-# Networks that can start from weights of a file.
+# Networks that can start from a file of weights.
 PRETRAINABLE = ("cnn", "vgg16", "resnet18", "resnet34", "resnet50")
 
 
 def _field(default, help, choices=None, at_least=None, above=None, at_most=None, below=None, identity=True):
-    """A dataclass field with its help text and limits; identity=False: may change when a run is continued."""
+    """A dataclass field with its help text and limits. With identity=False it may change when a run resumes."""
     limits = {"choices": choices, "at_least": at_least, "above": above, "at_most": at_most, "below": below}
     return dataclasses.field(default=default, metadata={"help": help, "identity": identity, **limits})
 
 
 class _Checked:
-    """Checks each field against its limits when the dataclass is made."""
+    """Checks each field against its limits when an instance is created."""
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -42,7 +41,7 @@ class _Checked:
 
 def _check(field, value, name=None):
     limits, name = field.metadata, name or field.name
-    # Arrays stand here in the compiled program of several replicas only; they were checked as numbers.
+    # Values are arrays only inside the compiled program of several replicas. They were checked as numbers before.
     if not isinstance(value, (bool, int, float, str)):
         return
     if isinstance(value, float) and not math.isfinite(value):
@@ -62,29 +61,32 @@ def _check(field, value, name=None):
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig(_Checked):
-    dataset: str = _field("phantom", "drawn radiographs, or the Kermany X-rays", choices=("phantom", "kermany"))
+    dataset: str = _field(
+        "phantom", "synthetic radiographs (phantom), or the Kermany X-rays", choices=("phantom", "kermany")
+    )
     data_dir: str | None = _field(
         None, "folder of prepared data sets (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)", identity=False
     )
     train_share: float = _field(
-        1.0, "share of the training patients that is used, of each class the same", above=0.0, at_most=1.0
+        1.0, "fraction of the training patients that is used, equal for each class", above=0.0, at_most=1.0
     )
     folds: int | None = _field(
         None,
-        "cut the training images by patient into this many folds, one of them the test split (default: as prepared)",
+        "split the training images by patient into this many folds, one of which is the test split (default: the "
+        "prepared splits)",
         at_least=2,
     )
     fold: int = _field(0, "which of the folds is the test split, from 0", at_least=0)
-    image_px: int = _field(64, "height and width of the images that the network sees, in pixels", at_least=16)
+    image_px: int = _field(64, "height and width of the network's input, in pixels", at_least=16)
     progressive_px: tuple[int, ...] = _field(
         (),
-        "sizes that the images are shrunk to in training, rising to image_px; each for an equal share of the epochs",
+        "training image sizes in pixels, ascending and ending with image_px, each for an equal share of the epochs",
         at_least=16,
     )
     selection_split: str = _field(
         "validation",
         "split that chooses the epoch, the threshold and the temperature; test is the leaky protocol of many "
-        "publications: its figures are worthless but for showing that",
+        "publications, whose metrics are biased and only serve to show that bias",
         choices=("validation", "test"),
     )
 
@@ -98,58 +100,73 @@ class ModelConfig(_Checked):
     mlp_widths: tuple[int, ...] = _field((512, 128), "units of each hidden layer of mlp", at_least=1)
     cnn_widths: tuple[int, ...] = _field((32, 64, 128, 256), "channels of each convolution of cnn", at_least=1)
     vgg_width: int = _field(
-        64, "channels of vgg16's first stage; the others have 2, 4, 8 and 8 times as many", at_least=1
+        64, "channels of vgg16's first stage; the other stages have 2, 4, 8 and 8 times as many", at_least=1
     )
     vgg_dense_widths: tuple[int, ...] = _field(
-        (4096, 4096), "units of vgg16's dense layers; none: the head takes the average over all places", at_least=1
+        (4096, 4096), "units of vgg16's dense layers; empty: global average pooling instead", at_least=1
     )
-    resnet_width: int = _field(64, "channels of a resnet's first stage; each stage doubles them", at_least=1)
+    resnet_width: int = _field(64, "channels of a resnet's first stage; each further stage doubles them", at_least=1)
     resnet_stride: str = _field(
-        "3x3", "convolution with the stride in a block of resnet50: PyTorch's, or Keras's", choices=("3x3", "1x1")
+        "3x3",
+        "which convolution of a resnet50 block has the stride: 3x3 as in PyTorch, 1x1 as in Keras",
+        choices=("3x3", "1x1"),
     )
     pretrained: str | None = _field(
         None,
-        "file of weights to start from: ImageNet's of torchvision, timm or Keras, or the backbone.safetensors of "
-        "experiments/pretrain.py (default: a random start)",
+        "file of weights to start from: ImageNet weights of torchvision, timm or Keras, or backbone.safetensors of "
+        "experiments/pretrain.py (default: random initialisation)",
     )
     frozen: tuple[str, ...] = _field(
         (),
-        "stages that stay as they are: of a resnet stem, stage1 .. stage4; of vgg16 stage1 .. stage5",
+        "stages that are not trained: stem, stage1 .. stage4 of a resnet; stage1 .. stage5 of vgg16",
     )
     cached_views: int | None = _field(
         None,
-        "views of each image of which the features of a frozen backbone are computed once and kept: the first is the "
-        "image itself, each other one is augmented once (default: features anew in each step)",
+        "compute the features of the frozen backbone once, for this many views of each image: the image itself and "
+        "augmented copies (default: compute the features in each step)",
         at_least=1,
     )
-    dropout: float = _field(0.0, "share of the last features dropped in training", at_least=0.0, below=1.0)
+    dropout: float = _field(0.0, "dropout rate before the last layer", at_least=0.0, below=1.0)
     dtype: str = _field(
-        "float32", "compute type; parameters, statistics and loss stay float32", choices=("float32", "bfloat16")
+        "float32",
+        "compute type; parameters, batch statistics and loss are always float32",
+        choices=("float32", "bfloat16"),
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig(_Checked):
-    augment_classes: str = _field("all", "which images are changed: all, or those of NORMAL", choices=("all", "normal"))
-    rotate_degrees: float = _field(10.0, "largest rotation, in degrees, either way", at_least=0.0, at_most=180.0)
-    shift: float = _field(0.05, "largest shift, as a share of the image's side", at_least=0.0, below=1.0)
-    zoom: float = _field(0.1, "largest zoom: scale is drawn between 1 - zoom and 1 + zoom", at_least=0.0, below=1.0)
-    crop_min_area: float = _field(
-        1.0, "smallest area of the random resized crop, as a share of the image; 1: no crop", above=0.0, at_most=1.0
+    augment_classes: str = _field("all", "which images are augmented: all, or only NORMAL", choices=("all", "normal"))
+    rotate_degrees: float = _field(
+        10.0, "largest rotation in either direction, in degrees", at_least=0.0, at_most=180.0
     )
-    brightness: float = _field(0.1, "largest change of brightness; pixels are 0..1", at_least=0.0, at_most=1.0)
+    shift: float = _field(
+        0.05, "largest shift in either direction, as a fraction of the image size", at_least=0.0, below=1.0
+    )
+    zoom: float = _field(0.1, "zoom range: the scale is drawn between 1 - zoom and 1 + zoom", at_least=0.0, below=1.0)
+    crop_min_area: float = _field(
+        1.0,
+        "smallest area of the random resized crop, as a fraction of the image; 1 disables it",
+        above=0.0,
+        at_most=1.0,
+    )
+    brightness: float = _field(
+        0.1, "largest change of brightness in either direction; pixels are 0..1", at_least=0.0, at_most=1.0
+    )
     contrast: float = _field(0.2, "largest relative change of contrast", at_least=0.0, below=1.0)
-    gamma: float = _field(0.2, "gamma is drawn between 1 / (1 + gamma) and 1 + gamma", at_least=0.0)
-    flip: bool = _field(False, "mirror half of the images left to right (the heart changes sides)")
-    erase_probability: float = _field(0.0, "share of images with a rectangle erased", at_least=0.0, at_most=1.0)
-    mixup_alpha: float = _field(0.0, "parameter of mixup's beta distribution; 0: no mixup", at_least=0.0)
+    gamma: float = _field(0.2, "gamma range: the exponent is drawn between 1 / (1 + gamma) and 1 + gamma", at_least=0.0)
+    flip: bool = _field(False, "flip half of the images left to right (the heart changes sides)")
+    erase_probability: float = _field(
+        0.0, "probability that a rectangle of an image is erased", at_least=0.0, at_most=1.0
+    )
+    mixup_alpha: float = _field(0.0, "parameter of mixup's beta distribution; 0 disables it", at_least=0.0)
     augment_strength: float = _field(
-        1.0, "all ranges above, and erase_probability, are multiplied by this (not flip and mixup)", at_least=0.0
+        1.0, "factor on all ranges above and on erase_probability (not on flip and mixup)", at_least=0.0
     )
     test_time_views: int = _field(
         1,
-        "views of each image whose probabilities are averaged in evaluation: the image itself and others changed in "
-        "the ranges above, without erasing and mixup",
+        "number of views whose probabilities are averaged in evaluation: the image itself and copies augmented in the "
+        "ranges above, without erasing and mixup",
         at_least=1,
     )
 
@@ -165,82 +182,99 @@ class AugmentConfig(_Checked):
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig(_Checked):
     optimizer: str = _field("adamw", "optimizer", choices=("adamw", "sgd", "muon"))
-    learning_rate: float = _field(1e-3, "largest learning rate, reached after the warm-up", above=0.0)
+    learning_rate: float = _field(1e-3, "peak learning rate, reached after the warm-up", above=0.0)
     backbone_learning_rate_scale: float = _field(
-        1.0, "learning rate of all but the classifier (dense layers and head), as a share of learning_rate", above=0.0
+        1.0,
+        "factor on the learning rate of the backbone: all layers but the classifier (dense layers and head)",
+        above=0.0,
     )
     momentum: float = _field(0.9, "Nesterov momentum of sgd", at_least=0.0, below=1.0)
     weight_decay: float = _field(1e-2, "weight decay of kernels", at_least=0.0)
     warmup: float = _field(
-        0.1, "share of all steps in which the learning rate rises; then it falls as a cosine", at_least=0.0, below=1.0
+        0.1,
+        "fraction of all steps in which the learning rate rises linearly, before it decays as a cosine",
+        at_least=0.0,
+        below=1.0,
     )
-    label_smoothing: float = _field(0.0, "share of each label spread over all classes", at_least=0.0, below=1.0)
+    label_smoothing: float = _field(
+        0.0, "label smoothing: probability mass that is spread over all classes", at_least=0.0, below=1.0
+    )
     class_weights: str = _field(
-        "none", "weight of each class in the loss: equal, or inverse to its frequency", choices=("none", "balanced")
+        "none", "class weights of the loss: equal, or inverse to the class frequency", choices=("none", "balanced")
     )
     ema_decay: float | None = _field(
-        None, "decay of the moving average of the weights that is evaluated (default: no average)", above=0.0, below=1.0
+        None,
+        "decay of the exponential moving average of the weights, which is then evaluated (default: no average)",
+        above=0.0,
+        below=1.0,
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(_Checked):
     epochs: int = _field(30, "passes over the training images", at_least=1)
-    batch_size: int = _field(32, "images of a step, over all devices", at_least=1)
-    chunk_steps: int = _field(
-        16, "about how many steps one compiled call takes; more than an epoch has: the whole epoch", at_least=1
-    )
-    eval_batch_size: int = _field(128, "images of a prediction step, over all devices", at_least=1)
+    batch_size: int = _field(32, "images per training step, over all devices", at_least=1)
+    chunk_steps: int = _field(16, "approximate number of steps per compiled call, at most an epoch", at_least=1)
+    eval_batch_size: int = _field(128, "images per prediction step, over all devices", at_least=1)
     loader: str = _field(
         "resident",
-        "where the images lie: all on each device, or on the disk, from which each process reads what it needs next",
+        "resident keeps all images on each device; stream reads those that a process needs next from disk",
         choices=("resident", "stream"),
         identity=False,
     )
-    seed: int = _field(0, "seed of initialisation, order and augmentation", at_least=0, at_most=2**31 - 1)
-    parallel: str = _field("jit", "how the batch is spread over the devices", choices=("jit", "shard_map", "pmap"))
+    seed: int = _field(
+        0, "seed of the initialisation, the order of the images and the augmentation", at_least=0, at_most=2**31 - 1
+    )
+    parallel: str = _field("jit", "how the batch is sharded over the devices", choices=("jit", "shard_map", "pmap"))
     batch_norm: str = _field(
-        "global", "whose batch statistics: of the global batch, or of each device's share", choices=("global", "local")
+        "global", "batch statistics of the global batch, or of each device's shard of it", choices=("global", "local")
     )
     replicas: int = _field(
-        1, "runs that are trained together in one program, with seeds seed, seed + 1, ...: an ensemble", at_least=1
+        1, "number of runs trained in one program, with seeds seed, seed + 1, ...; they form an ensemble", at_least=1
     )
     sweep: str | None = _field(
         None,
-        f"TOML file of what differs between the replicas: lists of one value each for {', '.join(SWEPT)} or seed",
+        f"TOML file with what differs between the replicas: a list of values for any of {', '.join(SWEPT)} or seed",
         identity=False,  # Each replica's own config.json holds the values.
     )
-    multihost: bool = _field(False, "call jax.distributed.initialize(): one process of several", identity=False)
+    multihost: bool = _field(
+        False, "this is one of several processes: call jax.distributed.initialize()", identity=False
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class ThresholdConfig(_Checked):
     threshold_rule: str = _field(
         "target_sensitivity",
-        "how validation sets the threshold",
+        "rule that chooses the threshold on validation",
         choices=("target_sensitivity", "youden", "cost_ratio", "fixed"),
     )
-    target_sensitivity: float = _field(0.95, "sensitivity that rule target_sensitivity reaches", above=0.0, at_most=1.0)
+    target_sensitivity: float = _field(
+        0.95, "sensitivity that the rule target_sensitivity reaches", above=0.0, at_most=1.0
+    )
     cost_ratio: float = _field(
-        10.0, "cost of a missed patient in false alarms, for rule cost_ratio", above=0.0, identity=False
+        10.0,
+        "cost of a false negative in units of a false positive, for the rule cost_ratio",
+        above=0.0,
+        identity=False,
     )
     prevalence: float | None = _field(
         None,
-        "share of pneumonia where the network will be used: for rule cost_ratio (default: that of validation) and "
-        "predictive values",
+        "prevalence of pneumonia where the network will be used, for the rule cost_ratio (default: that of validation) "
+        "and for predictive values",
         above=0.0,
         below=1.0,
         identity=False,
     )
-    fixed_threshold: float = _field(0.5, "threshold of rule fixed", at_least=0.0, at_most=1.0)
+    fixed_threshold: float = _field(0.5, "threshold of the rule fixed", at_least=0.0, at_most=1.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(_Checked):
-    """A whole run. Field names are unique over all groups, so that each is one flag.
+    """A whole run. Field names are unique across the groups, so that each becomes one flag.
 
     Raises:
-      UserError: a value is outside its limits, or two fields do not go together.
+      UserError: a value is outside its limits, or two fields exclude each other.
     """
 
     data: DataConfig = _field(DataConfig(), "")
@@ -256,39 +290,45 @@ class Config(_Checked):
         if data.fold >= (data.folds or 1):
             raise UserError(f"fold must be less than folds: there is no fold {data.fold} of {data.folds or 1}.")
         if data.folds and data.selection_split != "validation":
-            raise UserError("folds needs selection_split=validation: the held-out fold is scored, it does not choose.")
+            raise UserError("folds needs selection_split=validation, because the held-out fold is only scored.")
         if train.batch_norm == "local" and train.parallel == "jit":
-            raise UserError("batch_norm=local needs parallel=shard_map or pmap: jit sees the global batch only.")
+            raise UserError(
+                "batch_norm=local needs parallel=shard_map or pmap: with jit, statistics are of the global batch."
+            )
         if train.multihost and train.parallel == "pmap":
-            raise UserError("multihost needs parallel=jit or shard_map: pmap here spreads over one process only.")
+            raise UserError("multihost needs parallel=jit or shard_map: pmap uses the devices of one process only.")
         if train.replicas > 1 and (train.parallel != "jit" or train.multihost):
             raise UserError(
-                f"replicas={train.replicas} needs parallel=jit and no multihost: replicas have a way of their own to "
-                "spread over the devices of one process."
+                f"replicas={train.replicas} needs parallel=jit and no multihost: replicas are partitioned over the "
+                "devices of one process."
             )
         if train.replicas > 1 and self.model.cached_views:
-            raise UserError("cached_views keeps the features of one network: drop it, or train without replicas.")
+            raise UserError("cached_views stores the features of one network: omit it, or train without replicas.")
         if train.replicas > 1 and train.loader == "stream":
-            raise UserError("loader=stream reads the batches of one run: give --loader=resident, or no replicas.")
+            raise UserError(
+                "loader=stream reads the batches of one run: use --loader=resident, or train without replicas."
+            )
         if train.sweep and train.replicas == 1:
-            raise UserError("sweep needs replicas: as many as its lists have values.")
+            raise UserError("sweep needs replicas: set --replicas to the length of its lists.")
         geometry = augment.rotate_degrees or augment.shift or augment.zoom or augment.crop_min_area < 1 or augment.flip
         intensity = augment.brightness or augment.contrast or augment.gamma
         if augment.test_time_views > 1 and not (geometry or intensity):
             raise UserError(
-                f"test_time_views={augment.test_time_views} needs a range of augmentation above zero: "
-                "without one all views are the same."
+                f"test_time_views={augment.test_time_views} needs an augmentation range above zero: "
+                "otherwise all views are identical."
             )
         if self.model.cached_views and augment.mixup_alpha:
-            raise UserError("cached_views keeps features of single images, mixup blends images: give --mixup_alpha=0.")
+            raise UserError(
+                "cached_views stores features of single images, but mixup blends images: use --mixup_alpha=0."
+            )
         if self.model.cached_views and train.loader == "stream":
-            raise UserError("cached_views keeps all features on the devices: give --loader=resident.")
+            raise UserError("cached_views keeps all features on the devices: use --loader=resident.")
         if self.model.pretrained and self.model.model not in PRETRAINABLE:
             raise UserError(f"pretrained needs model={', '.join(PRETRAINABLE)}, not {self.model.model}.")
         sizes = self.data.progressive_px
         if sizes and (sorted(set(sizes)) != list(sizes) or sizes[-1] != self.data.image_px):
             raise UserError(
-                f"progressive_px must rise and end with image_px {self.data.image_px}, not be "
+                f"progressive_px must be ascending and end with image_px {self.data.image_px}, not be "
                 f"{', '.join(map(str, sizes))}."
             )
         if len(sizes) > train.epochs:
@@ -296,18 +336,18 @@ class Config(_Checked):
         if len(sizes) > 1 and self.model.model in ("mlp", "flatiron"):
             raise UserError(f"progressive_px cannot be used with {self.model.model}: its weights fit one size only.")
         if len(sizes) > 1 and self.model.cached_views:
-            raise UserError("cached_views keeps features of one size of the images: drop it, or progressive_px.")
+            raise UserError("cached_views stores features of one image size: omit it, or progressive_px.")
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:
-    """The config as one flat dict {field name: value} that JSON can hold."""
+    """Converts a config to a flat dict {field name: value} that can be stored as JSON."""
     groups = (getattr(config, group.name) for group in dataclasses.fields(config))
     flat = {field.name: getattr(group, field.name) for group in groups for field in dataclasses.fields(group)}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in flat.items()}
 
 
 def config_from_dict(values: dict[str, Any]) -> Config:
-    """Rebuilds a config from `config_to_dict`; a missing field takes its default.
+    """Converts the dict of `config_to_dict` back to a config. A missing field takes its default.
 
     Raises:
       UserError: a field is unknown or a value outside its limits.
@@ -324,7 +364,7 @@ def config_from_dict(values: dict[str, Any]) -> Config:
 
 
 def replace_fields(config: Config, values: dict[str, Any]) -> Config:
-    """The config with other values of some fields, whichever group they are in.
+    """Returns a copy of the config with new values for some fields, whichever groups they are in.
 
     Raises:
       UserError: a value is outside its limits.
@@ -335,45 +375,6 @@ def replace_fields(config: Config, values: dict[str, Any]) -> Config:
         new = {field.name: values[field.name] for field in dataclasses.fields(old) if field.name in values}
         groups[group.name] = dataclasses.replace(old, **new)
     return Config(**groups)
-
-
-def plan_replicas(config: Config) -> list[Config]:
-    """The runs that the replicas stand for, each as it would be trained alone.
-
-    Replica r has the seed `seed + r`, and what the file of the sweep lists at place r.
-
-    Raises:
-      UserError: the file cannot be read, names a field that cannot be swept, or lists too few, too many or bad values.
-    """
-    replicas = config.train.replicas
-    lists = _read_sweep(config.train.sweep, replicas) if config.train.sweep else {}
-    plans = []
-    for replica in range(replicas):
-        values = {"seed": config.train.seed + replica} | {name: column[replica] for name, column in lists.items()}
-        try:
-            plans.append(replace_fields(config, {"replicas": 1, "sweep": None} | values))
-        except UserError as error:
-            where = f"{config.train.sweep}, replica {replica}" if lists else f"replica {replica}"
-            raise UserError(f"{where}: {error}") from error
-    return plans
-
-
-def _read_sweep(path: str, replicas: int) -> dict[str, list]:
-    try:
-        lists = tomllib.loads(pathlib.Path(path).expanduser().read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"sweep: {path} cannot be read as TOML ({error}).") from error
-    kinds = {"seed": int} | dict.fromkeys(SWEPT, float)
-    for name, column in lists.items():
-        if name not in kinds:
-            raise UserError(f"sweep: {path} lists {name}; what may differ is {', '.join(kinds)}.")
-        if not isinstance(column, list) or len(column) != replicas:
-            given = f"{len(column)} values" if isinstance(column, list) else "no list"
-            raise UserError(f"sweep: {path} has {given} for {name}; replicas={replicas} needs a list of {replicas}.")
-        if bad := [value for value in column if type(value) not in (int, kinds[name])]:
-            kind = "a whole number" if kinds[name] is int else "a number"
-            raise UserError(f"sweep: {path} has {bad[0]!r} for {name}, which must be {kind}.")
-    return {name: [kinds[name](value) for value in column] for name, column in lists.items()}
 
 
 def config_fields() -> list[dataclasses.Field]:

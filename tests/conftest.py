@@ -36,6 +36,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory, worker_id):
     """A data folder with a small phantom set, prepared the real way, by the first worker for all."""
+    pytest.importorskip("tensorflow_datasets")  # An environment for GPU benchmarks alone has none.
     from tfds_builder import kermany_pneumonia
 
     shared = tmp_path_factory.getbasetemp()

@@ -177,6 +177,26 @@ def test_a_damaged_checkpoint_is_named_or_does_no_harm(tmp_path, how):
     assert all(str(tmp_path / "checkpoints") in sentence and "damaged" in sentence for sentence in refusals.values())
 
 
+@pytest.mark.parametrize("which", ["best", "latest"])
+def test_a_checkpoint_that_training_removes_while_it_is_read_is_replaced_by_the_next(tmp_path, monkeypatch, which):
+    states = [init_state(), init_state(seed=1)]
+    save(tmp_path, states[:1], [0.5])
+    load_arrays, loaded = checkpoint._load_arrays, []
+
+    def remove_first(checkpoints, step):
+        loaded.append(step)
+        if len(loaded) == 1:
+            with checkpoint.open_checkpoints(tmp_path) as training:
+                checkpoint.save_checkpoint(training, 20, states[1], RUN, 0.6)
+            assert not (tmp_path / "checkpoints" / "10").exists()
+        return load_arrays(checkpoints, step)
+
+    monkeypatch.setattr(checkpoint, "_load_arrays", remove_first)
+    _, variables, step = checkpoint.load_run(tmp_path, which)
+    assert (loaded, step) == ([10, 20], 20)
+    assert_equal(variables, states[1].eval_variables())
+
+
 def test_a_checkpoint_of_another_network_is_refused_with_the_first_name_that_differs(tmp_path):
     save(tmp_path, [init_state()], [0.5])
     with pytest.raises(UserError, match=r"checkpoints/10.*norm2/mean has shape \(8,\), the run's network \(16,\)"):

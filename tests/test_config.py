@@ -17,11 +17,11 @@ from pneumojax.config import (
     config_fields,
     config_from_dict,
     config_to_dict,
-    plan_replicas,
 )
 from pneumojax.errors import UserError
 from pneumojax.models import MODELS
 from pneumojax.steps import make_abstract_variables
+from pneumojax.training.sweep import plan_replicas
 
 EVERY_FIELD = pytest.mark.parametrize("field", config_fields(), ids=lambda field: field.name)
 
@@ -101,15 +101,21 @@ def test_fields_that_do_not_go_together_are_refused():
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"progressive_px": (32, 48)}, "progressive_px must rise and end with image_px 64, not be 32, 48."),
-        ({"progressive_px": (48, 32, 64)}, "progressive_px must rise and end with image_px 64, not be 48, 32, 64."),
-        ({"progressive_px": (32, 32, 64)}, "progressive_px must rise and end with image_px 64, not be 32, 32, 64."),
+        ({"progressive_px": (32, 48)}, "progressive_px must be ascending and end with image_px 64, not be 32, 48."),
+        (
+            {"progressive_px": (48, 32, 64)},
+            "progressive_px must be ascending and end with image_px 64, not be 48, 32",
+        ),
+        (
+            {"progressive_px": (32, 32, 64)},
+            "progressive_px must be ascending and end with image_px 64, not be 32, 32",
+        ),
         ({"progressive_px": (32, 48, 64), "epochs": 2}, "progressive_px has 3 sizes: epochs must be at least 3."),
         ({"progressive_px": (32, 64), "model": "mlp"}, "progressive_px cannot be used with mlp: its weights fit one"),
         ({"progressive_px": (32, 64), "model": "flatiron"}, "progressive_px cannot be used with flatiron: its weights"),
-        ({"progressive_px": (32, 64), "cached_views": 2}, "cached_views keeps features of one size of the images"),
-        ({"loader": "stream", "cached_views": 2}, "cached_views keeps all features on the devices: give --loader=res"),
-        ({"loader": "stream", "replicas": 2}, "loader=stream reads the batches of one run: give --loader=resident, or"),
+        ({"progressive_px": (32, 64), "cached_views": 2}, "cached_views stores features of one image size"),
+        ({"loader": "stream", "cached_views": 2}, "cached_views keeps all features on the devices: use --loader=res"),
+        ({"loader": "stream", "replicas": 2}, "loader=stream reads the batches of one run: use --loader=resident, or"),
     ],
 )
 def test_sizes_and_loaders_that_do_not_fit_the_rest_are_refused(fields, sentence):
@@ -177,7 +183,7 @@ def test_replicas_are_runs_with_seeds_in_a_row_and_the_values_of_the_sweep(tmp_p
     [
         (None, r"sweep: .*sweep\.toml cannot be read as TOML \(.*No such file"),
         ("learning_rate = [", r"sweep: .*sweep\.toml cannot be read as TOML"),
-        ("epochs = [1, 2]", r"sweep: .* lists epochs; what may differ is seed, learning_rate, "),
+        ("epochs = [1, 2]", r"sweep: .* lists epochs, which cannot be swept. These fields can: seed, learning_rate, "),
         ("learning_rate = [1e-3]", r"sweep: .* has 1 values for learning_rate; replicas=2 needs a list of 2\."),
         ("learning_rate = 1e-3", r"sweep: .* has no list for learning_rate; replicas=2 needs a list of 2\."),
         ("learning_rate = [1e-3, true]", r"sweep: .* has True for learning_rate, which must be a number\."),
@@ -200,7 +206,7 @@ def test_replicas_need_seeds_that_there_are_and_their_own_way_to_spread():
     for fields in ({"parallel": "pmap"}, {"parallel": "shard_map"}, {"multihost": True}):
         with pytest.raises(UserError, match="^replicas=2 needs parallel=jit and no multihost"):
             config_from_dict({"replicas": 2, **fields})
-    with pytest.raises(UserError, match="^cached_views keeps the features of one network"):
+    with pytest.raises(UserError, match="^cached_views stores the features of one network"):
         config_from_dict({"replicas": 2, "cached_views": 1, "mixup_alpha": 0.0})
     with pytest.raises(UserError, match="^sweep needs replicas"):
         config_from_dict({"sweep": "sweep.toml"})

@@ -7,7 +7,8 @@ import pytest
 from flax import nnx
 
 from pneumojax.config import OptimizerConfig, config_from_dict
-from pneumojax.data.dataset import load_split, make_epoch_batches
+from pneumojax.data.batches import make_epoch_batches
+from pneumojax.data.dataset import load_split
 from pneumojax.errors import UserError
 from pneumojax.models import make_model, split_frozen
 from pneumojax.optimizer import make_optimizer

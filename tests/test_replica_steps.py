@@ -27,10 +27,11 @@ from trainer import (
 )
 
 from pneumojax import replica_steps, steps
-from pneumojax.config import AugmentConfig, config_from_dict, config_to_dict, plan_replicas
+from pneumojax.config import AugmentConfig, config_from_dict, config_to_dict
 from pneumojax.optimizer import make_optimizer
 from pneumojax.sharding import put
 from pneumojax.training import replicas
+from pneumojax.training.sweep import plan_replicas
 
 
 @pytest.fixture(scope="module")

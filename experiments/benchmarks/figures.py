@@ -1,4 +1,4 @@
-"""Pictures of what benchmark.py measured."""
+"""Figures of what benchmark.py measured."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -12,14 +12,14 @@ from pneumojax.reporting.figures.style import COLOURS, REFERENCE, make_figure, s
 def save_speeds(
     path: str | Path, curves: Mapping[str, Sequence[Mapping]], x_label: str, title: str, ideal: bool = False
 ) -> None:
-    """Draws images/s over something that was varied, on an axis that doubles, with quartiles.
+    """Draws images/s over what was varied, on a logarithmic axis, with quartiles.
 
     Args:
       path: PNG file to write; its folder exists.
       curves: {name: points}, each point {"x": float, "median", "low", "high"} in images/s.
-      x_label: what was varied.
+      x_label: name of what was varied.
       title: what was measured.
-      ideal: also draws, for the first curve, the speed that grows as x does.
+      ideal: also draws a line from the start of the first curve that is proportional to x.
 
     Raises:
       OSError: the file cannot be written.
@@ -34,10 +34,10 @@ def save_speeds(
             low, high = [point["low"] for point in points], [point["high"] for point in points]
             axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
             if ideal and name == next(iter(curves)):
-                axes.plot(x, [median[0] * each / x[0] for each in x], label=f"{name}, if it grew evenly", **REFERENCE)
+                axes.plot(x, [median[0] * each / x[0] for each in x], label=f"{name}, if proportional", **REFERENCE)
         axes.set_xscale("log", base=2)
         ticks = sorted({point["x"] for points in curves.values() for point in points})
-        # A label too near to the one before would lie across it.
+        # A label too close to the one before would overlap it.
         apart = [i == 0 or tick > 1.2 * ticks[i - 1] for i, tick in enumerate(ticks)]
         axes.set_xticks(ticks, [f"{tick:g}" if far else "" for tick, far in zip(ticks, apart, strict=True)])
         axes.minorticks_off()
@@ -49,12 +49,12 @@ def save_speeds(
 
 
 def save_roofline(path: str | Path, points: Sequence[Mapping], roofs: Mapping[str, tuple[float, float]]) -> None:
-    """Draws FLOP/s over FLOP for each byte, under the roof of the chip where that is known.
+    """Draws FLOP/s over FLOP per byte, and the limits of the chip where they are known.
 
     Args:
       path: PNG file to write; its folder exists.
-      points: {"name", "intensity" in FLOP/byte, "flops" in FLOP/s} each, of one device.
-      roofs: {name: (FLOP/s, bytes/s)} of the chips at their most.
+      points: {"name", "intensity": FLOP/byte, "flops": FLOP/s} of each, for one device.
+      roofs: {name: (FLOP/s, bytes/s)}, the peak performance of each chip.
 
     Raises:
       OSError: the file cannot be written.
@@ -66,7 +66,7 @@ def save_roofline(path: str | Path, points: Sequence[Mapping], roofs: Mapping[st
         ridges = [flops / bandwidth for flops, bandwidth in roofs.values()]
         x = np.geomspace(min([*intensities, *ridges]) / 4, max([*intensities, *ridges]) * 4, 200)
         for name, (flops, bandwidth) in roofs.items():
-            axes.plot(x, np.minimum(flops, bandwidth * x) / 1e9, label=f"{name}, at most", **REFERENCE)
+            axes.plot(x, np.minimum(flops, bandwidth * x) / 1e9, label=f"{name}, peak", **REFERENCE)
         for i, point in enumerate(points):
             colour, marker = COLOURS[i % len(COLOURS)], "osD^"[i // len(COLOURS) % 4]
             label = f"{point['name']}: {point['flops'] / 1e9:,.0f} GFLOP/s"
@@ -77,7 +77,7 @@ def save_roofline(path: str | Path, points: Sequence[Mapping], roofs: Mapping[st
             axis.set_major_formatter("{x:g}")
         axes.minorticks_off()
         axes.set(xlim=(x[0], x[-1]), ylim=(min(heights) / 2, max(heights) * 2))
-        axes.set(xlabel="FLOP for each byte of memory read or written", ylabel="GFLOP/s")
+        axes.set(xlabel="FLOP per byte of memory read or written", ylabel="GFLOP/s")
         axes.set_title("Roofline")
         axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.18), borderaxespad=0)
         save_figure(figure, path)

@@ -1,14 +1,15 @@
-"""Measures one thing in a process of its own: benchmark.py starts it with a case and asks for one repeat after another.
+"""Measures one case in a process of its own. benchmark.py starts the process and asks for one repeat after another.
 
     python -m experiments.benchmarks.measure '{"what": "step", "config": {...}, ...}'
 
-A case is a dict: what, one of MEASURES; config, as `config_to_dict` gives it; steps of a repeat, and files, the name of
-a JSON file of [[path, label], ...]. Prints a JSON line when it is ready, with what that took, then one with
-seconds for each line that it reads. {"error": sentence} is for what the user can mend.
+The case is described in cases.py; "files" also names a JSON file of [[path, label], ...]. When the process is ready, it
+prints a JSON line with the costs of the compiled program. Then it prints a JSON line with the seconds of a repeat for
+each line that it reads. A line {"error": sentence} reports an error that the user can mend.
 """
 
 import atexit
 import dataclasses
+import itertools
 import json
 import pathlib
 import re
@@ -24,9 +25,11 @@ import numpy as np
 from PIL import Image
 
 from experiments.benchmarks.records import describe_machine
+from experiments.flags import find_changed_fields, format_flags
 from pneumojax import checkpoint, steps
-from pneumojax.config import Config, config_from_dict, config_to_dict
-from pneumojax.data.dataset import load_split, make_epoch_batches, make_eval_batches, split_epoch
+from pneumojax.config import Config, config_from_dict
+from pneumojax.data.batches import make_epoch_batches, make_eval_batches, split_epoch
+from pneumojax.data.dataset import load_split
 from pneumojax.data.decode import decode_image, decode_images
 from pneumojax.errors import UserError
 from pneumojax.evaluation.evaluate import evaluate
@@ -36,15 +39,28 @@ from pneumojax.inference import make_predict
 from pneumojax.ops.convolution import uses_xla_algorithms, xla_algorithms
 from pneumojax.optimizer import make_optimizer
 from pneumojax.sharding import initialize, make_mesh, put
-from pneumojax.training.compile_cost import compile_chunk, find_peak_flops
-from pneumojax.training.fit import describe_run, fit
+from pneumojax.training.chips import find_peak_flops
+from pneumojax.training.compile_cost import compile_chunk
+from pneumojax.training.fit import fit
+from pneumojax.training.workdir import describe_run
 from tfds_builder import kermany_pneumonia
 
 TRAIN = pathlib.Path(__file__).parents[1] / "train.py"
 
 
+# The costs of the compiled program, and a function that does the work once. The function returns {"images"} where the
+# work is counted in images, and {"seconds"} where it does more than the work that is measured.
+Measure = tuple[dict, Callable[[], dict]]
+
+
 class Training:
-    """A network in training on images that lie on the devices."""
+    """A network, its optimizer state, and images on the devices, with a compiled chunk of steps.
+
+    Args:
+      config: the run.
+      num_images: how many images are on the devices.
+      chunk_steps: steps of a chunk.
+    """
 
     def __init__(self, config: Config, num_images: int, chunk_steps: int):
         self.config, self.mesh = config, make_mesh()
@@ -65,13 +81,16 @@ class Training:
         self.images, self.labels = put(images, self.mesh), put(labels, self.mesh)
 
     def train(self, batches: jax.Array) -> dict:
-        """Dispatches one chunk; returns its sums, still on their way."""
+        """Dispatches one chunk; returns its sums, which may not be computed yet."""
         self.state, sums = self.chunk(self.state, self.images, self.labels, batches, self.key)
         return sums
 
 
 def compile_counted(function: Callable, arguments: tuple, devices: int, mapped: bool) -> tuple[Callable, dict]:
-    """`compile_chunk`, its costs named as a row names them; with the bytes that XLA's own forms move on CPU too."""
+    """Compiles a function as `compile_chunk` does; returns it and its costs under the names of a row of results.
+
+    On CPU, the bytes are those of XLA's own convolution algorithms, so that they can be compared with an accelerator's.
+    """
     compiled, costs = compile_chunk(function, arguments, devices, mapped)
     if not uses_xla_algorithms():
         with xla_algorithms(True):
@@ -81,13 +100,13 @@ def compile_counted(function: Callable, arguments: tuple, devices: int, mapped: 
 
 
 def draw_images(num_images: int, image_px: int) -> tuple[np.ndarray, np.ndarray]:
-    """Noise, and labels half of each class."""
+    """Returns noise, and labels of which half are of each class."""
     images = np.random.default_rng(0).integers(0, 256, (num_images, image_px, image_px), dtype=np.uint8)
     return images, np.arange(num_images, dtype=np.int32) % 2
 
 
-def start_step(config: Config, case: dict):
-    """Steps of training in one call, on images that lie on the device."""
+def start_step(config: Config, case: dict) -> Measure:
+    """Measures training steps in one call, on images that are on the device."""
     training = Training(config, 4 * config.train.batch_size, case["steps"])
 
     def repeat():
@@ -97,13 +116,13 @@ def start_step(config: Config, case: dict):
     return training.ready, repeat
 
 
-def start_epoch(config: Config, case: dict):
-    """An epoch from JPEG files. The first decodes them all and keeps them as a cache would; the later ones need not."""
+def start_epoch(config: Config, case: dict) -> Measure:
+    """Measures epochs from JPEG files. Only the first epoch decodes the files and writes them to a cache."""
     files = json.loads(pathlib.Path(case["files"]).read_text())
     batch_size, image_px = config.train.batch_size, config.data.image_px
     chunks, chunk_steps = split_epoch(len(files), batch_size, case["steps"])
     training = Training(config, len(files), chunk_steps)
-    epochs = iter(range(1_000_000))
+    epochs = itertools.count()
 
     def repeat():
         if (epoch := next(epochs)) == 0:
@@ -120,7 +139,7 @@ def start_epoch(config: Config, case: dict):
 
 
 class _Files:
-    """Files' bytes, read when they are asked for."""
+    """A sequence of the files' bytes; each file is read when it is indexed."""
 
     def __init__(self, paths: list[str]):
         self.paths = paths
@@ -132,34 +151,34 @@ class _Files:
         return pathlib.Path(self.paths[i]).read_bytes()
 
 
-def start_fit(config: Config, case: dict):
-    """A whole training as train.py does it, on the prepared data set; speed is that of its chunks, in the middle."""
+def start_fit(config: Config, case: dict) -> Measure:
+    """Measures a training as train.py does it, on the prepared data set; its speed is the median of its chunks."""
     del case
     workdir = _make_folder()
-    fit(config, workdir, restart=True)
+    fit(config, workdir, restart=True, count_flops=True)
 
     def repeat():
-        result = fit(config, workdir, restart=True)
+        result = fit(config, workdir, restart=True, count_flops=True)
         rows = [row for row in read_rows(workdir / "metrics.jsonl") if "perf/images_per_second" in row]
         if not rows:
-            raise UserError("a fit of one chunk has no speed: more --epochs, or fewer --chunk_steps.")
-        middle = {
+            raise UserError("a training of one chunk has no speed. Set more --epochs or fewer --chunk_steps.")
+        medians = {
             name: statistics.median(row[name] for row in rows) for name in ("perf/images_per_second", "perf/host_share")
         }
         images = result.trained_steps * config.train.batch_size
-        seconds = images / middle["perf/images_per_second"]
-        return {"images": images, "seconds": seconds, "host_share": middle["perf/host_share"]}
+        seconds = images / medians["perf/images_per_second"]
+        return {"images": images, "seconds": seconds, "host_share": medians["perf/host_share"]}
 
     costs = next(row for row in read_rows(workdir / "metrics.jsonl") if "perf/compile_seconds" in row)
     return {name.removeprefix("perf/"): costs[name] for name in costs if name.startswith("perf/")}, repeat
 
 
-def start_predict(config: Config, case: dict):
-    """Prediction of images that lie on the device, in batches of eval_batch_size."""
+def start_predict(config: Config, case: dict) -> Measure:
+    """Measures prediction of images that are on the device, in batches of eval_batch_size."""
     mesh = make_mesh()
     batches = make_eval_batches(case["steps"] * config.train.eval_batch_size, config.train.eval_batch_size, mesh.size)
     state = steps.init_state(config, make_optimizer(config.optimizer, 1), mesh)
-    # One batch of images, named again and again.
+    # All batches are of the same images, so that they need little memory.
     images = put(draw_images(batches.shape[1], config.data.image_px)[0], mesh)
     arguments = (state.eval_variables(), images, put(batches % batches.shape[1], mesh, axis=1))
     predict, ready = compile_counted(make_predict(steps.make_graph(config), mesh), arguments, mesh.size, False)
@@ -172,8 +191,8 @@ def start_predict(config: Config, case: dict):
     return ready, repeat
 
 
-def start_evaluate(config: Config, case: dict):
-    """evaluate.py's work on the validation split: prediction, 1,000 resamples, pictures. The network is untrained."""
+def start_evaluate(config: Config, case: dict) -> Measure:
+    """Measures evaluate.py on validation: prediction, 1,000 resamples, figures. The network is untrained."""
     del case
     state = steps.init_state(config, make_optimizer(config.optimizer, 1), make_mesh())
     variables = jax.device_get(state.eval_variables())
@@ -187,38 +206,38 @@ def start_evaluate(config: Config, case: dict):
     return {}, repeat
 
 
-def start_load(config: Config, case: dict):
-    """The training split from its decoded cache into memory."""
+def start_load(config: Config, case: dict) -> Measure:
+    """Measures how the training split is read from its decoded cache into memory."""
     del case
 
     def repeat():
         return {"images": len(np.array(load_split(config.data, "train").images))}
 
-    repeat()  # Makes the cache if it is not there.
+    repeat()  # Writes the cache if there is none.
     return {}, repeat
 
 
-def start_cache(config: Config, case: dict):
-    """The training split from the prepared data set's bytes: read, decoded on all cores, the cache written."""
+def start_cache(config: Config, case: dict) -> Measure:
+    """Measures how the prepared training split is read, decoded on all cores, and written to the cache."""
     del case
     prepared = kermany_pneumonia.dataset_dir(config.data.dataset, config.data.data_dir).resolve()
-    load_split(config.data, "train")  # Draws the phantoms if they are not there yet.
+    load_split(config.data, "train")  # Prepares the synthetic data set if there is none.
 
     def repeat():
         with tempfile.TemporaryDirectory() as folder:
-            beside = kermany_pneumonia.dataset_dir(config.data.dataset, folder)
-            beside.parent.mkdir(parents=True)
-            beside.symlink_to(prepared)
-            there = dataclasses.replace(config.data, data_dir=folder)
+            link = kermany_pneumonia.dataset_dir(config.data.dataset, folder)
+            link.parent.mkdir(parents=True)
+            link.symlink_to(prepared)
+            uncached = dataclasses.replace(config.data, data_dir=folder)
             started = time.perf_counter()
-            images = len(load_split(there, "train"))
+            images = len(load_split(uncached, "train"))
             return {"images": images, "seconds": time.perf_counter() - started}
 
     return {}, repeat
 
 
-def start_decode(config: Config, case: dict):
-    """JPEG files to images, one at a time, by our decoder, or as one would with Pillow alone."""
+def start_decode(config: Config, case: dict) -> Measure:
+    """Measures how JPEG files are decoded one at a time, by our decoder or by Pillow alone."""
     paths = [path for path, _ in json.loads(pathlib.Path(case["files"]).read_text())]
     image_px = config.data.image_px
 
@@ -233,14 +252,14 @@ def start_decode(config: Config, case: dict):
             (decode_plainly if case["framework"] == "pillow" else decode)(path)
         return {"images": len(paths)}
 
-    repeat()  # The files come into the system's memory.
+    repeat()  # Reads the files into the system's file cache.
     return {}, repeat
 
 
-def start_save(config: Config, case: dict):
-    """A checkpoint, until it is on disk."""
+def start_save(config: Config, case: dict) -> Measure:
+    """Measures how long it takes to write a checkpoint to disk."""
     state, info = steps.init_state(config, make_optimizer(config.optimizer, 1), make_mesh()), describe_run(config)
-    workdir, numbers = _make_folder(), iter(range(1_000_000))
+    workdir, numbers = _make_folder(), itertools.count()
 
     def repeat():
         with checkpoint.open_checkpoints(workdir) as checkpoints:
@@ -253,8 +272,8 @@ def start_save(config: Config, case: dict):
     return {}, repeat
 
 
-def start_restore(config: Config, case: dict):
-    """A checkpoint from disk onto the devices."""
+def start_restore(config: Config, case: dict) -> Measure:
+    """Measures how long it takes to read a checkpoint from disk onto the devices."""
     mesh = make_mesh()
     state = steps.init_state(config, make_optimizer(config.optimizer, 1), mesh)
     workdir = _make_folder()
@@ -270,12 +289,10 @@ def start_restore(config: Config, case: dict):
     return {}, repeat
 
 
-def start_start(config: Config, case: dict):
-    """From the start of train.py to its first chunk of steps, with what it needs in the caches."""
+def start_start(config: Config, case: dict) -> Measure:
+    """Measures the time from the start of train.py to its first chunk of steps, with warm caches."""
     del case
-    default = config_to_dict(Config())
-    changed = {name: value for name, value in config_to_dict(config).items() if value != default[name]}
-    words = [f"--{name}={_format_value(value)}" for name, value in changed.items()]
+    words = format_flags(find_changed_fields(config))
     command = [sys.executable, str(TRAIN), *words, "--epochs=1", "--restart", f"--workdir={_make_folder()}"]
 
     def repeat():
@@ -288,12 +305,8 @@ def start_start(config: Config, case: dict):
     return {}, repeat
 
 
-def _format_value(value) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
 def _make_folder() -> pathlib.Path:
-    """An empty folder that goes with this process."""
+    """Returns an empty folder that is deleted when this process ends."""
     folder = tempfile.TemporaryDirectory(prefix="pneumojax-benchmark-")
     atexit.register(folder.cleanup)
     return pathlib.Path(folder.name)
@@ -316,10 +329,10 @@ MEASURES = {
 
 def main() -> None:
     case = json.loads(sys.argv[1])
-    # Libraries print too: what is ours goes where standard output was.
+    # Libraries may print too, so only the lines for benchmark.py go to the original standard output.
     out, sys.stdout = sys.stdout, sys.stderr
 
-    def tell(content):
+    def send(content):
         print(json.dumps(content), file=out, flush=True)
 
     try:
@@ -328,13 +341,13 @@ def main() -> None:
         ready, repeat = MEASURES[case["what"]](config, case)
         machine = describe_machine()
         ready["peak_flops"] = find_peak_flops(machine["device"]["kind"], config.model.dtype)
-        tell(ready | machine)
+        send(ready | machine)
         for _ in sys.stdin:
             started = time.perf_counter()
             sample = repeat()
-            tell({"seconds": time.perf_counter() - started} | sample)
+            send({"seconds": time.perf_counter() - started} | sample)
     except UserError as error:
-        tell({"error": str(error)})
+        send({"error": str(error)})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What benchmark.py measured: as a table of text, and, of each case the last, as a page with pictures."""
+"""What benchmark.py measured, as a table of text and as a page with figures of the latest row of each case."""
 
 import json
 import pathlib
@@ -6,14 +6,14 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from experiments.benchmarks.cases import KEY_COLUMNS
 from experiments.benchmarks.figures import save_roofline, save_speeds
 from pneumojax.files import write_text
-from pneumojax.reporting.html import Picture, Section, Table, load_picture, render_page
+from pneumojax.reporting.format import format_bounds
+from pneumojax.reporting.html import Picture, Section, load_picture, render_page
+from pneumojax.reporting.tables import Table
 
-# What tells rows apart.
-COLUMNS = ("what", "framework", "model", "image_px", "batch_size", "dtype", "augment", "devices", "limit", "fields")
-
-# {what is varied: (as a label, how to read it from a row)}
+# {what is varied: (label, how to read it from a row)}
 VARIED = {
     "batch_size": ("Batch size", lambda row: row["batch_size"]),
     "image_px": ("Image size in px", lambda row: row["image_px"]),
@@ -24,11 +24,8 @@ VARIED = {
 
 
 def format_table(rows: list[dict]) -> str:
-    """The rows as text, one line each."""
-    table = [HEADINGS, *(format_row(row) for row in rows)]
-    widths = [max(len(row[column]) for row in table) for column in range(len(HEADINGS))]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table)
-    return "\n".join(lines)
+    """Formats rows of results as a table, one line each."""
+    return Table(HEADINGS, [format_row(row) for row in rows]).format_text()
 
 
 HEADINGS = (
@@ -45,7 +42,7 @@ HEADINGS = (
 
 
 def format_row(row: dict) -> tuple[str, ...]:
-    """The cells of a row under HEADINGS."""
+    """Returns the cells of a row, under HEADINGS."""
     work = [f"{row['model']} {row['image_px']} px", f"batch {row['batch_size']}", row["dtype"]]
     work = work if row["what"] not in ("load", "cache", "decode") else [f"{row['image_px']} px"]
     work += [f"{row['device']['count']} devices"] if row["device"]["count"] > 1 else []
@@ -59,7 +56,7 @@ def format_row(row: dict) -> tuple[str, ...]:
         row["what"],
         row["framework"],
         ", ".join(work),
-        f"{speed['median']:,.1f} ({speed['low']:,.1f} to {speed['high']:,.1f})" if speed else "",
+        f"{speed['median']:,.1f} ({format_bounds((speed['low'], speed['high']), ',.1f')})" if speed else "",
         f"{row['seconds']['median']:.4g}",
         f"{row['first_seconds']:.4g}" if "first_seconds" in row else "",
         f"{row['compile_seconds']:.1f}" if "compile_seconds" in row else "",
@@ -69,30 +66,38 @@ def format_row(row: dict) -> tuple[str, ...]:
 
 
 def write_page(results: pathlib.Path, rows: list[dict]) -> pathlib.Path:
-    """Writes the page and its pictures beside the results; returns its path."""
+    """Writes the page and its figures into the folder of the results.
+
+    Args:
+      results: the file of rows.
+      rows: its content.
+
+    Returns:
+      Path of the page.
+    """
     rows = keep_latest(rows)
     sections = []
-    if beside := [row for row in rows if "ratio" in row]:
+    if compared := [row for row in rows if "ratio" in row]:
         text = (
-            "The same work, all in turn on one machine; images/s of ours as a share of the best of the others. Where "
-            "it is above 1, ours is faster.",
+            "All frameworks do the same work in turn on one machine. The ratio is our images/s divided by those of the "
+            "fastest other framework: above 1, ours is faster.",
         )
-        sections.append(Section("Beside PyTorch and Keras", text, [make_ratio_table(beside, rows)]))
+        sections.append(Section("Compared with PyTorch and Keras", text, [make_ratio_table(compared, rows)]))
     pictures = draw_speeds(results, rows)
     if pictures:
-        sections.append(Section("Speed", ("Medians; the bands are quartiles.",), pictures))
+        sections.append(Section("Speed", ("Lines are medians, bands are quartiles.",), pictures))
     if roofline := draw_roofline(results, rows):
         text = (
-            "FLOP as the method asks for them, counted before optimisation; bytes as the compiled program moves them, "
-            "on CPU as the program of XLA's own convolutions would. "
-            "Under the slope memory decides, under the flat part arithmetic. The roof is drawn for chips of the table "
-            "in pneumojax/timing.py.",
+            "FLOP are counted before XLA optimises the program. Bytes are those that the compiled program moves; on "
+            "CPU they are those of XLA's own convolutions. Memory bandwidth bounds the speed below the sloped part of "
+            "the limit, arithmetic below the flat part. The limit is drawn for the chips that "
+            "pneumojax/training/compile_cost.py lists.",
         )
         sections.append(Section("Roofline", text, [roofline]))
     if growth := compute_growth(rows):
         text = (
-            "Seconds grow as the power of what is varied: 1 is in proportion, 2 with its square. Of a step, the "
-            "seconds of a call.",
+            "The power p of a fit in which seconds grow as x**p, where x is what was varied: 1 is proportional, 2 is "
+            "quadratic. For a step, the seconds are those of a call.",
         )
         sections.append(Section("How cost grows", text, [make_growth_table(growth)]))
     sections.append(Section("All figures", (), [Table(HEADINGS, [format_row(row) for row in rows])]))
@@ -102,44 +107,49 @@ def write_page(results: pathlib.Path, rows: list[dict]) -> pathlib.Path:
 
 
 def keep_latest(rows: list[dict]) -> list[dict]:
-    """Of rows that measure the same on the same kind of device, the last."""
+    """Keeps the last of the rows that measure the same work on the same kind of device."""
     return list({identify(row): row for row in rows}.values())
 
 
 def identify(row: dict, without: str | None = None) -> str:
-    """Rows with the same text measure the same on the same device, but for one choice."""
-    named = {name: row[name] for name in COLUMNS if name != without}
+    """Returns a text that is equal for rows of the same work on the same kind of device.
+
+    Args:
+      row: a row of results.
+      without: a column or config field that is left out, so that rows may differ in it.
+    """
+    named = {name: row[name] for name in KEY_COLUMNS if name != without}
     named["fields"] = {name: value for name, value in row["fields"].items() if name != without}
     count = None if without == "devices" else row["device"]["count"]
     return json.dumps([named, row["device"]["kind"], count, row["cores"]], sort_keys=True)
 
 
 def describe(rows: list[dict]) -> list[str]:
-    """What was measured, on what, when."""
+    """Describes what was measured, on what and when."""
     devices = sorted({f"{row['device']['kind']} ({row['cores']} CPU cores)" for row in rows})
     versions = sorted({f"{name} {version}" for row in rows for name, version in row["versions"].items()})
     dates = sorted(row["created"][:10] for row in rows)
     when = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
     commits = sorted({row["commit"] or "unknown" for row in rows})
     return [
-        f"{len(rows)} cases on {'; '.join(devices)}, {when}. Medians with quartiles; compile time stands apart.",
+        f"{len(rows)} cases on {'; '.join(devices)}, {when}. Medians with quartiles; compile time is on its own.",
         f"{', '.join(versions)}. Commits: {', '.join(commits)}. Made by experiments/benchmark.py.",
     ]
 
 
 def warn(rows: list[dict]) -> str:
-    """A sentence if the machine did other work meanwhile."""
+    """Returns a warning if the machine was busy when a case began, else an empty string."""
     busy = [row for row in rows if row["load"] > row["cores"] / 2]
     if not busy:
         return ""
     return f"{len(busy)} of {len(rows)} cases began while the machine did other work: their figures are provisional."
 
 
-def make_ratio_table(beside: list[dict], rows: list[dict]) -> Table:
-    """One row for each case that had peers: all their speeds, and the ratio."""
+def make_ratio_table(compared: list[dict], rows: list[dict]) -> Table:
+    """Returns a table with a row for each case that had peers: all speeds, and the ratio."""
     names = list(dict.fromkeys(row["framework"] for row in rows if row["framework"] != "pneumojax"))
     lines = []
-    for row in beside:
+    for row in compared:
         group = {
             other["framework"]: other for other in rows if identify(other, "framework") == identify(row, "framework")
         }
@@ -150,12 +160,21 @@ def make_ratio_table(beside: list[dict], rows: list[dict]) -> Table:
 
 
 def format_speed(row: dict | None) -> str:
-    """As "33.1", or nothing."""
+    """Formats the median images/s, as in "33.1"; an empty text for no row."""
     return f"{row['images_per_second']['median']:,.1f}" if row else ""
 
 
 def group_varied(rows: Iterable[dict], varied: str, fewest: int) -> dict[str, list[tuple[float, dict]]]:
-    """{rows that differ in one choice only: [(its value, row), ...]}, where it takes at least so many values."""
+    """Groups rows that differ in one choice only.
+
+    Args:
+      rows: rows of results.
+      varied: a key of VARIED.
+      fewest: groups with fewer values are left out.
+
+    Returns:
+      {group: [(value, row), ...]}, sorted by the value.
+    """
     read = VARIED[varied][1]
     groups = {}
     for row in rows:
@@ -166,7 +185,7 @@ def group_varied(rows: Iterable[dict], varied: str, fewest: int) -> dict[str, li
 
 
 def name_group(row: dict, varied: str) -> str:
-    """What the rows of a group have in common, for a legend."""
+    """Describes what the rows of a group have in common, for a legend."""
     parts = [row["framework"], row["model"]]
     parts += [f"{row['image_px']} px"] if varied != "image_px" else []
     parts += [f"batch {row['batch_size']}"] if varied != "batch_size" else []
@@ -177,7 +196,7 @@ def name_group(row: dict, varied: str) -> str:
 
 
 def draw_speeds(results: pathlib.Path, rows: list[dict]) -> list[Picture]:
-    """A picture for each choice that was varied and each kind of work, of images/s."""
+    """Draws images/s for each kind of work and each choice that was varied."""
     pictures = []
     for what in ("step", "predict", "epoch"):
         for varied, (label, _) in VARIED.items():
@@ -195,8 +214,8 @@ def draw_speeds(results: pathlib.Path, rows: list[dict]) -> list[Picture]:
 
 
 def draw_roofline(results: pathlib.Path, rows: list[dict]) -> Picture | None:
-    """The roofline of all steps and predictions whose FLOP and bytes are known."""
-    from pneumojax.training.compile_cost import CHIPS  # Imports JAX, which who measures in other processes need not.
+    """Draws the roofline of all steps and predictions whose FLOP and bytes are known."""
+    from pneumojax.training.chips import CHIPS
 
     points, roofs = [], {}
     for row in rows:
@@ -217,7 +236,11 @@ def draw_roofline(results: pathlib.Path, rows: list[dict]) -> Picture | None:
 
 
 def compute_growth(rows: list[dict]) -> list[dict]:
-    """{"varied", "group", "values", "seconds", "power"} of rows that differ in one choice of three values or more."""
+    """Fits the growth of seconds for rows that differ in one choice, where it has three values or more.
+
+    Returns:
+      {"varied", "group", "values", "seconds", "power"} for each group of rows.
+    """
     growth = []
     for varied in VARIED:
         for group in group_varied(rows, varied, 3).values():
@@ -230,7 +253,7 @@ def compute_growth(rows: list[dict]) -> list[dict]:
 
 
 def make_growth_table(growth: list[dict]) -> Table:
-    """One row for each thing that was varied."""
+    """Returns a table with a row for each group of `compute_growth`."""
 
     def join(numbers):
         return ", ".join(f"{number:.3g}" for number in numbers)

@@ -1,10 +1,9 @@
-"""The work of a benchmark done plainly in PyTorch or Keras: what one would write there without pneumojax.
+"""The work of a benchmark in PyTorch or Keras, written as a user of these libraries would write it.
 
-benchmark.py starts it with the Python that --peer_python names, so it needs torch or keras (with TensorFlow), numpy and
-Pillow, and nothing of pneumojax. It speaks as measure.py does: a JSON line when it is ready, then one for each line
-it reads.
-The networks are those of pneumojax/models/, the optimizer is AdamW, images are uint8 on the device, augmentation is
-rotation, shift and zoom.
+benchmark.py starts this file with the Python of --peer_python. It needs torch or keras (with TensorFlow), numpy and
+Pillow, and nothing of pneumojax. It communicates as measure.py does: it prints a JSON line when it is ready, and then a
+JSON line for each line that it reads. The networks are those of pneumojax/models/, the optimizer is AdamW, images are
+uint8 on the device, and augmentation is rotation, shift and zoom.
 """
 
 import json
@@ -14,11 +13,11 @@ import time
 
 BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 1e-2
-MEAN, STD = 0.5, 0.25  # of pixels in 0..1
+MEAN, STD = 0.5, 0.25  # Of pixel values in 0..1.
 
 
 def make_torch_network(config):
-    """The network for [B, 1, H, W] float images, one logit."""
+    """Returns the network, from [B, 1, H, W] float images to one logit."""
     import torch
     from torch import nn
 
@@ -67,44 +66,64 @@ def make_torch_network(config):
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 1))
 
 
-def start_torch(case):
-    """Prepares PyTorch: (what is ready, repeat)."""
-    import numpy as np
+def augment_torch(images, config):
+    """Rotates, shifts and zooms each image of [B, 1, H, W] at random."""
     import torch
     import torch.nn.functional as F
+
+    def draw(size, *shape):
+        return size * (2 * torch.rand(len(images), *shape, device=images.device) - 1)
+
+    angle = draw(config["rotate_degrees"] * torch.pi / 180)
+    scale, shift = 1 / (1 + draw(config["zoom"])), 2 * draw(config["shift"], 2)
+    cos, sin = scale * torch.cos(angle), scale * torch.sin(angle)
+    rows = [torch.stack([cos, -sin, shift[:, 0]], 1), torch.stack([sin, cos, shift[:, 1]], 1)]
+    grid = F.affine_grid(torch.stack(rows, 1), images.shape, align_corners=False)
+    return F.grid_sample(images, grid, align_corners=False)
+
+
+def make_torch_loader(files, image_px, batch_size, cores, pin_memory):
+    """Returns a loader that decodes JPEG files in as many processes as there are cores."""
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    class Files(torch.utils.data.Dataset):
+        def __len__(self):
+            return len(files)
+
+        def __getitem__(self, i):
+            path, label = files[i]
+            image = Image.open(path).convert("L").resize((image_px, image_px), Image.BILINEAR)
+            return torch.from_numpy(np.array(image))[None], float(label)
+
+    workers = {"num_workers": cores, "persistent_workers": True, "pin_memory": pin_memory}
+    return torch.utils.data.DataLoader(Files(), batch_size, shuffle=True, drop_last=True, **workers)
+
+
+def start_torch(case):
+    """Prepares a training in PyTorch; returns what `measure.Measure` describes."""
+    import torch
 
     config, batch_size = case["config"], case["config"]["batch_size"]
     px = config["image_px"]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network = make_torch_network(config).to(device)
-    network(torch.zeros(2, 1, px, px, device=device))  # The lazy layer takes its shape.
+    network(torch.zeros(2, 1, px, px, device=device))  # Gives the lazy layer its shape.
     layout = torch.channels_last if "channels_last" in case["framework"] else torch.contiguous_format
     network = network.to(memory_format=layout)
     forward = torch.compile(network) if "compile" in case["framework"] else network
     optimizer = torch.optim.AdamW(network.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
 
-    def augment(images):
-        count = len(images)
-
-        def draw(size, *shape):
-            return size * (2 * torch.rand(count, *shape, device=device) - 1)
-
-        angle = draw(config["rotate_degrees"] * torch.pi / 180)
-        scale, shift = 1 / (1 + draw(config["zoom"])), 2 * draw(config["shift"], 2)
-        cos, sin = scale * torch.cos(angle), scale * torch.sin(angle)
-        rows = [torch.stack([cos, -sin, shift[:, 0]], 1), torch.stack([sin, cos, shift[:, 1]], 1)]
-        grid = F.affine_grid(torch.stack(rows, 1), images.shape, align_corners=False)
-        return F.grid_sample(images, grid, align_corners=False)
-
     def train(images, labels):
         images = images.float() / 255
         if case["augment"]:
-            images = augment(images)
+            images = augment_torch(images, config)
         images = ((images - MEAN) / STD).contiguous(memory_format=layout)
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device, torch.bfloat16, enabled=config["dtype"] == "bfloat16"):
             logits = forward(images)[:, 0]
-        loss = F.binary_cross_entropy_with_logits(logits.float(), labels)
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits.float(), labels)
         loss.backward()
         optimizer.step()
         return loss
@@ -134,23 +153,8 @@ def start_torch(case):
 
         return ready, repeat
 
-    from PIL import Image
-
-    class Files(torch.utils.data.Dataset):
-        def __init__(self, files):
-            self.files = files
-
-        def __len__(self):
-            return len(self.files)
-
-        def __getitem__(self, i):
-            path, label = self.files[i]
-            image = Image.open(path).convert("L").resize((px, px), Image.BILINEAR)
-            return torch.from_numpy(np.array(image))[None], float(label)
-
     files = read_files(case)
-    workers = {"num_workers": case["cores"], "persistent_workers": True, "pin_memory": device == "cuda"}
-    loader = torch.utils.data.DataLoader(Files(files), batch_size, shuffle=True, drop_last=True, **workers)
+    loader = make_torch_loader(files, px, batch_size, case["cores"], pin_memory=device == "cuda")
 
     def repeat():
         started = time.perf_counter()
@@ -163,7 +167,7 @@ def start_torch(case):
 
 
 def make_keras_network(config):
-    """The network for [B, H, W, 1] float images, one logit."""
+    """Returns the network, from [B, H, W, 1] float images to one logit."""
     import keras
     from keras import layers
 
@@ -199,10 +203,10 @@ def make_keras_network(config):
 
 
 def start_keras(case):
-    """Prepares Keras on TensorFlow: (what is ready, repeat)."""
+    """Prepares a training in Keras on TensorFlow; returns what `measure.Measure` describes."""
     os.environ["KERAS_BACKEND"] = "tensorflow"
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"  # Else the GPU's whole memory, which the others need too.
+    os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"  # Otherwise it reserves all of the GPU's memory.
     import keras
     import numpy as np
     import tensorflow as tf
@@ -261,23 +265,23 @@ def start_keras(case):
 
 
 def read_files(case):
-    """[(path, label)] of the JPEG files."""
+    """Returns [(path, label), ...] of the JPEG files."""
     with open(case["files"]) as file:
         return json.load(file)
 
 
 def main():
     case = json.loads(sys.argv[1])
-    # The libraries print too: what is ours goes where standard output was.
+    # The libraries may print too, so only the lines for benchmark.py go to the original standard output.
     out, sys.stdout = sys.stdout, sys.stderr
 
-    def tell(content):
+    def send(content):
         print(json.dumps(content), file=out, flush=True)
 
     ready, repeat = (start_torch if case["framework"].startswith("torch") else start_keras)(case)
-    tell(ready)
+    send(ready)
     for _ in sys.stdin:
-        tell(repeat())
+        send(repeat())
 
 
 if __name__ == "__main__":

@@ -1,21 +1,26 @@
-"""What a row of results tells beside its figures: which code, which command, which machine."""
+"""The rows of a results file: which code and machine they are of, and how samples are summarised."""
 
+import datetime
 import importlib.metadata
 import os
 import pathlib
+import statistics
 import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).parents[2]
-# Flags that name a place on this machine, which another one does not have.
-PLACES = ("peer_python", "results")
 RESULTS = ROOT / "experiments" / "results"
+
+# Flags that name a path on this machine, which another machine does not have.
+LOCAL_FLAGS = ("peer_python", "results")
 
 
 def find_commit() -> str | None:
-    """The commit that is measured, with a plus where files differ from it, results aside; None outside of git."""
+    """Returns the commit that is measured, with a plus if tracked files differ from it; None outside of git.
+
+    Changes in the folder of results do not count: a resumed command has to find the rows that it has added before.
+    """
     git = ["git", "-C", str(ROOT)]
-    # Rows that were just added are no other code: a command that goes on is to find what it has measured before.
     code = ["--", ".", f":(exclude){RESULTS.relative_to(ROOT)}"]
     try:
         commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
@@ -27,22 +32,22 @@ def find_commit() -> str | None:
     return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
-def own_words() -> list[str]:
-    """The words of the command that say what is measured: without --resume, and places on this machine."""
-    words, own = iter(sys.argv[1:]), []
+def list_measured_words() -> list[str]:
+    """Returns the words of this command that say what is measured: all but --resume and LOCAL_FLAGS."""
+    words, measured = iter(sys.argv[1:]), []
     for word in words:
         name, _, value = word.lstrip("-").partition("=")
-        if name in PLACES:
+        if name in LOCAL_FLAGS:
             if not value:
-                next(words, None)  # --results FILE
+                next(words, None)  # The value is the next word, as in --results FILE.
         elif name != "resume":
-            own.append(word)
-    return own
+            measured.append(word)
+    return measured
 
 
 def describe_machine() -> dict:
-    """{"device": {kind, platform, count}, "versions": {package: version}}."""
-    import jax  # Only here: what starts processes to measure does without.
+    """Returns {"device": {kind, platform, count}, "versions": {package: version}}."""
+    import jax  # Here, because benchmark.py itself measures in other processes and needs no JAX.
 
     devices = jax.devices()
     return {
@@ -52,5 +57,60 @@ def describe_machine() -> dict:
 
 
 def count_cores() -> int:
-    """CPU cores that this process may use."""
+    """Returns the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def summarise_samples(samples: list[dict], ready: dict, batch_size: int, first_is_apart: bool) -> dict:
+    """Returns the figures of a row.
+
+    Args:
+      samples: {"seconds": float}, and for some work "images" and "host_share", of each repeat.
+      ready: what the process reported before the first repeat: device, versions, costs of the compiled program.
+      batch_size: images of a step.
+      first_is_apart: whether the first repeat is reported on its own, as the first epoch is, which decodes the files.
+
+    Returns:
+      "seconds", "images_per_second": of `compute_spread`; "repeats", "images", "first_seconds", "host_share",
+      "model_flop_utilisation" where they are known; "created"; and the content of `ready` but for "peak_flops".
+    """
+    later = samples[1:] if first_is_apart else samples
+    row = {"seconds": compute_spread([sample["seconds"] for sample in later]), "images_per_second": None}
+    row["repeats"] = len(later)
+    if "images" in samples[0]:
+        row["images"] = samples[0]["images"]
+        row["images_per_second"] = compute_spread([sample["images"] / sample["seconds"] for sample in later])
+    if first_is_apart:
+        row["first_seconds"] = samples[0]["seconds"]
+    if "host_share" in samples[0]:
+        row["host_share"] = statistics.median(sample["host_share"] for sample in samples)
+    costs = {name: value for name, value in ready.items() if name != "peak_flops"}
+    peak = ready.get("peak_flops")
+    if peak and ready.get("flops_per_step") and row["images_per_second"]:
+        reached = ready["flops_per_step"] * row["images_per_second"]["median"] / batch_size
+        row["model_flop_utilisation"] = reached / (peak * ready["device"]["count"])
+    created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return row | costs | {"created": created}
+
+
+def compute_spread(numbers: list[float]) -> dict:
+    """Returns {"median", "low", "high"}: the median and the quartiles."""
+    if len(numbers) == 1:
+        return {"median": numbers[0], "low": numbers[0], "high": numbers[0]}
+    low, median, high = statistics.quantiles(numbers, n=4, method="inclusive")
+    return {"median": median, "low": low, "high": high}
+
+
+def set_ratio(rows: list[dict]) -> None:
+    """Adds to our row, the first, the ratio of its speed to that of the fastest peer.
+
+    Args:
+      rows: our row and those of the peers. If they have "first_seconds", our row also gets a ratio of first epochs.
+    """
+    ours, *peers = rows
+    if peers:
+        speeds = [row["images_per_second"]["median"] for row in peers]
+        ours["ratio"] = ours["images_per_second"]["median"] / max(speeds)
+        if "first_seconds" in ours:
+            rates = [row["images"] / row["first_seconds"] for row in rows]
+            ours["first_ratio"] = rates[0] / max(rates[1:])

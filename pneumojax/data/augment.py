@@ -1,6 +1,6 @@
-"""Augmentation: pure functions of a key and an image, run inside the compiled step.
+"""Augmentation: pure functions of a key and an image, which run inside the compiled step.
 
-Each image has its own key, so the result does not depend on the batch it is in, nor on how many devices share it.
+Each image has its own key, so the result depends neither on its batch nor on the number of devices.
 """
 
 import math
@@ -14,10 +14,11 @@ from pneumojax.config import AugmentConfig
 
 
 def make_augment(config: AugmentConfig) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """Chooses what the config switches on.
+    """Makes the augmentation that the config describes.
 
     Args:
-      config: the ranges; a range of zero leaves its step out of the compiled program. augment_strength may be an array.
+      config: the ranges. A range of zero leaves its step out of the compiled program. augment_strength may be an
+        array.
 
     Returns:
       `augment(keys, images)`: keys [B], images [B, H, W] float32 0..1 -> [B, H, W] float32 0..1.
@@ -38,7 +39,7 @@ def make_augment(config: AugmentConfig) -> Callable[[jax.Array, jax.Array], jax.
     )
 
     def augment_one(key, image):
-        # In float32 also where it is a constant: rounded alike, a replica is bitwise the run it stands for.
+        # float32 even if it is a constant: a replica, where it is an array, must round as a single run does.
         strength = jnp.asarray(config.augment_strength, jnp.float32)
         for i, (wanted, step) in enumerate(steps):
             if wanted:
@@ -49,7 +50,7 @@ def make_augment(config: AugmentConfig) -> Callable[[jax.Array, jax.Array], jax.
 
 
 def shrink(images: jax.Array, image_px: int) -> jax.Array:
-    """Averages over areas; a whole ratio gives the mean of blocks of pixels.
+    """Reduces images by area averaging: if the ratio is an integer, each pixel is the mean of a block of pixels.
 
     Args:
       images: [B, H, H] float32.
@@ -58,17 +59,17 @@ def shrink(images: jax.Array, image_px: int) -> jax.Array:
     Returns:
       [B, image_px, image_px] float32.
     """
-    side = images.shape[1]
-    edges = np.arange(image_px + 1) * side / image_px
-    starts, pixel = edges[:-1, None], np.arange(side)
+    size = images.shape[1]
+    edges = np.arange(image_px + 1) * size / image_px
+    starts, pixel = edges[:-1, None], np.arange(size)
     covered = np.minimum(edges[1:, None], pixel + 1) - np.maximum(starts, pixel)
-    weights = jnp.asarray(covered.clip(0) * image_px / side, jnp.float32)
-    # Grey values are worth more than the default precision of a product on an accelerator.
+    weights = jnp.asarray(covered.clip(0) * image_px / size, jnp.float32)
+    # The default precision of a matrix product on an accelerator would round grey values.
     return jnp.einsum("ph,bhw,qw->bpq", weights, images, weights, precision="highest")
 
 
 def keep_pneumonia(images: jax.Array, augmented: jax.Array, labels: jax.Array) -> jax.Array:
-    """The augmented images of NORMAL, the images of pneumonia as they were.
+    """Selects the augmented images of NORMAL and the unchanged images of pneumonia.
 
     Args:
       images: [B, H, W] float32.
@@ -82,7 +83,7 @@ def keep_pneumonia(images: jax.Array, augmented: jax.Array, labels: jax.Array) -
 
 
 def draw_transform(key: jax.Array, config: AugmentConfig, strength: float | jax.Array = 1.0) -> jax.Array:
-    """Draws one affine map for all geometry, so that the image is resampled once.
+    """Draws one affine map for all geometric changes, so that the image is resampled only once.
 
     Args:
       key: PRNG key.
@@ -90,7 +91,7 @@ def draw_transform(key: jax.Array, config: AugmentConfig, strength: float | jax.
       strength: the ranges are multiplied by this.
 
     Returns:
-      [2, 3] float32: output place (x, y, 1), in -1..1 from edge to edge, -> input place.
+      [2, 3] float32, maps an output position (x, y, 1) to an input position, both -1..1 from edge to edge.
 
     References:
       Szegedy et al., "Going Deeper with Convolutions", 2015: the random resized crop, aspect 3/4 to 4/3.
@@ -98,16 +99,16 @@ def draw_transform(key: jax.Array, config: AugmentConfig, strength: float | jax.
     keys = jax.random.split(key, 7)
     angle = strength * math.radians(config.rotate_degrees) * jax.random.uniform(keys[0], minval=-1, maxval=1)
     scale = 1 / (1 + strength * config.zoom * jax.random.uniform(keys[1], minval=-1, maxval=1))
-    # The side is 2 long in these units.
+    # In these units, the image is 2 wide and 2 high.
     shift = 2 * strength * config.shift * jax.random.uniform(keys[2], (2,), minval=-1, maxval=1)
     cos, sin = scale * jnp.cos(angle), scale * jnp.sin(angle)
     linear = jnp.array([[cos, -sin], [sin, cos]])
     if config.crop_min_area < 1:
         area = jax.random.uniform(keys[3], minval=1 - strength * (1 - config.crop_min_area), maxval=1)
-        # A box of nearly the whole image is nearly square: cut to the image, it would be smaller than its area.
+        # A large box must be nearly square to fit into the image with its full area.
         widest = jnp.minimum(math.log(4 / 3), -jnp.log(area))
         aspect = jnp.exp(widest * jax.random.uniform(keys[4], minval=-1, maxval=1))
-        # Half width and half height of the box.
+        # Half the width and half the height of the box.
         box = jnp.sqrt(area * jnp.stack([aspect, 1 / aspect]))
         linear = linear * box
         shift = shift + (1 - box) * jax.random.uniform(keys[5], (2,), minval=-1, maxval=1)
@@ -117,11 +118,11 @@ def draw_transform(key: jax.Array, config: AugmentConfig, strength: float | jax.
 
 
 def resample(image: jax.Array, transform: jax.Array) -> jax.Array:
-    """Bilinear resampling of an image under an affine map; outside the image it is black, as beyond the collimator.
+    """Resamples an image under an affine map, bilinearly. Outside, it is black, as beyond the collimator.
 
     Args:
       image: [H, W] float32.
-      transform: [2, 3], output place (x, y, 1), in -1..1 from edge to edge, -> input place.
+      transform: [2, 3], maps an output position (x, y, 1) to an input position, both -1..1 from edge to edge.
 
     Returns:
       [H, W] float32.
@@ -129,11 +130,12 @@ def resample(image: jax.Array, transform: jax.Array) -> jax.Array:
     height, width = image.shape
     x = (2 * jnp.arange(width) + 1) / width - 1
     y = (2 * jnp.arange(height) + 1) / height - 1
-    place = transform[:, 0, None, None] * x + transform[:, 1, None, None] * y[:, None] + transform[:, 2, None, None]
-    # One black pixel all around makes the edge fade like the inside, and lets every place outside be clipped to it.
+    position = transform[:, 0, None, None] * x + transform[:, 1, None, None] * y[:, None] + transform[:, 2, None, None]
+    # With a border of one black pixel, the edge is interpolated like the inside, and every position outside can be
+    # clipped to the border.
     image = jnp.pad(image, 1)
-    column = jnp.clip((place[0] + 1) * width / 2 + 0.5, 0, width + 1)
-    row = jnp.clip((place[1] + 1) * height / 2 + 0.5, 0, height + 1)
+    column = jnp.clip((position[0] + 1) * width / 2 + 0.5, 0, width + 1)
+    row = jnp.clip((position[1] + 1) * height / 2 + 0.5, 0, height + 1)
     left = jnp.minimum(column.astype(jnp.int32), width)
     top = jnp.minimum(row.astype(jnp.int32), height)
     across, down = column - left, row - top
@@ -156,15 +158,15 @@ def change_intensity(
     gamma: float,
     strength: float | jax.Array = 1.0,
 ) -> jax.Array:
-    """Changes brightness, contrast (about the image's mean) and gamma by amounts drawn evenly from their ranges.
+    """Changes brightness, contrast (around the mean of the image) and gamma by uniformly drawn amounts.
 
     Args:
       key: PRNG key.
       image: [H, W] float32, 0..1.
-      brightness: largest amount added.
+      brightness: largest amount that is added.
       contrast: largest relative change.
-      gamma: gamma is drawn between 1 / (1 + gamma) and 1 + gamma, evenly in its logarithm.
-      strength: all three amounts, and the logarithm of gamma, are multiplied by this.
+      gamma: the exponent is drawn between 1 / (1 + gamma) and 1 + gamma, uniformly in its logarithm.
+      strength: brightness, contrast and the logarithm of the exponent are multiplied by this.
 
     Returns:
       [H, W] float32, 0..1.
@@ -175,12 +177,20 @@ def change_intensity(
     image = jnp.clip(image, 0, 1)
     if not gamma:
         return image
-    # The floor keeps log, and with it the compiled power, finite.
+    # The lower bound keeps the logarithm in the compiled power finite.
     return jnp.maximum(image, 1e-6) ** jnp.exp(math.log1p(gamma) * draws[2])
 
 
 def erase(key: jax.Array, image: jax.Array, probability: float) -> jax.Array:
-    """Paints a rectangle of 2 to 20 % of the area in one grey, in a share of the images.
+    """Erases a random rectangle: fills 2 to 20 % of the area with one grey value.
+
+    Args:
+      key: PRNG key.
+      image: [H, W] float32, 0..1.
+      probability: probability that the image is changed.
+
+    Returns:
+      [H, W] float32, 0..1.
 
     References:
       Zhong et al., "Random Erasing Data Augmentation", 2020.
@@ -198,11 +208,11 @@ def erase(key: jax.Array, image: jax.Array, probability: float) -> jax.Array:
 
 
 def mixup(keys: jax.Array, alpha: float, first: tuple, second: tuple) -> tuple:
-    """Blends each image and its target with a partner.
+    """Mixes each image and its target with those of a partner.
 
     Args:
       keys: [B] PRNG keys.
-      alpha: parameter of the beta distribution of the share; the larger share stays with `first`.
+      alpha: parameter of the beta distribution of the weight. `first` gets the larger weight.
       first: (images [B, H, W] float32, targets [B, C] float32).
       second: the partners, of the same shapes.
 

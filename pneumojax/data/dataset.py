@@ -1,20 +1,18 @@
-"""A prepared data set as arrays: decoded once for each size, kept beside the data set, memory-mapped on reading."""
+"""A prepared data set as arrays: decoded once for each size, cached next to the data set, memory-mapped."""
 
 import dataclasses
 import hashlib
 import json
 import logging
-import math
-import os
 import pathlib
-import shutil
-import tempfile
 from collections.abc import Sequence
 
 import numpy as np
 
 from pneumojax.config import CLASS_NAMES, DataConfig
+from pneumojax.data.cache import read_cache, write_cache
 from pneumojax.data.decode import DECODER_VERSION, decode_images
+from pneumojax.data.folds import choose_patients, cut_fold
 from pneumojax.errors import UserError
 from tfds_builder import kermany_pneumonia
 
@@ -22,27 +20,27 @@ logger = logging.getLogger(__name__)
 
 SUBTYPES = CLASS_NAMES["three_class"]
 
-# What is kept of each example beside its image.
+# What is kept of each example in addition to its image.
 COLUMNS = ("subtype", "patient_id", "filename", "height", "width", "channels", "duplicate_of")
 
-# What a split has of each image.
+# The fields of a split that have an entry for each image.
 SPLIT_COLUMNS = ("images", "subtypes", "patient_ids", "filenames", "heights", "widths", "channels", "duplicate_of")
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """One split, in the order of the prepared data set.
+    """One split, in the order of the prepared data set (sorted by file name).
 
     Attributes:
       name: train, validation or test.
-      images: [N, H, W] uint8, 0..255, grey; memory-mapped, read-only.
+      images: [N, H, W] uint8, 0..255, grey; memory-mapped and read-only if they come from the cache.
       subtypes: [N] int32, index into NORMAL, BACTERIA, VIRUS.
-      patient_ids: N strings; no patient is in two splits.
-      filenames: N strings, unique in the split.
+      patient_ids: [N] strings; no patient is in two splits.
+      filenames: [N] strings, unique in the split.
       heights, widths: [N] int32, of the original files, in pixels.
       channels: [N] int32, of the original files: 1 is grey, 3 is RGB.
-      duplicate_of: N strings: the first byte-identical file of the split, or empty.
-      fingerprint: sha256 of the split's names, labels, patients and image bytes.
+      duplicate_of: [N] strings: the first byte-identical file of the split, or empty.
+      fingerprint: sha256 of the split's file names, labels, patients and image bytes.
     """
 
     name: str
@@ -64,28 +62,32 @@ class Split:
         return self.subtypes if task == "three_class" else (self.subtypes > 0).astype(np.int32)
 
     def select(self, chosen: np.ndarray) -> "Split":
-        """The chosen images, by [N] bool or by indices; the fingerprint stays that of the whole."""
+        """The images that `chosen` selects, [N] bool or indices. The fingerprint stays that of the whole split."""
         return dataclasses.replace(self, **{name: getattr(self, name)[chosen] for name in SPLIT_COLUMNS})
 
 
-def read_record(config: DataConfig) -> dict:
-    """The prepared data set's record: fingerprints, counts, source. Draws the phantom set if it is not there yet.
+def ensure_prepared(config: DataConfig) -> dict:
+    """Reads the metadata of a data set; prepares the synthetic one if it is not there yet.
 
-    Where the config cuts folds, fingerprints and counts are those of its fold's splits.
+    Args:
+      config: which data set, and where. With folds, fingerprints and counts are those of the splits of its fold.
+
+    Returns:
+      The content of metadata.json: fingerprints, counts, source, and more.
 
     Raises:
-      UserError: the data set is not prepared, its record is damaged, or it is too small for the folds.
+      UserError: the data set is not prepared, its metadata are damaged, or it is too small for the folds.
     """
-    record = _read_prepared(config)
+    metadata = _read_prepared(config)
     if config.folds is None:
-        return record
+        return metadata
     splits = [_load_fold(config, name) for name in ("train", "validation", "test")]
     fingerprints = {split.name: split.fingerprint for split in splits}
     counts = {
         split.name: dict(zip(SUBTYPES, np.bincount(split.subtypes, minlength=3).tolist(), strict=True))
         for split in splits
     }
-    return record | {"fingerprint": _hash(fingerprints), "fingerprints": fingerprints, "counts": counts}
+    return metadata | {"fingerprint": _hash(fingerprints), "fingerprints": fingerprints, "counts": counts}
 
 
 def _read_prepared(config: DataConfig) -> dict:
@@ -97,39 +99,43 @@ def _read_prepared(config: DataConfig) -> dict:
                 f"{config.dataset} is not prepared in {directory}. Prepare it first: "
                 f"scripts/run scripts/prepare_data.py --source=PATH{where}"
             )
-        logger.info("Drawing the phantom data set (once) in %s", directory)
+        logger.info("Preparing the synthetic radiographs (once) in %s", directory)
         try:
             kermany_pneumonia.prepare("phantom", _data_dir(config))
         except kermany_pneumonia.SourceError as error:
             raise UserError(str(error)) from error
     path = directory / "metadata.json"
     try:
-        record = json.loads(path.read_text())
-        record["fingerprint"], record["fingerprints"]["train"]
+        metadata = json.loads(path.read_text())
+        metadata["fingerprint"], metadata["fingerprints"]["train"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}). Prepare the data set again with --overwrite.") from error
-    return record
+    return metadata
 
 
 def load_split(config: DataConfig, name: str) -> Split:
-    """Loads one split at the config's size, from the cache if it is there.
+    """Loads one split at the size that the config says, from the cache if it is there.
 
     Args:
-      config: which data set, where, at what size, and cut into which folds.
-      name: train, validation or test. Of folds, test is the fold that is held out, and validation is cut by patient
-        from the others, the same share as in the prepared set.
+      config: which data set, where, at what size, and which fold of it. With folds, test is the fold that is held out,
+        and validation holds a share of the other patients, as large as in the prepared data set.
+      name: train, validation or test.
 
     Raises:
-      UserError: the data set is not prepared or damaged, has no such split, or is too small for the folds.
+      UserError: the data set is not prepared or damaged, has no such split, or is too small for the folds or for
+        train_share.
     """
     split = _load_whole_split(config, name) if config.folds is None else _load_fold(config, name)
-    return _take_share(split, config.train_share) if name == "train" else split
+    if name != "train" or config.train_share == 1:
+        return split
+    return split.select(choose_patients(split.patient_ids, split.subtypes, config.train_share))
 
 
 def load_training_images(config: DataConfig) -> Split:
-    """All official training images, which are the prepared train and validation split: what folds are cut from.
+    """Loads all official training images: the prepared train and validation splits, which folds are made from.
 
-    It is named out_of_fold, as what it is scored for.
+    Returns:
+      A split with the name out_of_fold, since each of its images is scored by a run that did not train on it.
 
     Raises:
       UserError: the data set is not prepared or damaged.
@@ -148,44 +154,13 @@ def _load_fold(config: DataConfig, name: str) -> Split:
         raise UserError(f"folds={config.folds} is too many: a {name} split of this data set would have one class only.")
     masks = np.split(chosen, [len(parts[0])])
     filenames = [part.filenames[mask].tolist() for part, mask in zip(parts, masks, strict=True)]
-    # The prepared splits' fingerprints stand for labels, patients and bytes of the files that are named.
+    # The fingerprints of the prepared splits cover labels, patients and bytes of all files that are named here.
     fingerprint = _hash({"split": name, "of": [part.fingerprint for part in parts], "filenames": filenames})
     return _join(parts, masks, name, fingerprint)
 
 
-def cut_fold(patient_ids: np.ndarray, subtypes: np.ndarray, folds: int, fold: int) -> dict[str, np.ndarray]:
-    """Cuts all training images into the splits of one fold, by whole persons, of each subtype the same share.
-
-    Persons are those whom the prepared splits keep together: patients of one number, whatever their subtype. The
-    prepared splits also join persons who share an image's bytes. That is not on record, as only one of them kept the
-    image; the Kermany images have no such persons.
-
-    Args:
-      patient_ids: [N] strings.
-      subtypes: [N] int, index into NORMAL, BACTERIA, VIRUS.
-      folds: how many.
-      fold: which of them, from 0.
-
-    Returns:
-      {"train", "validation", "test"}: [N] bool each. test is the fold; validation is for choosing, as in the prepared
-      set, and differs from fold to fold.
-    """
-    persons = np.array([kermany_pneumonia.name_person(patient_id) for patient_id in patient_ids])
-
-    def choose(among: np.ndarray, share: float, salt: str) -> np.ndarray:
-        chosen = kermany_pneumonia.choose_share(persons[among].tolist(), subtypes[among].tolist(), share, salt)
-        return among & np.isin(persons, list(chosen))
-
-    rest = np.ones(len(persons), bool)
-    for i in range(fold + 1):
-        test = choose(rest, 1 / (folds - i), "folds") if i < folds - 1 else rest
-        rest = rest & ~test
-    validation = choose(~test, kermany_pneumonia.VALIDATION_FRACTION, f"fold {fold}")
-    return {"train": ~test & ~validation, "validation": validation, "test": test}
-
-
 def _join(parts: Sequence[Split], masks: Sequence[np.ndarray], name: str, fingerprint: str) -> Split:
-    """The images of several splits that their masks, [N] bool each, choose."""
+    """Joins the images that the masks, [N] bool each, select from several splits."""
     chosen = [part.select(mask) for part, mask in zip(parts, masks, strict=True)]
     columns = {column: np.concatenate([getattr(part, column) for part in chosen]) for column in SPLIT_COLUMNS}
     return Split(name=name, fingerprint=fingerprint, **columns)
@@ -204,86 +179,17 @@ def _load_whole_split(config: DataConfig, name: str) -> Split:
         )
     fingerprint = record["fingerprints"][name]
     cache = _cache_dir(config, name, fingerprint)
-    if not cache.exists():
+    cached = read_cache(cache, config.image_px)
+    if cached is None:
         images, examples = _decode_split(config, name)
         try:
-            _write_cache(cache, images, examples)
+            write_cache(cache, images, examples)
         except OSError as error:
             # A read-only or full data set folder costs time at the next start, not the run.
             logger.warning("could not keep the decoded images in %s (%s); each start decodes them anew", cache, error)
             return _make_split(name, images, examples, fingerprint)
-    try:
-        images = np.load(cache / "images.npy", mmap_mode="r")
-        examples = json.loads((cache / "examples.json").read_text())
-        if images.shape != (len(examples["subtype"]), config.image_px, config.image_px) or images.dtype != np.uint8:
-            raise ValueError(f"its images are {images.shape} {images.dtype}")
-        return _make_split(name, images, examples, fingerprint)
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:  # EOFError: an empty file.
-        raise UserError(f"the decoded images in {cache} are damaged ({error}). Delete that folder.") from error
-
-
-def _take_share(split: Split, share: float) -> Split:
-    """The images of a share of the patients, always the same ones; at least one patient of each class stays."""
-    if share == 1:
-        return split
-    patients, first = np.unique(split.patient_ids, return_index=True)
-    order = np.random.default_rng(0).permutation(len(patients))
-    taken = []
-    for subtype in np.unique(split.subtypes):
-        of_subtype = [patient for patient in order if split.subtypes[first[patient]] == subtype]
-        taken += [patients[patient] for patient in of_subtype[: max(1, round(share * len(of_subtype)))]]
-    return split.select(np.isin(split.patient_ids, taken))
-
-
-def split_epoch(num_images: int, batch_size: int, chunk_steps: int) -> tuple[int, int]:
-    """Cuts an epoch into chunks of equal length, so that the chunk compiles once.
-
-    The length is near `chunk_steps`. What is left over (less than one batch, and less than one step for each chunk)
-    sits out this epoch; each shuffle leaves out other images.
-
-    Args:
-      num_images: N, images of the training split.
-      batch_size: B.
-      chunk_steps: the wished length of a chunk in steps.
-
-    Returns:
-      (chunks of an epoch, steps of a chunk).
-
-    Raises:
-      UserError: the batch is larger than the split.
-    """
-    steps = num_images // batch_size
-    if steps == 0:
-        raise UserError(f"batch_size {batch_size} is larger than the training split of {num_images} images.")
-    chunks = max(1, round(steps / chunk_steps))
-    return chunks, steps // chunks
-
-
-def make_epoch_batches(num_images: int, batch_size: int, chunks: int, steps: int, seed: int, epoch: int) -> np.ndarray:
-    """The image indices of one epoch, shuffled; a function of its arguments alone, so that a run can be continued.
-
-    Returns:
-      [chunks, steps, batch_size] int32, each index at most once.
-    """
-    order = np.random.default_rng((seed, epoch)).permutation(num_images).astype(np.int32)
-    return order[: chunks * steps * batch_size].reshape(chunks, steps, batch_size)
-
-
-def make_eval_batches(num_images: int, batch_size: int, devices: int) -> np.ndarray:
-    """Indices of all images in order, padded at the end with image 0 to whole batches.
-
-    Args:
-      num_images: N.
-      batch_size: wished batch; raised to a multiple of `devices`, and not much larger than the split.
-      devices: D.
-
-    Returns:
-      [S, B] int32; the first N in row order are 0..N-1, what follows is to be dropped.
-    """
-    batch_size = math.ceil(min(batch_size, num_images) / devices) * devices
-    batches = np.zeros((math.ceil(num_images / batch_size), batch_size), np.int32)
-    batches.reshape(-1)[:num_images] = np.arange(num_images)
-    return batches
+        cached = read_cache(cache, config.image_px)
+    return _make_split(name, *cached, fingerprint)
 
 
 def _data_dir(config: DataConfig) -> pathlib.Path:
@@ -299,8 +205,8 @@ def _cache_dir(config: DataConfig, name: str, fingerprint: str) -> pathlib.Path:
 
 
 def _decode_split(config: DataConfig, name: str) -> tuple[np.ndarray, dict[str, list]]:
-    """Reads the stored bytes and decodes them; returns [N, H, W] uint8 and the columns of the examples."""
-    import tensorflow_datasets as tfds  # Only here: a start from the cache need not wait for it.
+    """Reads the stored bytes and decodes them: [N, H, W] uint8, and the columns of the examples."""
+    import tensorflow_datasets as tfds  # Imported here, as a start from the cache does not need it.
 
     directory = _dataset_dir(config)
     try:
@@ -313,30 +219,13 @@ def _decode_split(config: DataConfig, name: str) -> tuple[np.ndarray, dict[str, 
             for column, values in columns.items():
                 value = example[column]
                 values.append(value.decode() if isinstance(value, bytes) else int(value))
-    except Exception as error:  # TFDS and array_record raise many kinds for a damaged folder.
+    except Exception as error:  # TFDS and array_record raise many types for a damaged folder.
         raise UserError(
             f"the data set in {directory} cannot be read ({error}). "
             f"Check it with scripts/prepare_data.py --verify, or prepare it again with --overwrite."
         ) from error
     logger.info("Decoding %d %s images to %d px (once)", len(files), name, config.image_px)
     return decode_images(files, columns["filename"], config.image_px), columns
-
-
-def _write_cache(cache: pathlib.Path, images: np.ndarray, examples: dict[str, list]) -> None:
-    """Writes beside the final name, then renames: a reader sees all of it or nothing."""
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    temporary = pathlib.Path(tempfile.mkdtemp(prefix=cache.name + ".", dir=cache.parent))
-    try:
-        np.save(temporary / "images.npy", images)
-        (temporary / "examples.json").write_text(json.dumps(examples))
-        os.chmod(temporary, 0o755)  # mkdtemp makes it private; a data set is shared.
-        try:
-            temporary.rename(cache)
-        except OSError:
-            if not cache.exists():  # else another process was first, with the same content.
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _make_split(name: str, images: np.ndarray, examples: dict[str, list], fingerprint: str) -> Split:

@@ -1,4 +1,4 @@
-"""Rows of host arrays, read in the background and on the devices before they are asked for."""
+"""Streams rows of host arrays to the devices: a background thread reads them before they are needed."""
 
 from collections.abc import Callable, Iterator
 
@@ -8,44 +8,47 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pneumojax.sharding import AXIS
 
-# Calls that are read at the same time, each by its own thread: one that waits for the disk keeps no other from reading.
+# Threads that read, each for another call. While one waits for the disk, the other can read.
 READERS = 2
 
 
 def stream_rows(
     columns: tuple[np.ndarray, ...], choose: Callable[[int], np.ndarray], calls: range, mesh: Mesh
 ) -> Iterator[tuple[jax.Array, ...]]:
-    """Puts chosen rows on the devices, in order, ahead of the caller: up to two calls there, `READERS` on the host.
+    """Puts selected rows on the devices, in order and ahead of the caller.
 
-    A process reads only the rows that its own devices hold. There is no state to save: a range that begins later goes
-    on with the same rows.
+    Up to two calls are ready on the devices, and up to `READERS` more on the host. A process reads only the rows of its
+    own devices. There is no state to save: to resume, pass a range that begins later.
 
     Args:
-      columns: arrays [N, ...] of equal length, as memory-mapped images and their labels.
-      choose: `choose(call)`: the indices [S, B, ...] of the rows of a call, a function of its number alone.
-      calls: numbers of the calls.
+      columns: arrays [N, ...] of equal length, such as memory-mapped images and their labels.
+      choose: `choose(call)` returns the indices [S, B, ...] of the rows of a call. It must depend on `call` alone.
+      calls: the numbers of the calls.
       mesh: the devices.
 
     Yields:
-      The rows of one call: [S, B, ...] of each column, cut over the devices along axis 1.
-    """
-    import grain  # Only here: it takes seconds, and resident images do without.
+      The rows of one call: [S, B, ...] of each column, sharded over the devices along axis 1.
 
-    cut = NamedSharding(mesh, PartitionSpec(None, AXIS))
+    Raises:
+      Exception: whatever `choose` or reading a column raises.
+    """
+    import grain  # Imported here, as it takes seconds and resident images do not need it.
+
+    sharding = NamedSharding(mesh, PartitionSpec(None, AXIS))
 
     def read(call):
         index = choose(call)
-        # By its beginning: before Python 3.12 a slice is no key.
-        places = {share[1].start: share[1] for share in cut.addressable_devices_indices_map(index.shape).values()}
+        # Keyed by the start of the slice, since slices are not hashable before Python 3.12.
+        slices = {shard[1].start: shard[1] for shard in sharding.addressable_devices_indices_map(index.shape).values()}
         return [
-            (index.shape + column.shape[1:], {start: column[index[:, place]] for start, place in places.items()})
+            (index.shape + column.shape[1:], {start: column[index[:, batch]] for start, batch in slices.items()})
             for column in columns
         ]
 
     def put(read_columns):
         return tuple(
-            jax.make_array_from_callback(shape, cut, lambda share, shares=shares: shares[share[1].start])
-            for shape, shares in read_columns
+            jax.make_array_from_callback(shape, sharding, lambda shard, shards=shards: shards[shard[1].start])
+            for shape, shards in read_columns
         )
 
     rows = grain.MapDataset.range(calls.start, calls.stop).map(read)

@@ -1,4 +1,4 @@
-"""How much of a run's AUROC needs lungs: its network on altered images, and classifiers without a network beside it."""
+"""Measures how much of a run's AUROC needs lungs, with perturbed images and with classifiers that are no networks."""
 
 import dataclasses
 import datetime
@@ -12,102 +12,90 @@ from pneumojax.data.dataset import SUBTYPES, Split, load_split
 from pneumojax.errors import UserError
 from pneumojax.evaluation import metrics
 from pneumojax.evaluation.baselines import BASELINE_PX, BASELINES, Baseline, UninformativeError, compute_scores
-from pneumojax.evaluation.operating_point import load_threshold
-from pneumojax.evaluation.perturbations import ALTERATIONS, LUNGS_AREA, Alteration
-from pneumojax.evaluation.predict import compute_probabilities, predict
+from pneumojax.evaluation.bootstrap import RESAMPLES, PatientBootstrap
+from pneumojax.evaluation.operating_point import load_or_choose_threshold
+from pneumojax.evaluation.perturbations import LUNGS_AREA, PERTURBATIONS, Perturbation
+from pneumojax.evaluation.predict import compute_probabilities
 from pneumojax.evaluation.run import Run, check_data
-from pneumojax.evaluation.summary import BOOTSTRAP_RESAMPLES, BOOTSTRAP_SEED
-from pneumojax.files import write_json, write_text
+from pneumojax.files import replace_folder, write_json, write_text
+from pneumojax.reporting.caveats import describe_synthetic
 from pneumojax.reporting.figures.data import save_images
 from pneumojax.reporting.figures.intervals import save_intervals
-from pneumojax.reporting.html import Section, Table, load_picture, render_page
+from pneumojax.reporting.format import format_interval
+from pneumojax.reporting.html import Section, load_picture, render_page
+from pneumojax.reporting.tables import Table
 
 logger = logging.getLogger(__name__)
 
 EXAMPLE_SEED = 0
 
-# Headings of the two kinds of rows, in the table and in the picture.
+# What an audit writes. A file of this list that is not written again is removed.
+FILES = ("audit.json", "audit.html", "audit")
+
+# Headings of the two kinds of rows, in the tables and in the figure.
 NETWORK, NO_NETWORK = "The network sees", "A linear model sees"
 
 NAMES = {"auroc": "AUROC", "sensitivity": "sensitivity", "specificity": "specificity"}
 
 METHOD = (
-    "A high AUROC without lungs proves that the answer can be found elsewhere: in the edge of the image, its size, its "
-    "brightness. A low one does not prove that the network ignores these: it never saw such images in training. The "
-    "linear models did, and are the stronger witnesses of what the data give away.",
-    "The network is as it was trained; only what it is shown changes. The black rectangle of "
-    f"{100 * LUNGS_AREA:.0f} % of the area covers the lungs of the average child; those of some reach beyond it. All "
-    "sizes are rounded to whole pixels. Sensitivity and specificity are those at the run's own threshold, which was "
-    "not made for altered images.",
-    "A linear model is scikit-learn's logistic regression with its default penalty, on standardised numbers, at "
-    f"{BASELINE_PX} x {BASELINE_PX} pixels, fitted on train for NORMAL against pneumonia; nothing of it was tuned.",
-    "All rows are scored on the same images and the same resamples of patients; the interval of a row holds the middle "
-    f"95 % of {BOOTSTRAP_RESAMPLES:,} resamples.",
+    "A high AUROC without lungs proves that something else tells the classes apart, such as the edge of the image, its "
+    "size or its brightness. A low AUROC does not prove that the network ignores these, because it never saw such "
+    "images in training. The linear models did see them, so they show better what the data give away.",
+    "The network is as it was trained; only its input changes. The black rectangle of "
+    f"{100 * LUNGS_AREA:.0f} % of the area covers the lungs of the average child. The lungs of some children reach "
+    "beyond it. All sizes are rounded to whole pixels. Sensitivity and specificity are those at the run's own "
+    "threshold, which was not chosen for perturbed images.",
+    "A linear model is scikit-learn's logistic regression with its default penalty, on standardised features, at "
+    f"{BASELINE_PX} x {BASELINE_PX} pixels. It is fitted on train for NORMAL against pneumonia, and none of its "
+    "parameters was tuned.",
+    "All rows are scored on the same images and the same resamples of patients. The interval of a row holds the middle "
+    f"95 % of {RESAMPLES:,} resamples.",
 )
 
 
 def audit(run: Run, split_name: str) -> dict:
-    """Scores a split with altered images and with baselines; writes audit.json, audit.html and pictures.
+    """Scores a split with perturbed images and with baselines; writes audit.json, audit.html and pictures.
 
-    They lie in `<workdir>/evaluation/<split>/`, the pictures in its folder audit. Baselines are fitted on the training
-    split of the data set that is scored, at a size of their own: they are the same for every run on these data.
+    The files are in `<workdir>/evaluation/<split>/`, and the pictures in its folder audit. They replace those of an
+    earlier audit together or not at all. The baselines are fitted on the training split of the data set that is scored,
+    at an image size of their own, so they are the same for every run on these data.
 
     Args:
       run: from `open_run`.
-      split_name: validation or test (or train, to see how much was memorised).
+      split_name: validation or test, or train to see how much was memorised.
 
     Returns:
-      The content of audit.json. "altered": {name: {"title", "without_lungs", "metrics": auroc, and sensitivity and
-      specificity at the run's threshold}} for `shortcuts.ALTERATIONS`; "baselines": the same with auroc alone for
-      `baselines.BASELINES`; each metric {"value", "ci95"}, with a "reason" where one of them is None. "reading": what
-      it means, in sentences; and "threshold", "counts" and "run".
+      The content of audit.json:
+        "altered": {name: {"title", "without_lungs", "metrics"}} for `perturbations.PERTURBATIONS`. The metrics are
+          auroc, and sensitivity and specificity at the run's threshold;
+        "baselines": the same for `baselines.BASELINES`, with auroc as the only metric;
+        "reading": what the figures mean, in sentences;
+        "threshold", "counts" and "run".
+      Each metric is {"value", "ci95"}, with a "reason" if one of them is None.
 
     Raises:
       UserError: the split or the run is missing or damaged.
     """
     split = load_split(run.config.data, split_name)
     same_data = check_data(run)
-    threshold = load_threshold(run, run.config.threshold)
-    small = dataclasses.replace(run.config.data, image_px=BASELINE_PX)
-    small_train, small_split = load_split(small, "train"), load_split(small, split_name)
-    if len(np.unique(small_train.labels("binary"))) < 2:
-        raise UserError("the training split has one class only: no baseline can be fitted on it. Prepare more images.")
-    summarise = _make_summarise(split, threshold["value"])
-    directory = run.workdir / "evaluation" / split_name
-    pictures = directory / "audit"
-    pictures.mkdir(parents=True, exist_ok=True)
-
-    altered, examples = {}, _choose_examples(split)
-    for name, alteration in ALTERATIONS.items():
-        logger.info("Network on %d %s images: %s", len(split), split_name, alteration.title)
-        images = alteration.alter(split.images)
-        scores = metrics.compute_binary_scores(compute_probabilities(predict(run, images)))
-        captions = [f"{SUBTYPES[split.subtypes[i]]}, score {scores[i]:.2f}" for i in examples]
-        save_images(pictures / f"{name}.png", images[examples], len(examples), captions)
-        altered[name] = _describe(alteration) | {"metrics": summarise(scores, "auroc", "sensitivity", "specificity")}
-
-    baselines = {}
-    for name, baseline in BASELINES.items():
-        logger.info("Linear model, fitted on %d images: %s", len(small_train), baseline.title)
-        try:
-            numbers = summarise(compute_scores(baseline, small_train, small_split), "auroc")
-        except UninformativeError as error:
-            numbers = {"auroc": {"value": None, "ci95": None, "reason": str(error)}}
-        baselines[name] = _describe(baseline) | {"metrics": numbers}
-
+    threshold = load_or_choose_threshold(run, run.config.threshold)
+    bootstrap = PatientBootstrap(split.patient_ids)
+    summarise = _make_summarise(split, threshold["value"], bootstrap)
+    altered, pictures = _score_perturbed(run, split, summarise)
+    baselines, fitted_on = _score_baselines(run, split_name, summarise)
     results = {
         "altered": altered,
         "baselines": baselines,
         "reading": explain(altered, baselines, split_name, run.config.data.selection_split),
         "threshold": threshold,
-        "counts": _count(split) | {"fitted_on": len(small_train)},
+        "counts": _count(split) | {"fitted_on": fitted_on},
         "run": {
             "workdir": str(run.workdir),
             "checkpoint": {"which": run.checkpoint, "step": run.step},
             "split": {"name": split_name, "fingerprint": split.fingerprint},
             "trained_on_this_data": same_data,
-            "test_time_views": run.test_time_views,
-            "bootstrap": {"resamples": BOOTSTRAP_RESAMPLES, "seed": BOOTSTRAP_SEED, "unit": "patient"},
+            "test_time_views": run.identity["test_time_views"],
+            "bootstrap": {"resamples": bootstrap.resamples, "seed": bootstrap.seed, "unit": "patient"},
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             **run.info,
         },
@@ -116,20 +104,56 @@ def audit(run: Run, split_name: str) -> dict:
         heading: {row["title"]: row["metrics"]["auroc"] for row in rows.values()}
         for heading, rows in ((NETWORK, altered), (NO_NETWORK, baselines))
     }
-    save_intervals(pictures / "auroc.png", groups, f"{split_name}, {len(split):,} images")
-    write_text(directory / "audit.html", _render(results, pictures))
-    write_json(directory / "audit.json", results)  # last: where it is, the rest is too
+    with replace_folder(run.workdir / "evaluation" / split_name, FILES) as directory:
+        folder = directory / "audit"
+        folder.mkdir()
+        for name, (images, captions) in pictures.items():
+            save_images(folder / f"{name}.png", images, len(images), captions)
+        save_intervals(folder / "auroc.png", groups, f"{split_name}, {len(split):,} images")
+        write_text(directory / "audit.html", _render(results, folder))
+        write_json(directory / "audit.json", results)
     return results
 
 
+def _score_perturbed(run: Run, split: Split, summarise: Callable) -> tuple[dict, dict]:
+    """Returns "altered" of `audit`, and {name: (images [n, H, W], captions)} of the examples that are shown."""
+    altered, pictures, examples = {}, {}, _choose_examples(split)
+    for name, perturbation in PERTURBATIONS.items():
+        logger.info("Network on %d %s images: %s", len(split), split.name, perturbation.title)
+        images = perturbation.perturb(split.images)
+        scores = metrics.compute_binary_scores(compute_probabilities(run.predict(images)))
+        captions = [f"{SUBTYPES[split.subtypes[i]]}, score {scores[i]:.2f}" for i in examples]
+        pictures[name] = images[examples], captions
+        numbers = summarise(scores, "auroc", "sensitivity", "specificity")
+        altered[name] = _describe(perturbation) | {"metrics": numbers}
+    return altered, pictures
+
+
+def _score_baselines(run: Run, split_name: str, summarise: Callable) -> tuple[dict, int]:
+    """Returns "baselines" of `audit`, and the number of images that they were fitted on."""
+    small = dataclasses.replace(run.config.data, image_px=BASELINE_PX)
+    train, split = load_split(small, "train"), load_split(small, split_name)
+    if len(np.unique(train.labels("binary"))) < 2:
+        raise UserError("the training split has one class only: no baseline can be fitted on it. Prepare more images.")
+    baselines = {}
+    for name, baseline in BASELINES.items():
+        logger.info("Linear model, fitted on %d images: %s", len(train), baseline.title)
+        try:
+            numbers = summarise(compute_scores(baseline, train, split), "auroc")
+        except UninformativeError as error:
+            numbers = {"auroc": {"value": None, "ci95": None, "reason": str(error)}}
+        baselines[name] = _describe(baseline) | {"metrics": numbers}
+    return baselines, len(train)
+
+
 def make_tables(results: dict) -> tuple[Table, Table]:
-    """The figures of an audit as text: what the network sees and scores, and what a linear model does.
+    """Makes the tables of an audit.
 
     Args:
       results: of `audit`.
 
     Returns:
-      A table of a row for each alteration, and one for each baseline.
+      A table of the network with a row for each perturbation, and one of the linear models with a row for each.
     """
 
     def make(heading, rows, *names):
@@ -141,20 +165,20 @@ def make_tables(results: dict) -> tuple[Table, Table]:
 
 
 def explain(altered: dict, baselines: dict, split_name: str, selection_split: str) -> list[str]:
-    """What the figures of an audit mean, in plain sentences.
+    """Explains the figures of an audit in sentences.
 
     Args:
-      altered: of `audit`.
-      baselines: of `audit`.
-      split_name: what was scored.
-      selection_split: what the network's epoch was chosen on.
+      altered: as `audit` returns it.
+      baselines: as `audit` returns it.
+      split_name: the split that was scored.
+      selection_split: the split that the network's epoch was chosen on.
 
     Returns:
-      Sentences, in the order of the argument.
+      The sentences. Each builds on those before it.
     """
     network = altered["unaltered"]["metrics"]["auroc"]
     if network["value"] is None:
-        return [f"There is nothing to read: {network['reason']}"]
+        return [f"There is nothing to explain: {network['reason']}"]
     sentences = [f"On the {split_name} images as they are, the network reaches an AUROC of {_format_metric(network)}."]
     for rows, who in ((altered, "the network"), (baselines, "a linear model")):
         for row in rows.values():
@@ -174,45 +198,38 @@ def explain(altered: dict, baselines: dict, split_name: str, selection_split: st
         f"{baselines['hog']['title']} {simple['hog']:.3f}: {verdict}."
     )
     if split_name == "train":
-        sentences.append("Network and linear models were fitted on this very split: the figures flatter. Score test.")
+        sentences.append("Network and linear models were fitted on this split: the figures are optimistic. Score test.")
     if split_name == selection_split:
-        sentences.append("The network's best epoch was chosen on this very split, which flatters it a little.")
+        sentences.append("The network's best epoch was chosen on this split, so its figures are slightly optimistic.")
     return sentences
 
 
 def _format_metric(metric: dict) -> str:
-    """As "0.967 (0.951 to 0.980)"; the reason of what does not exist."""
-    if metric["value"] is None:
-        return f"none: {metric['reason']}"
-    interval = " ({:.3f} to {:.3f})".format(*metric["ci95"]) if metric["ci95"] else ""
-    return f"{metric['value']:.3f}{interval}"
+    """Formats a metric as "0.967 (0.951 to 0.980)", or the reason why it does not exist."""
+    return format_interval(metric, missing=f"none: {metric.get('reason')}")
 
 
 def _compare_with_chance(auroc: dict) -> str:
     low, high = auroc["ci95"] or (auroc["value"], auroc["value"])
     if low > 0.5:
-        return "better than chance, though the average lung lies outside"
+        return "better than chance, although the average lung is outside of it"
     if high < 0.5:
-        return "worse than chance, so it reacts to this, but not as to a sign of pneumonia"
+        return "worse than chance, so the scores depend on it, but in the wrong direction"
     return "no better than chance"
 
 
-def _make_summarise(split: Split, threshold: float) -> Callable[..., dict]:
+def _make_summarise(split: Split, threshold: float, bootstrap: PatientBootstrap) -> Callable[..., dict]:
     """Returns `summarise(scores, *names) -> {name: {"value", "ci95"}}`, with the same resamples for all scores."""
-    positive = split.labels("binary") > 0
-    draws = metrics.compute_bootstrap_weights(split.patient_ids, BOOTSTRAP_RESAMPLES, BOOTSTRAP_SEED)
-    weights = np.concatenate([np.ones((1, len(split))), draws])
-    patients = metrics.count_patients_of_rarest_class(positive, split.patient_ids)
 
-    def summarise(scores, *names):
-        values = metrics.compute_score_values(positive, scores, threshold, weights)
-        return {name: metrics.summarise(values[name], metrics.explain(name), patients) for name in names}
+    def summarise(scores: np.ndarray, *names: str) -> dict:
+        values = metrics.compute_binary_metrics(split.labels("binary"), scores, threshold, bootstrap)
+        return {name: values[name] for name in names}
 
     return summarise
 
 
 def _choose_examples(split: Split) -> list[int]:
-    """An image of each class that there is, drawn by a fixed seed."""
+    """Draws an image of each class with a fixed seed."""
     rng = np.random.default_rng(EXAMPLE_SEED)
     return [int(rng.choice(np.flatnonzero(split.subtypes == c))) for c in np.unique(split.subtypes)]
 
@@ -222,7 +239,7 @@ def _count(split: Split) -> dict:
     return {"images": len(split), "patients": len(np.unique(split.patient_ids)), "classes": classes}
 
 
-def _describe(one: Alteration | Baseline) -> dict:
+def _describe(one: Perturbation | Baseline) -> dict:
     return {"title": one.title, "without_lungs": one.without_lungs}
 
 
@@ -238,7 +255,7 @@ def _render(results: dict, pictures: pathlib.Path) -> str:
     seen = [
         load_picture(
             pictures / f"{name}.png",
-            f"three images, altered: {row['title']}",
+            f"three images, perturbed: {row['title']}",
             f"{row['title'][0].upper()}{row['title'][1:]}: AUROC {_format_metric(row['metrics']['auroc'])}",
         )
         for name, row in results["altered"].items()
@@ -247,7 +264,7 @@ def _render(results: dict, pictures: pathlib.Path) -> str:
         Section("AUROC by what is left of the image", blocks=[chart]),
         Section(
             "What the network saw",
-            ["One image of each class, drawn at random. The score is the network's for pneumonia, 0 to 1."],
+            ["One image of each class, drawn at random. The score is the network's for pneumonia, from 0 to 1."],
             seen,
         ),
         Section("Figures", blocks=make_tables(results)),
@@ -259,7 +276,4 @@ def _render(results: dict, pictures: pathlib.Path) -> str:
         f"Scored: {run['split']['name']}, {counts['images']:,} images of {counts['patients']:,} patients ({classes}), "
         f"checkpoint of step {run['checkpoint']['step']}, decided at {results['threshold']['value']:.4g} and above."
     )
-    warning = (
-        "Drawn radiographs, not patients: these figures say nothing about X-rays." if run["data"]["synthetic"] else ""
-    )
-    return render_page(title, [*lead, scored], sections, warning)
+    return render_page(title, [*lead, scored], sections, describe_synthetic(run["data"]))

@@ -1,10 +1,10 @@
-"""Classifiers without a network, fitted on train: what the size, the brightness or a coarse look at an image tells of
-its class.
+"""Classifiers without a network, fitted on train.
 
-Each is one set of numbers for each image, standardised, and scikit-learn's logistic regression with its default
-penalty (C = 1). Nothing is chosen or tuned on any split.
+They show how much of the class can be told from the size, the brightness or a coarse view of an image. Each is a set of
+features, standardised, and scikit-learn's logistic regression with its default penalty (C = 1). Nothing is chosen or
+tuned on any split.
 
-Letters beside those of the package: F numbers for each image.
+In addition to the letters of the package, F is the number of features.
 
 References:
   Dalal and Triggs, Histograms of oriented gradients for human detection, 2005.
@@ -18,24 +18,24 @@ import numpy as np
 from pneumojax.data.dataset import Split
 from pneumojax.evaluation.perturbations import BLOCKS, compute_blocks
 
-# The size that baselines see, whatever the network's: they depend on the data only, and cost seconds.
+# The image size of the baselines, whatever the network's is. So they depend on the data only, and take seconds.
 BASELINE_PX = 64
 
 HISTOGRAM_BINS = 32
 
 
 class UninformativeError(Exception):
-    """The images do not differ in what a baseline looks at; the text is a sentence that says so."""
+    """All images have the same features, so a baseline cannot be fitted. The text is a sentence that says so."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Baseline:
-    """A set of numbers for each image.
+    """A set of features.
 
     Attributes:
       title: what the classifier sees, in a few words.
-      compute_features: split -> [N, F] float64; may raise UninformativeError.
-      without_lungs: the average lung lies outside of what it sees.
+      compute_features: maps a split to [N, F] float64. It may raise UninformativeError.
+      without_lungs: whether the features show nothing of the average lung.
     """
 
     title: str
@@ -48,27 +48,27 @@ def compute_scores(baseline: Baseline, train: Split, split: Split) -> np.ndarray
 
     Args:
       baseline: one of BASELINES.
-      train: what it is fitted on; has both classes.
-      split: what it scores, of the same size of images.
+      train: the split that it is fitted on. It has both classes.
+      split: the split to score, with images of the same size.
 
     Returns:
-      [N] float64, 0..1, higher for pneumonia.
+      Scores [N] float64, 0..1, higher for pneumonia.
 
     Raises:
-      UninformativeError: there is nothing to tell images apart by.
+      UninformativeError: all images have the same features.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    # The default of 100 iterations is not enough for some of them; none needs 1,000.
+    # The default of 100 iterations is not enough for some baselines. None needs 1,000.
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     model.fit(baseline.compute_features(train), train.labels("binary"))
     return model.predict_proba(baseline.compute_features(split))[:, 1]
 
 
 def compute_size(split: Split) -> np.ndarray:
-    """Width, height and their ratio, of the original files.
+    """Computes width, height and their ratio from the original files.
 
     Args:
       split: the split.
@@ -89,36 +89,36 @@ def compute_size(split: Split) -> np.ndarray:
 
 
 def compute_brightness(split: Split) -> np.ndarray:
-    """Mean of each image: [N, 1] float64, 0..255."""
+    """Computes the mean of each image: [N, 1] float64, 0..255."""
     return split.images.mean(axis=(1, 2))[:, None]
 
 
 def compute_histogram(split: Split) -> np.ndarray:
-    """Share of each image's pixels in each of 32 equal ranges of brightness: [N, 32] float64."""
+    """Computes the share of pixels in each of 32 equal ranges of brightness: [N, 32] float64, 0..1."""
     bins = split.images.reshape(len(split), -1) // (256 // HISTOGRAM_BINS)
     return np.stack([np.bincount(row, minlength=HISTOGRAM_BINS) for row in bins]) / bins.shape[1]
 
 
 def compute_pixels(split: Split) -> np.ndarray:
-    """The image at 8 x 8 pixels: [N, 64] float64, 0..255."""
+    """Reduces each image to 8 x 8 pixels: [N, 64] float64, 0..255."""
     return compute_blocks(split.images).reshape(len(split), -1)
 
 
 def compute_edge_pixels(split: Split) -> np.ndarray:
-    """Of 8 x 8 pixels the outermost, which the average lung does not reach: [N, 28] float64, 0..255."""
+    """Returns the outermost of 8 x 8 pixels, which the average lung does not reach: [N, 28] float64, 0..255."""
     edge = np.ones((BLOCKS, BLOCKS), bool)
     edge[1:-1, 1:-1] = False
     return compute_blocks(split.images)[:, edge]
 
 
 def compute_hog(split: Split) -> np.ndarray:
-    """Histograms of oriented gradients: 9 directions, cells of 8 x 8 pixels, normalised in blocks of 2 x 2 cells.
+    """Computes histograms of 9 gradient directions in cells of 8 x 8 pixels, normalised in blocks of 2 x 2 cells.
 
     Args:
       split: the split.
 
     Returns:
-      [N, F] float64; F = 1,764 at 64 px.
+      [N, F] float64. F is 1,764 at 64 px.
     """
     from skimage.feature import hog
 

@@ -1,29 +1,38 @@
-"""How far a score may be read as the probability of pneumonia, and what makes it one.
+"""Calibration: how close scores are to probabilities of pneumonia, and how to bring them closer.
 
-A score orders images; whether of the images of score 0.8 eight in ten have pneumonia is another matter. Temperature
-scaling mends it on the whole, measures and a diagram say how well, and Bayes' rule carries a probability over to a
-place where pneumonia is rarer or more frequent.
+A score ranks images. It is calibrated if, for example, eight in ten images of score 0.8 have pneumonia. Temperature
+scaling improves the calibration, several measures and a reliability diagram quantify it, and Bayes' rule converts a
+probability to another prevalence.
 
-Letters beside those of the package: P covariates, G points of a grid.
+Letters in addition to those of the package: P covariates, G points of a grid.
 """
 
 import math
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy import special
 
-from pneumojax.evaluation import metrics
+from pneumojax.evaluation.bootstrap import PatientBootstrap, summarise
+from pneumojax.evaluation.checks import (
+    check_binary,
+    check_indices,
+    check_probabilities,
+    check_same_length,
+    check_unit_interval,
+)
+from pneumojax.evaluation.metrics import compute_binary_scores, compute_decision_values
 
-# Of the reliability diagram and of the error that is summed over it: 62 images each in the test split of 624.
+# Bins of the reliability diagram and of the expected calibration error: 62 images each in the test split of 624.
 RELIABILITY_BINS = 10
 
-# Where predictive values are computed, in steps of one percent.
+# Prevalences at which predictive values are computed, in steps of one percent.
 PREVALENCE_GRID = np.linspace(0.01, 0.99, 99)
 
-# The log-odds of a probability of 1e-300, beyond which float64 has little left.
+# Log-odds are clipped here. It corresponds to a probability of 1e-300, near the smallest normal float64.
 LARGEST_LOG_ODDS = 690.0
 
-# Newton's steps of the logistic fit. Ten are usual; a resample that needs more than these is almost separable.
+# Newton steps of the logistic fit. Ten are typical; a resample that needs more than 100 is almost separable.
 MAX_FIT_STEPS = 100
 
 _NEEDS_OVERLAP = (
@@ -31,43 +40,51 @@ _NEEDS_OVERLAP = (
     "no slope fits best."
 )
 _NEEDS_BOTH = "Needs images of NORMAL and of pneumonia; the split has only one of the two."
+_NOT_CONVERGED = "The logistic fit did not converge: the log-odds are too far from those that fit best."
 _NO_SPREAD = (
-    "Resamples of a split lie further from calibration than the split itself, so their spread is no interval of this "
-    "error."
+    "Resamples of a split are less well calibrated than the split itself, so their spread is no interval of this error."
 )
 
 
 def compute_log_odds(probabilities: ArrayLike) -> np.ndarray:
-    """Log-odds of pneumonia, exact where 1 - P(NORMAL) would be rounded to 1.
+    """Computes the log-odds of pneumonia. It is accurate even where 1 - P(NORMAL) would round to 1.
 
     Args:
       probabilities: [N, C] float, 0..1, class 0 is NORMAL.
 
     Returns:
-      [N] float64, -690..690.
+      [N] float64, -690..690 (with C = 3 from -689.3).
+
+    Raises:
+      ValueError: the shape is not [N, 2] or [N, 3], or a probability is not in 0..1.
     """
-    probabilities = np.maximum(np.asarray(probabilities, np.float64), math.exp(-LARGEST_LOG_ODDS))
+    probabilities = np.maximum(check_probabilities(probabilities), math.exp(-LARGEST_LOG_ODDS))
     return np.log(probabilities[:, 1:].sum(axis=1)) - np.log(probabilities[:, 0])
 
 
 def fit_temperature(labels: ArrayLike, probabilities: ArrayLike) -> float | None:
-    """The temperature T that makes the labels most likely under softmax(logits / T).
+    """Fits the temperature T that maximises the likelihood of the labels under softmax(logits / T).
 
-    The likelihood has one peak in 1 / T, found by bisection of its slope. It has none where every image is most
-    probable in its own class (ever smaller temperatures are ever better), nor where the probabilities are no better
-    than equal ones.
+    The log-likelihood is concave in 1 / T, so bisection of its slope finds the maximum. There is no maximum where every
+    image is most probable in its own class (the likelihood increases as T approaches 0), nor where the likelihood
+    increases as T approaches infinity, because the probabilities are no better than equal ones.
 
     Args:
       labels: [N] int, 0..C - 1.
       probabilities: [N, C] float, 0..1: softmax of the logits.
 
     Returns:
-      T above 0 (above 1: the network was too sure), or None where no temperature is best.
+      T, above 0, or None where the likelihood has no maximum. T above 1 means that the network was overconfident.
+
+    Raises:
+      ValueError: lengths differ, there are no images, a label is not a class, or a probability is not in 0..1.
 
     References:
       Guo, Pleiss, Sun and Weinberger, On calibration of modern neural networks, 2017.
     """
     labels, logits = np.asarray(labels), _log(probabilities)
+    check_same_length(labels=labels, probabilities=logits)
+    check_indices("label", labels, logits.shape[1])
     own = np.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
 
     def compute_slope(inverse: float) -> float:
@@ -87,81 +104,83 @@ def fit_temperature(labels: ArrayLike, probabilities: ArrayLike) -> float | None
 
 
 def apply_temperature(probabilities: ArrayLike, temperature: ArrayLike) -> np.ndarray:
-    """Probabilities of the logits divided by a temperature.
+    """Computes the probabilities that the logits have after division by a temperature.
 
     Args:
       probabilities: [N, C] float, 0..1: softmax of the logits.
-      temperature: above 0, one for all or [N]; 1 changes nothing but the last bits.
+      temperature: above 0, one for all images or [N]; 1 changes no more than the last bits.
 
     Returns:
-      [N, C] float64, 0..1. The order of images by score stays as it is with two classes, not always with three.
+      [N, C] float64, 0..1. With two classes the order of images by score does not change; with three it can.
+
+    Raises:
+      ValueError: the shape is not [N, 2] or [N, 3], or a probability is not in 0..1.
     """
-    logits = _log(probabilities) / np.asarray(temperature)[..., None]
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
+    return special.softmax(_log(probabilities) / np.asarray(temperature)[..., None], axis=1)
 
 
 def shift_prevalence(scores: ArrayLike, prevalence: float, new_prevalence: float) -> np.ndarray:
-    """Probabilities of pneumonia where it has another prevalence, and looks the same on a radiograph.
+    """Converts probabilities of pneumonia to another prevalence.
+
+    It assumes that NORMAL images and images of pneumonia look the same at both prevalences (label shift).
 
     Args:
-      scores: [N] float, 0..1: calibrated where pneumonia has this prevalence:
+      scores: [N] float, 0..1: probabilities of pneumonia that are calibrated at `prevalence`.
       prevalence: between 0 and 1.
       new_prevalence: between 0 and 1.
 
     Returns:
-      [N] float64, 0..1: the odds times the ratio of the two prevalences' odds.
+      [N] float64, 0..1: the odds multiplied by the ratio of the odds of the two prevalences.
 
     Raises:
-      ValueError: a prevalence is not between 0 and 1.
+      ValueError: a prevalence is not between 0 and 1, or a score is not in 0..1.
 
     References:
       Saerens, Latinne and Decaestecker, Adjusting the outputs of a classifier to new a priori probabilities, 2002.
     """
     for share in (prevalence, new_prevalence):
         if not 0 < share < 1:
-            raise ValueError(f"A prevalence must lie between 0 and 1, not {share}.")
+            raise ValueError(f"A prevalence must be between 0 and 1, not {share}.")
     scores = np.asarray(scores, np.float64)
+    check_unit_interval("Scores", scores)
     with_pneumonia = scores * (new_prevalence / prevalence)
     without = (1 - scores) * ((1 - new_prevalence) / (1 - prevalence))
     return with_pneumonia / (with_pneumonia + without)
 
 
-def compute_calibration(
-    labels: ArrayLike, probabilities: ArrayLike, patient_ids: ArrayLike, resamples: int = 1000, seed: int = 0
-) -> dict[str, dict]:
-    """How near scores are to probabilities of pneumonia, with 95 % intervals from the bootstrap by patient.
+def compute_calibration(labels: ArrayLike, probabilities: ArrayLike, bootstrap: PatientBootstrap) -> dict[str, dict]:
+    """Computes how close scores are to probabilities of pneumonia, with 95 % intervals.
 
-    brier: mean squared distance of the score from 0 or 1; smaller is better, but discrimination counts too.
-    ece: expected calibration error, the mean distance of score and share in bins of equal numbers of images.
-    calibration_slope, calibration_intercept: b and a of the logistic recalibration log-odds = a + b * log-odds of the
-      score, 1 and 0 for calibrated scores. A slope below 1: too sure at both ends.
-    calibration_in_the_large: a where b is held at 1; above 0: scores are too small on the whole.
+    Measures:
+      brier: mean squared difference between the score and the label (0 or 1). Smaller is better. It measures
+        discrimination as well as calibration.
+      ece: expected calibration error, the mean absolute difference between the mean score and the share of pneumonia,
+        over bins with equal numbers of images.
+      calibration_slope, calibration_intercept: b and a of the logistic recalibration log-odds = a + b * log-odds of
+        the score. They are 1 and 0 for calibrated scores. A slope below 1 means that the scores are overconfident.
+      calibration_in_the_large: a where b is fixed at 1. Above 0, the scores are too low on average.
 
     Args:
-      labels: [N] int or bool; 0 is NORMAL, everything above is pneumonia.
+      labels: [N] int or bool; 0 is NORMAL, all others are pneumonia.
       probabilities: [N, C] float, 0..1, class 0 is NORMAL.
-      patient_ids: [N], equal for images of one patient.
-      resamples: number of bootstrap resamples R.
-      seed: of the draws.
+      bootstrap: resamples of the split's patients.
 
     Returns:
       {name: {"value": float or None, "ci95": [low, high] or None}}; where one of them is None, "reason" says why.
 
     Raises:
-      ValueError: shapes do not fit, a probability is outside 0..1, or there is no image.
+      ValueError: shapes do not match, a probability is not in 0..1, or there are no images.
 
     References:
       Brier, Verification of forecasts expressed in terms of probability, 1950.
       Nguyen and O'Connor, Posterior calibration and exploratory analysis for natural language processing models, 2015:
-        bins of equal mass.
+        bins with equal numbers of images.
       Cox, Two further applications of a model for binary regression, 1958: slope and intercept.
       Van Calster et al., Calibration: the Achilles heel of predictive analytics, 2019.
     """
-    positive, scores = np.asarray(labels) > 0, metrics.compute_binary_scores(probabilities)
-    weights = np.concatenate(
-        [np.ones((1, len(scores))), metrics.compute_bootstrap_weights(patient_ids, resamples, seed)]
-    )
+    positive, scores = check_binary(labels, compute_binary_scores(probabilities))
+    check_same_length(scores=scores, patient_ids=bootstrap.patient_ids)
+    weights = bootstrap.weights
     log_odds = compute_log_odds(probabilities)
     brier = weights @ (scores - positive) ** 2 / weights.sum(axis=1)
     constant, none = np.ones((len(scores), 1)), np.zeros(len(scores))
@@ -170,108 +189,108 @@ def compute_calibration(
     overlaps = _find_overlaps(positive, log_odds, weights)
     recalibration = _fit_logistic(positive, np.append(constant, log_odds[:, None], axis=1), none, weights, overlaps)
     bins = compute_reliability(labels, scores)
+    no_slope = _NOT_CONVERGED if overlaps[0] else _NEEDS_OVERLAP
     errors = np.abs(np.subtract(bins["mean_score"], bins["share"]))
     return {
-        "brier": metrics.summarise(brier, ""),
+        "brier": summarise(brier, ""),
         "ece": {"value": float(np.average(errors, weights=bins["images"])), "ci95": None, "reason": _NO_SPREAD},
-        "calibration_slope": metrics.summarise(recalibration[:, 1], _NEEDS_OVERLAP),
-        "calibration_intercept": metrics.summarise(recalibration[:, 0], _NEEDS_OVERLAP),
-        "calibration_in_the_large": metrics.summarise(in_the_large[:, 0], _NEEDS_BOTH),
+        "calibration_slope": summarise(recalibration[:, 1], no_slope),
+        "calibration_intercept": summarise(recalibration[:, 0], no_slope),
+        "calibration_in_the_large": summarise(in_the_large[:, 0], _NOT_CONVERGED if has_both[0] else _NEEDS_BOTH),
     }
 
 
 def compute_reliability(labels: ArrayLike, scores: ArrayLike, bins: int = RELIABILITY_BINS) -> dict[str, list]:
-    """Share of pneumonia over the score, in bins of equal numbers of images.
+    """Computes the share of pneumonia as a function of the score, in bins with equal numbers of images.
 
-    Images of equal score stay together, so bins may be larger, smaller or missing where many are equal.
+    Images of equal score are in the same bin. Where many are equal, bins differ in size, and there can be fewer bins.
 
     Args:
-      labels: [N] int or bool; 0 is NORMAL, everything above is pneumonia.
+      labels: [N] int or bool; 0 is NORMAL, all others are pneumonia.
       scores: [N] float, 0..1.
-      bins: number of bins B.
+      bins: largest number of bins B.
 
     Returns:
-      {"mean_score", "share", "low", "high", "images"}: up to B numbers each, by rising score. low and high are the 95 %
-      interval of the share, as if each image was of another patient.
+      {"mean_score", "share", "low", "high", "images"}: up to B numbers each, in order of increasing score. low and high
+      are the 95 % interval of the share, which treats each image as one of a different patient.
+
+    Raises:
+      ValueError: lengths differ, there are no images, or a score is not in 0..1.
 
     References:
       Wilson, Probable inference, the law of succession, and statistical inference, 1927: the interval.
     """
-    positive, scores = np.asarray(labels) > 0, np.asarray(scores, np.float64)
+    from scipy import stats  # Imported here because it takes half a second, and training imports this module.
+
+    check_unit_interval("Scores", np.asarray(scores, np.float64))
+    positive, scores = check_binary(labels, scores)
     lower_scores = np.searchsorted(np.sort(scores), scores)
     _, bin_of_image = np.unique(lower_scores * bins // len(scores), return_inverse=True)
     images = np.bincount(bin_of_image)
-    share = np.bincount(bin_of_image, positive) / images
-    z = 1.959964  # 97.5 % of a normal distribution lie below it.
-    centre = (share + z**2 / (2 * images)) / (1 + z**2 / images)
-    half = z / (1 + z**2 / images) * np.sqrt(share * (1 - share) / images + z**2 / (4 * images**2))
+    positives = np.bincount(bin_of_image[positive], minlength=len(images))
+    intervals = [
+        stats.binomtest(int(k), int(n)).proportion_ci(method="wilson") for k, n in zip(positives, images, strict=True)
+    ]
     return {
         "mean_score": (np.bincount(bin_of_image, scores) / images).tolist(),
-        "share": share.tolist(),
-        "low": np.minimum(centre - half, share).tolist(),
-        "high": np.maximum(centre + half, share).tolist(),
+        "share": (positives / images).tolist(),
+        "low": [float(interval.low) for interval in intervals],
+        "high": [float(interval.high) for interval in intervals],
         "images": images.tolist(),
     }
 
 
 def compute_predictive_values(
-    labels: ArrayLike,
-    scores: ArrayLike,
-    threshold: ArrayLike,
-    patient_ids: ArrayLike,
-    prevalences: ArrayLike,
-    resamples: int = 1000,
-    seed: int = 0,
+    labels: ArrayLike, scores: ArrayLike, threshold: ArrayLike, prevalences: ArrayLike, bootstrap: PatientBootstrap
 ) -> dict[str, list[dict]]:
-    """Predictive values of the decision score >= threshold where pneumonia has other prevalences.
+    """Computes the predictive values of the decision score >= threshold at other prevalences.
 
-    Sensitivity and specificity are those of the split; Bayes' rule makes of them the share of pneumonia among those
-    decided for (ppv) and the share of NORMAL among the others (npv).
+    Bayes' rule converts the sensitivity and specificity of the split to the share of pneumonia among the predicted
+    positives (ppv) and the share of NORMAL among the predicted negatives (npv).
 
     Args:
-      labels: [N] int or bool; 0 is NORMAL, everything above is pneumonia.
+      labels: [N] int or bool; 0 is NORMAL, all others are pneumonia.
       scores: [N] float.
-      threshold: where decisions turn positive; one for all or [N].
-      patient_ids: [N], equal for images of one patient.
+      threshold: one for all images, or [N].
       prevalences: [G] float, between 0 and 1.
-      resamples: number of bootstrap resamples R.
-      seed: of the draws.
+      bootstrap: resamples of the split's patients.
 
     Returns:
-      {"ppv", "npv": G times {"value", "ci95"}} as of `metrics.compute_metrics`; where one is None, "reason" says why.
+      {"ppv", "npv": G times {"value", "ci95"}}, as of `bootstrap.summarise`; where one is None, "reason" says why.
 
     Raises:
-      ValueError: a prevalence is not between 0 and 1, or there is no image.
+      ValueError: a prevalence is not between 0 and 1, lengths differ, there are no images, or a score is not finite.
 
     References:
       Altman and Bland, Diagnostic tests 2: predictive values, 1994.
     """
-    positive = np.asarray(labels) > 0
+    positive, scores = check_binary(labels, scores)
+    check_same_length(scores=scores, patient_ids=bootstrap.patient_ids)
     prevalence = np.asarray(prevalences, np.float64)[:, None]
     if not np.all((prevalence > 0) & (prevalence < 1)):
-        raise ValueError("Prevalences must lie between 0 and 1.")
-    weights = np.concatenate(
-        [np.ones((1, len(positive))), metrics.compute_bootstrap_weights(patient_ids, resamples, seed)]
-    )
-    rates = metrics.compute_decision_values(positive, scores, threshold, weights)
+        raise ValueError("Prevalences must be between 0 and 1.")
+    rates = compute_decision_values(positive, scores, threshold, bootstrap.weights)
     sensitivity, specificity = rates["sensitivity"], rates["specificity"]
     true_positives, false_positives = prevalence * sensitivity, (1 - prevalence) * (1 - specificity)
     true_negatives, false_negatives = (1 - prevalence) * specificity, prevalence * (1 - sensitivity)
-    with np.errstate(invalid="ignore"):  # 0 / 0, where nobody is decided for, does not exist.
+    with np.errstate(invalid="ignore"):  # 0 / 0: a predictive value without predictions does not exist.
         ppv = true_positives / (true_positives + false_positives)
         npv = true_negatives / (true_negatives + false_negatives)
     single = np.isnan(sensitivity[0]) or np.isnan(specificity[0])
-    reason = _NEEDS_BOTH if single else "Needs images decided for this side; there is none."
-    return {name: [metrics.summarise(values, reason) for values in rows] for name, rows in (("ppv", ppv), ("npv", npv))}
+    reasons = {
+        "ppv": _NEEDS_BOTH if single else "Needs predicted positives; there is none.",
+        "npv": _NEEDS_BOTH if single else "Needs predicted negatives; there is none.",
+    }
+    return {name: [summarise(row, reasons[name]) for row in rows] for name, rows in (("ppv", ppv), ("npv", npv))}
 
 
 def _log(probabilities: ArrayLike) -> np.ndarray:
     """Logits of probabilities, up to a constant for each image."""
-    return np.log(np.maximum(np.asarray(probabilities, np.float64), math.exp(-LARGEST_LOG_ODDS)))
+    return np.log(np.maximum(check_probabilities(probabilities), math.exp(-LARGEST_LOG_ODDS)))
 
 
 def _find_overlaps(positive: np.ndarray, log_odds: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """[R] bool: whether the classes' log-odds overlap, without which the logistic fit has no finite slope.
+    """[R] bool: whether the log-odds of the classes overlap. If not, the logistic fit has no finite slope.
 
     References:
       Albert and Anderson, On the existence of maximum likelihood estimates in logistic regression models, 1984.
@@ -287,12 +306,21 @@ def _find_overlaps(positive: np.ndarray, log_odds: np.ndarray, weights: np.ndarr
 def _fit_logistic(
     positive: np.ndarray, covariates: np.ndarray, offset: np.ndarray, weights: np.ndarray, exists: np.ndarray
 ) -> np.ndarray:
-    """Coefficients [R, P] of the most likely log-odds = offset + covariates @ coefficients, for each row of weights.
+    """Fits log-odds = offset + covariates @ coefficients to each row of weights by maximum likelihood.
 
-    Rows that do not exist are NaN, and all are where the first, the split itself, does not exist.
+    Newton's method with damped steps: a step is multiplied by log(1 + m) / m, where m is the largest change of a
+    log-odds. The factor approaches 1 near the maximum. Undamped steps would diverge from a distant start.
 
-    Newton's method. Steps are shortened by log(1 + m) / m, m being the largest change of the log-odds, with which it
-    arrives from everywhere, and which becomes 1 on the way.
+    Args:
+      positive: [N] bool.
+      covariates: [N, P] float.
+      offset: [N] float.
+      weights: [R, N] float.
+      exists: [R] bool: which rows have a maximum.
+
+    Returns:
+      [R, P]: the coefficients; NaN in rows without a maximum or without convergence. All rows are NaN if that is true
+      of the first row, the split itself.
 
     References:
       Sun and Tran-Dinh, Generalized self-concordant functions: a recipe for Newton-type methods, 2019.
@@ -302,11 +330,11 @@ def _fit_logistic(
         return result
     products = (covariates[:, :, None] * covariates[:, None, :]).reshape(len(covariates), -1)
     largest = np.abs(covariates).max(axis=0)
-    result[0] = 0.0
-    # The split first: resamples end near it, and so begin there.
+    start = np.zeros(covariates.shape[1])
+    # The split is fitted first: its coefficients are a good start for the resamples.
     for rows in ([0], np.flatnonzero(exists[1:]) + 1):
         rows = np.asarray(rows)
-        coefficients = np.tile(result[0], (len(rows), 1))
+        coefficients = np.tile(start, (len(rows), 1))
         for _ in range(MAX_FIT_STEPS):
             if not len(rows):
                 break
@@ -317,11 +345,31 @@ def _fit_logistic(
             # Not p * (1 - p), which is 0 for log-odds of 40.
             curvature = (weights[rows] * (small / (1 + small) ** 2)) @ products
             curvature = curvature.reshape(len(rows), len(largest), len(largest))
-            steps = np.linalg.solve(curvature, gradient[:, :, None])[:, :, 0]
+            steps = _solve(curvature, gradient)
             change = np.abs(steps) @ largest
-            coefficients += steps * (np.log1p(change) / np.maximum(change, 1e-300))[:, None]
+            # A row whose step is not finite cannot converge; it keeps NaN.
+            finite = np.isfinite(change)
+            rows, change = rows[finite], change[finite]
+            damping = np.log1p(change) / np.maximum(change, 1e-300)
+            coefficients = coefficients[finite] + steps[finite] * damping[:, None]
             # Convergence is quadratic: after a step of 1e-6 the error is about 1e-12.
             arrived = change < 1e-6
             result[rows[arrived]] = coefficients[arrived]
             rows, coefficients = rows[~arrived], coefficients[~arrived]
+        start = result[0]
+        if np.isnan(start).any():
+            break
     return result
+
+
+def _solve(curvature: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+    """Newton steps [R, P] from curvatures [R, P, P] and gradients [R, P]; not finite where a curvature is singular."""
+    # Scaling by a power of 2 is exact. Without it, the determinant of a tiny matrix would underflow to 0.
+    _, exponent = np.frexp(np.abs(curvature).max(axis=(1, 2)))
+    with np.errstate(over="ignore"):
+        curvature = np.ldexp(curvature, -exponent[:, None, None])
+        gradient = np.ldexp(gradient, -exponent[:, None])
+        steps = np.full_like(gradient, np.nan)
+        regular = np.linalg.det(curvature) != 0
+        steps[regular] = np.linalg.solve(curvature[regular], gradient[regular][:, :, None])[:, :, 0]
+    return steps

@@ -1,44 +1,52 @@
-"""Whether one classifier is better than another on the same images: the difference, not two intervals side by side.
+"""Compares two classifiers on the same images.
 
-Both see the same images, so most of what makes an interval wide is common to them and cancels.
+The difference has an interval and a test of its own. Two separate intervals would be misleading: both classifiers see
+the same images, so most of the variation that makes an interval wide is common to both and cancels in the difference.
 """
 
 import math
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy import stats
 
-from pneumojax.evaluation import metrics
+from pneumojax.evaluation.bootstrap import PatientBootstrap, summarise
+from pneumojax.evaluation.checks import check_binary
+from pneumojax.evaluation.metrics import compute_metric_values, explain
 
-# Below this number of images on which only one is right, chi-square is a poor likeness of the binomial.
+# With fewer discordant images than this, the chi-square distribution is a poor approximation of the binomial.
 MIN_DISCORDANT_FOR_CHI_SQUARE = 25
 
 
 def compute_delong(labels: ArrayLike, scores_a: ArrayLike, scores_b: ArrayLike) -> dict:
-    """DeLong's test of the difference of two areas under the ROC curve.
+    """Performs DeLong's test of the difference between two areas under the ROC curve.
 
-    It takes each image for one of another patient; where patients have several, the bootstrap by patient is the better
-    witness.
+    The test treats each image as one of a different patient. Where patients have several images, the bootstrap by
+    patient (`compute_differences`) is more reliable.
 
     Args:
-      labels: [N] int or bool; 0 is negative (NORMAL), everything above is positive.
+      labels: [N] int or bool; 0 is negative (NORMAL), all others are positive.
       scores_a: [N] float, higher for positive.
       scores_b: [N] float, of the same images.
 
     Returns:
-      {"auroc_a", "auroc_b", "difference", "standard_error", "ci95": [low, high], "z", "p"}, two-sided, of a - b. What
+      {"auroc_a", "auroc_b", "difference", "standard_error", "ci95": [low, high], "z", "p"} of a - b, p two-sided. What
       does not exist is None, and "reason" says why.
+
+    Raises:
+      ValueError: lengths differ, there are no images, or a score is not finite.
 
     References:
       DeLong, DeLong and Clarke-Pearson, Comparing the areas under two or more correlated receiver operating
         characteristic curves: a nonparametric approach, 1988.
     """
-    positive = np.asarray(labels) > 0
+    positive, scores_a = check_binary(labels, scores_a)
+    _, scores_b = check_binary(labels, scores_b)
     names = ("auroc_a", "auroc_b", "difference", "standard_error", "ci95", "z", "p")
     if min(positive.sum(), (~positive).sum()) < 2:
-        return dict.fromkeys(names) | {"reason": "Needs two images of NORMAL and two of pneumonia at least."}
+        return dict.fromkeys(names) | {"reason": "Needs at least two images of NORMAL and two of pneumonia."}
     by_positive, by_negative = [], []
-    for scores in (np.asarray(scores_a, np.float64), np.asarray(scores_b, np.float64)):
+    for scores in (scores_a, scores_b):
         above, below = scores[positive][:, None], scores[~positive][None, :]
         wins = (above > below) + 0.5 * (above == below)
         by_positive.append(wins.mean(axis=1))
@@ -49,24 +57,27 @@ def compute_delong(labels: ArrayLike, scores_a: ArrayLike, scores_b: ArrayLike) 
     variance = of_positive.var(ddof=1) / len(of_positive) + of_negative.var(ddof=1) / len(of_negative)
     result = dict(zip(names, (auroc_a, auroc_b, difference, math.sqrt(variance), None, None, None), strict=True))
     if variance < 1e-20:
-        return result | {"reason": "Both order the images alike, so the difference has no spread."}
-    half = 1.959964 * result["standard_error"]
+        reason = "Every image contributes the same difference, so the standard error is 0 and there is no test."
+        return result | {"reason": reason}
     z = difference / result["standard_error"]
-    return result | {"ci95": [difference - half, difference + half], "z": z, "p": math.erfc(abs(z) / math.sqrt(2))}
+    low, high = stats.norm.interval(0.95, difference, result["standard_error"])
+    return result | {"ci95": [float(low), float(high)], "z": z, "p": float(2 * stats.norm.sf(abs(z)))}
 
 
 def compute_mcnemar(right_a: ArrayLike, right_b: ArrayLike) -> dict:
-    """McNemar's test of whether one decides more images rightly than the other.
+    """Performs McNemar's test of whether one classifier is right more often than the other.
 
-    Only images on which one is right and the other wrong tell them apart. Under 25 of those the p value is the exact
-    binomial one, else that of chi-square without correction. Each image counts as one of another patient.
+    Only discordant images, on which one classifier is right and the other is wrong, contribute. With fewer than 25 of
+    them the p value is exact (binomial); otherwise it is that of the chi-square statistic without continuity
+    correction. The test treats each image as one of a different patient.
 
     Args:
-      right_a: [N] bool: whether a's decision was right.
+      right_a: [N] bool: whether the decision of a was right.
       right_b: [N] bool, of the same images.
 
     Returns:
-      {"only_a_right", "only_b_right", "p", "method": exact or chi_square}, p two-sided, and 1 where none differ.
+      {"only_a_right", "only_b_right", "p", "method": "exact" or "chi_square"}. p is two-sided, and 1 without discordant
+      images.
 
     References:
       McNemar, Note on the sampling error of the difference between correlated proportions or percentages, 1947.
@@ -77,12 +88,11 @@ def compute_mcnemar(right_a: ArrayLike, right_b: ArrayLike) -> dict:
     number = only_a + only_b
     if number < MIN_DISCORDANT_FOR_CHI_SQUARE:
         method = "exact"
-        tail = sum(math.comb(number, k) for k in range(min(only_a, only_b) + 1)) / 2**number
-        p = min(1.0, 2 * tail)
+        p = stats.binomtest(only_a, number).pvalue if number else 1.0
     else:
         method = "chi_square"
-        p = math.erfc(abs(only_a - only_b) / math.sqrt(2 * number))
-    return {"only_a_right": only_a, "only_b_right": only_b, "p": p, "method": method}
+        p = stats.chi2.sf((only_a - only_b) ** 2 / number, df=1)
+    return {"only_a_right": only_a, "only_b_right": only_b, "p": float(p), "method": method}
 
 
 def compute_differences(
@@ -91,40 +101,34 @@ def compute_differences(
     probabilities_b: ArrayLike,
     threshold_a: ArrayLike,
     threshold_b: ArrayLike,
-    patient_ids: ArrayLike,
-    resamples: int = 1000,
-    seed: int = 0,
+    bootstrap: PatientBootstrap,
 ) -> dict[str, dict]:
-    """Each metric of two classifiers and its difference, with the 95 % interval of the paired bootstrap by patient.
+    """Computes each metric of two classifiers and its difference, with the 95 % interval of the paired bootstrap.
 
-    A resample draws the same patients for both.
+    Each resample draws the same patients for both classifiers.
 
     Args:
       labels: [N] int, 0..C - 1.
       probabilities_a: [N, C] float, 0..1, with C = 2 or 3.
       probabilities_b: [N, C] float, of the same images.
-      threshold_a: of a's score for pneumonia; one for all or [N].
-      threshold_b: of b's.
-      patient_ids: [N], equal for images of one patient.
-      resamples: number of bootstrap resamples R.
-      seed: of the draws.
+      threshold_a: of the scores of a for pneumonia; one for all images, or [N].
+      threshold_b: of the scores of b.
+      bootstrap: resamples of the split's patients.
 
     Returns:
       {name: {"a": float or None, "b": float or None, "difference": {"value", "ci95"}}} for the metrics of
-      `metrics.compute_metrics`, the difference being a - b; where a part of it is None, "reason" says why.
+      `metrics.compute_metrics`; the difference is a - b. Where a part of it is None, "reason" says why.
 
     Raises:
-      ValueError: shapes do not fit, a label is no class, a probability is outside 0..1, or there is no image.
+      ValueError: shapes do not match, a label is not a class, a probability is not in 0..1, or there are no images.
     """
-    draws = metrics.compute_bootstrap_weights(patient_ids, resamples, seed)
-    weights = np.concatenate([np.ones((1, draws.shape[1])), draws])
-    values_a = metrics.compute_metric_values(labels, probabilities_a, threshold_a, weights)
-    values_b = metrics.compute_metric_values(labels, probabilities_b, threshold_b, weights)
+    values_a = compute_metric_values(labels, probabilities_a, threshold_a, bootstrap.weights)
+    values_b = compute_metric_values(labels, probabilities_b, threshold_b, bootstrap.weights)
     return {
         name: {
             "a": None if np.isnan(a[0]) else float(a[0]),
             "b": None if np.isnan(values_b[name][0]) else float(values_b[name][0]),
-            "difference": metrics.summarise(a - values_b[name], metrics.explain(name)),
+            "difference": summarise(a - values_b[name], explain(name)),
         }
         for name, a in values_a.items()
     }

@@ -14,10 +14,11 @@ import numpy as np
 
 from pneumojax.data.dataset import Split, load_split, load_training_images
 from pneumojax.evaluation import metrics
+from pneumojax.evaluation.ensemble import Ensemble
 from pneumojax.evaluation.evaluate import write_evaluation
-from pneumojax.evaluation.operating_point import load_calibration, load_threshold
-from pneumojax.evaluation.predict import compute_probabilities, predict
-from pneumojax.evaluation.run import Ensemble, Run
+from pneumojax.evaluation.operating_point import load_or_choose_threshold, load_or_fit_calibration
+from pneumojax.evaluation.predict import compute_probabilities
+from pneumojax.evaluation.run import Run
 
 
 def evaluate_folds(runs: Sequence[Run], workdir: str | pathlib.Path) -> dict:
@@ -44,8 +45,8 @@ def evaluate_folds(runs: Sequence[Run], workdir: str | pathlib.Path) -> dict:
     for run in runs:
         held_out = load_split(run.config.data, "test")
         at = [rows[filename] for filename in held_out.filenames]
-        probabilities[at] = compute_probabilities(predict(run, held_out.images))
-        threshold, calibration = load_threshold(run, rules), load_calibration(run)
+        probabilities[at] = compute_probabilities(run.predict(held_out.images))
+        threshold, calibration = load_or_choose_threshold(run, rules), load_or_fit_calibration(run)
         value[at], temperature[at] = threshold["value"], calibration["temperature"]
         for name, point in threshold["operating_points"].items():
             points.setdefault(name, np.full(len(images), np.nan))[at] = np.nan if point is None else point
@@ -54,7 +55,7 @@ def evaluate_folds(runs: Sequence[Run], workdir: str | pathlib.Path) -> dict:
 
     operating_points = {name: None if np.isnan(point).any() else point for name, point in points.items()}
     together = Ensemble(pathlib.Path(workdir).expanduser(), tuple(runs))
-    of_all = {"checkpoint_step": together.step, "data_fingerprint": images.fingerprint}
+    of_all = {"checkpoint_step": together.identity["checkpoint_step"], "data_fingerprint": images.fingerprint}
     calibration = {"temperature": temperature, "prevalence": float(np.mean(prevalences)), "split": "validation"}
     return write_evaluation(
         together,

@@ -1,4 +1,4 @@
-"""Scores a whole split, and writes the numbers with their intervals."""
+"""Scores a split, and writes metrics with their intervals, predictions, pictures and a report."""
 
 import csv
 import datetime
@@ -13,11 +13,12 @@ import numpy as np
 from pneumojax.config import ThresholdConfig
 from pneumojax.data.dataset import Split
 from pneumojax.evaluation import metrics
+from pneumojax.evaluation.bootstrap import PatientBootstrap
 from pneumojax.evaluation.calibration import apply_temperature, shift_prevalence
-from pneumojax.evaluation.operating_point import load_calibration, load_threshold, score_split
-from pneumojax.evaluation.run import Ensemble, Run, check_data
-from pneumojax.evaluation.summary import BOOTSTRAP_RESAMPLES, BOOTSTRAP_SEED, compute_curves, compute_statistics
-from pneumojax.files import read_rows, write_json, write_text
+from pneumojax.evaluation.operating_point import load_or_choose_threshold, load_or_fit_calibration
+from pneumojax.evaluation.run import Predictor, check_data
+from pneumojax.evaluation.summary import compute_curves, compute_statistics
+from pneumojax.files import read_rows, replace_folder, write_json, write_text
 from pneumojax.reporting.evaluation_report import make_report
 from pneumojax.reporting.figures.evaluation import (
     save_confusion_matrix,
@@ -29,32 +30,47 @@ from pneumojax.reporting.figures.evaluation import (
 )
 from pneumojax.reporting.figures.training import save_learning_curves
 
+# What an evaluation writes. A file of this list that is not written again is removed.
+FILES = (
+    "metrics.json",
+    "predictions.csv",
+    "curves.json",
+    "report.html",
+    "roc.png",
+    "precision_recall.png",
+    "reliability.png",
+    "decision_curve.png",
+    "predictive_values.png",
+    "confusion_matrix.png",
+    "confusion_matrix_three_class.png",
+    "learning_curves.png",
+)
 
-def evaluate(run: Run | Ensemble, split_name: str, rules: ThresholdConfig | None = None) -> dict:
-    """Scores a split; writes its numbers, predictions, curves, pictures and report to `<workdir>/evaluation/<split>/`.
+
+def evaluate(predictor: Predictor, split_name: str, rules: ThresholdConfig | None = None) -> dict:
+    """Scores a split and writes metrics, predictions, curves, pictures and a report to `<workdir>/evaluation/<split>/`.
 
     Args:
-      run: from `open_run` or `open_ensemble`.
-      split_name: validation or test (or train, to see how much was memorised).
-      rules: of the threshold; None: the run's own. The threshold comes from the run's selection split, validation but
-        for the leaky protocol, whatever split is scored.
+      predictor: from `open_run`, `open_ensemble` or `open_replicas`.
+      split_name: validation or test, or train to see how much was memorised.
+      rules: how to choose the threshold. None: as the run's config says. Whatever split is scored, the threshold is
+        chosen on the selection split, which is validation except in the leaky protocol.
 
     Returns:
-      The content of metrics.json: what `statistics.compute_statistics` returns, and "threshold", "counts" and "run";
-      the temperature stands in "calibration".
+      The content of metrics.json: what `summary.compute_statistics` returns, and "threshold", "counts" and "run".
+      "calibration" also has the content of calibration.json.
 
     Raises:
       UserError: the split or the run is missing or damaged.
     """
-    rules = rules or run.config.threshold
-    split, probabilities = score_split(run, split_name)
-    return write_evaluation(
-        run, split, probabilities, load_threshold(run, rules), load_calibration(run), rules.prevalence
-    )
+    rules = rules or predictor.config.threshold
+    split, probabilities = predictor.score(split_name)
+    threshold, calibration = load_or_choose_threshold(predictor, rules), load_or_fit_calibration(predictor)
+    return write_evaluation(predictor, split, probabilities, threshold, calibration, rules.prevalence)
 
 
 def write_evaluation(
-    run: Run | Ensemble,
+    predictor: Predictor,
     split: Split,
     probabilities: np.ndarray,
     threshold: dict,
@@ -62,60 +78,60 @@ def write_evaluation(
     prevalence: float | None,
     more: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict:
-    """Computes and writes what `evaluate` does, of probabilities that are at hand.
+    """Computes and writes what `evaluate` does, from probabilities that are already known.
+
+    The files replace those of an earlier evaluation together or not at all. Other files in the folder are kept.
 
     Args:
-      run: that they are of.
-      split: what was scored.
-      probabilities: [N, C] of the split.
-      threshold: content of threshold.json; its thresholds may be [N] arrays, one for each image.
-      calibration: content of calibration.json; its temperature may be [N] too.
-      prevalence: of the rules.
-      more: what metrics.json is to hold beside that.
+      predictor: the run or ensemble that gave the probabilities.
+      split: the split that was scored.
+      probabilities: [N, C] float, 0..1, of the split.
+      threshold: content of threshold.json. Its thresholds may be [N] arrays, one for each image.
+      calibration: content of calibration.json. Its temperature may be an [N] array.
+      prevalence: share of pneumonia where the network will be used. None: not stated.
+      more: what metrics.json will hold besides.
 
     Returns:
-      The content of metrics.json; of an array its distinct values.
+      The content of metrics.json. Arrays are replaced by lists of their distinct values.
     """
-    task = run.config.model.task
+    task = predictor.config.model.task
     labels = split.labels(task)
-    numbers = compute_statistics(split, task, probabilities, threshold, calibration, prevalence)
+    bootstrap = PatientBootstrap(split.patient_ids)
+    numbers = compute_statistics(split, task, probabilities, threshold, calibration, bootstrap, prevalence)
     results = {
         **numbers,
         "calibration": calibration | numbers["calibration"],
         "threshold": threshold,
-        "counts": _count(split, labels, probabilities, threshold["value"], run.info["class_names"]),
+        "counts": _count(split, labels, probabilities, threshold["value"], predictor.info["class_names"]),
         "run": {
-            "workdir": str(run.workdir),
-            "checkpoint": {"which": run.checkpoint, "step": run.step},
+            "workdir": str(predictor.workdir),
+            "checkpoint": {"which": predictor.checkpoint, "step": predictor.identity["checkpoint_step"]},
             "split": {"name": split.name, "fingerprint": split.fingerprint},
-            "trained_on_this_data": check_data(run),
-            "test_time_views": run.test_time_views,
-            "bootstrap": {"resamples": BOOTSTRAP_RESAMPLES, "seed": BOOTSTRAP_SEED, "unit": "patient"},
+            "trained_on_this_data": check_data(predictor),
+            "test_time_views": predictor.identity["test_time_views"],
+            "bootstrap": {"resamples": bootstrap.resamples, "seed": bootstrap.seed, "unit": "patient"},
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            **run.info,
+            **predictor.info,
         },
         **more,
     }
-    directory = run.workdir / "evaluation" / split.name
-    write_text(directory / "predictions.csv", _format_predictions(run, split, labels, probabilities, results))
-    curves = compute_curves(split, probabilities, threshold, calibration)
-    write_json(directory / "curves.json", curves)
+    curves = compute_curves(split, probabilities, threshold, calibration, bootstrap)
     scores = metrics.compute_binary_scores(probabilities)
     decisions = metrics.compute_decisions(scores, threshold["value"])
+    predictions = _format_predictions(predictor, split, labels, probabilities, results)
     results = _list_distinct(results)
-    _draw(run, split, curves, results, directory)
-    networks = {str(one.workdir): one.info | {"step": one.step} for one in _list_networks(run)}
-    write_text(directory / "report.html", make_report(results, split, scores, decisions, networks, directory))
-    write_json(directory / "metrics.json", results)  # last: where it is, the rest is too
+    networks = {str(run.workdir): run.info | {"step": run.step} for run in predictor.members}
+    with replace_folder(predictor.workdir / "evaluation" / split.name, FILES) as directory:
+        write_text(directory / "predictions.csv", predictions)
+        write_json(directory / "curves.json", curves)
+        _draw(predictor, split, curves, results, directory)
+        write_text(directory / "report.html", make_report(results, split, scores, decisions, networks, directory))
+        write_json(directory / "metrics.json", results)
     return results
 
 
-def _list_networks(run: Run | Ensemble) -> tuple[Run, ...]:
-    return run.members if isinstance(run, Ensemble) else (run,)
-
-
 def _list_distinct(content: Any) -> Any:
-    """Puts lists of their distinct values for arrays, so that JSON can hold the content."""
+    """Replaces arrays by lists of their distinct values, which JSON can hold."""
     if isinstance(content, dict):
         return {name: _list_distinct(value) for name, value in content.items()}
     return np.unique(content).tolist() if isinstance(content, np.ndarray) else content
@@ -138,10 +154,13 @@ def _count(
 
 
 def _format_predictions(
-    run: Run | Ensemble, split: Split, labels: np.ndarray, probabilities: np.ndarray, results: dict
+    predictor: Predictor, split: Split, labels: np.ndarray, probabilities: np.ndarray, results: dict
 ) -> str:
-    """CSV text, a row for each image. Python's shortest exact form of a float: read back, it decides the same."""
-    names = run.info["class_names"]
+    """Formats a CSV row for each image.
+
+    Floats are written in Python's shortest exact form, so that the decisions can be reproduced from the file.
+    """
+    names = predictor.info["class_names"]
     scores = metrics.compute_binary_scores(probabilities)
     decisions = metrics.compute_decisions(scores, results["threshold"]["value"])
     calibration, there = results["calibration"], results["at_prevalence"]
@@ -171,7 +190,7 @@ def _format_predictions(
     return text.getvalue()
 
 
-def _draw(run: Run | Ensemble, split: Split, curves: dict, results: dict, directory: pathlib.Path) -> None:
+def _draw(predictor: Predictor, split: Split, curves: dict, results: dict, directory: pathlib.Path) -> None:
     values, threshold = results["metrics"], results["threshold"]["value"]
     save_roc(directory / "roc.png", curves["roc"], values, threshold, split.name)
     save_precision_recall(directory / "precision_recall.png", curves["precision_recall"], values, threshold, split.name)
@@ -188,8 +207,8 @@ def _draw(run: Run | Ensemble, split: Split, curves: dict, results: dict, direct
         save_confusion_matrix(
             directory / "confusion_matrix_three_class.png",
             np.array(confusion["most_probable_class"]),
-            run.info["class_names"],
+            predictor.info["class_names"],
             split.name,
         )
-    rows, selection_split = read_rows(run.workdir / "metrics.jsonl"), run.config.data.selection_split
+    rows, selection_split = read_rows(predictor.workdir / "metrics.jsonl"), predictor.config.data.selection_split
     save_learning_curves(directory / "learning_curves.png", rows, selection_split)

@@ -1,65 +1,71 @@
-"""What a run's selection split decides, kept with the run: the threshold and the calibration.
-
-An ensemble averages calibrated probabilities, so what its split decides rests on the calibration of each member.
-"""
+"""Chooses the threshold and fits the calibration on the selection split, and stores both in the workdir."""
 
 import datetime
 import json
-from collections.abc import Sequence
 
 import jax
 import numpy as np
 
 from pneumojax.config import ThresholdConfig
-from pneumojax.data.dataset import Split, load_split
+from pneumojax.data.dataset import Split, ensure_prepared
 from pneumojax.errors import UserError
-from pneumojax.evaluation import metrics
-from pneumojax.evaluation.calibration import apply_temperature, fit_temperature
-from pneumojax.evaluation.predict import compute_probabilities, predict
-from pneumojax.evaluation.run import Ensemble, Run
+from pneumojax.evaluation import metrics, thresholds
+from pneumojax.evaluation.calibration import fit_temperature
+from pneumojax.evaluation.run import Predictor
 from pneumojax.files import write_json
 
 
-def load_threshold(run: Run | Ensemble, rules: ThresholdConfig) -> dict:
-    """The run's stored threshold if it follows these rules at this checkpoint; else chosen anew and stored.
+def load_or_choose_threshold(predictor: Predictor, rules: ThresholdConfig) -> dict:
+    """Loads threshold.json, or chooses the threshold and stores it.
+
+    The stored one is used if it was chosen by the same rule, with the same checkpoint and test_time_views, on the same
+    data. If not, a new one takes its place. Choosing is deterministic, so returning to the earlier rule or data set
+    gives the earlier threshold again.
+
+    Args:
+      predictor: the run or ensemble.
+      rules: how to choose.
+
+    Returns:
+      The content of threshold.json.
 
     Raises:
-      UserError: threshold.json is damaged, or the selection split is needed and missing.
+      UserError: threshold.json is damaged, the selection split is missing, or there is nothing to choose by.
     """
-    path = run.workdir / "threshold.json"
+    path = predictor.workdir / "threshold.json"
     if path.exists():
         try:
             stored = json.loads(path.read_text())
-            follows = _is_of(run, stored)
+            follows = _belongs_to(predictor, stored)
             follows = follows and all(stored[name] == wanted for name, wanted in _describe_rule(rules).items())
             float(stored["value"]), dict(stored["operating_points"])
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is damaged ({error!r}). Delete it: the threshold is then chosen again.") from error
+            raise UserError(f"{path} is damaged ({error!r}). Delete it. The threshold is then chosen again.") from error
         if follows:
             return stored
-    split, probabilities = score_split(run, run.config.data.selection_split)
-    store_calibration(run, split, probabilities)
-    return store_threshold(run, rules, split, probabilities)
+    split, probabilities = predictor.score(predictor.config.data.selection_split)
+    store_calibration(predictor, split, probabilities)
+    return store_threshold(predictor, rules, split, probabilities)
 
 
-def store_threshold(run: Run | Ensemble, rules: ThresholdConfig, split: Split, probabilities: np.ndarray) -> dict:
-    """Chooses the operating point on the run's selection split and keeps it with the run in threshold.json.
+def store_threshold(predictor: Predictor, rules: ThresholdConfig, split: Split, probabilities: np.ndarray) -> dict:
+    """Chooses the threshold on the selection split and stores it in threshold.json.
 
     Args:
-      run: the run.
+      predictor: the run or ensemble.
       rules: how to choose.
-      split: the selection split: validation, but for the leaky protocol.
+      split: the selection split. It is validation, except in the leaky protocol.
       probabilities: [N, C] of that split.
 
     Returns:
       The content of threshold.json.
 
     Raises:
-      UserError: the split has no pneumonia or no NORMAL, so there is nothing to choose by.
+      UserError: the split has no pneumonia or no NORMAL images, so there is nothing to choose by.
     """
     scores = metrics.compute_binary_scores(probabilities)
     try:
-        value = metrics.choose_threshold(
+        value = thresholds.choose_threshold(
             split.labels("binary"),
             scores,
             rules.threshold_rule,
@@ -74,116 +80,89 @@ def store_threshold(run: Run | Ensemble, rules: ThresholdConfig, split: Split, p
         "value": value,
         **_describe_rule(rules),
         "split": None if rules.threshold_rule == "fixed" else split.name,
-        **_describe_scores(run, split),
-        # Always chosen, whatever the rule of the value above.
-        "operating_points": metrics.choose_operating_points(split.labels("binary"), scores),
+        **_describe_scores(predictor, split),
+        # These are chosen whatever the rule of the value above is.
+        "operating_points": thresholds.choose_operating_points(split.labels("binary"), scores),
     }
     if jax.process_index() == 0:
-        write_json(run.workdir / "threshold.json", threshold)
+        write_json(predictor.workdir / "threshold.json", threshold)
     return threshold
 
 
-def load_calibration(run: Run | Ensemble) -> dict:
-    """The run's stored calibration if it is of this checkpoint; else fitted anew and stored.
+def load_or_fit_calibration(predictor: Predictor) -> dict:
+    """Loads calibration.json, or fits the temperature and stores it.
+
+    The stored one is used if it was fitted with the same checkpoint and test_time_views on the same data.
+
+    Args:
+      predictor: the run or ensemble.
+
+    Returns:
+      The content of calibration.json.
 
     Raises:
-      UserError: calibration.json is damaged, or the selection split is needed and missing.
+      UserError: calibration.json is damaged, or the selection split is missing.
     """
-    path = run.workdir / "calibration.json"
+    path = predictor.workdir / "calibration.json"
     if path.exists():
         try:
             stored = json.loads(path.read_text())
             float(stored["temperature"]), float(stored["prevalence"])
-            if _is_of(run, stored):
+            if _belongs_to(predictor, stored):
                 return stored
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is damaged ({error!r}). Delete it: it is then fitted again.") from error
-    return store_calibration(run, *score_split(run, run.config.data.selection_split))
+            raise UserError(f"{path} is damaged ({error!r}). Delete it. It is then fitted again.") from error
+    return store_calibration(predictor, *predictor.score(predictor.config.data.selection_split))
 
 
-def store_calibration(run: Run | Ensemble, split: Split, probabilities: np.ndarray) -> dict:
-    """Fits the temperature on the run's selection split and keeps it with the run in calibration.json.
+def store_calibration(predictor: Predictor, split: Split, probabilities: np.ndarray) -> dict:
+    """Fits the temperature on the selection split and stores it in calibration.json.
 
     Args:
-      run: the run.
-      split: the selection split: validation, but for the leaky protocol.
+      predictor: the run or ensemble.
+      split: the selection split. It is validation, except in the leaky protocol.
       probabilities: [N, C] of that split.
 
     Returns:
-      The content of calibration.json: the temperature, and the prevalence that calibrated scores go with.
+      The content of calibration.json: the temperature, and the prevalence for which calibrated scores hold.
     """
-    labels = split.labels(run.config.model.task)
+    labels = split.labels(predictor.config.model.task)
     temperature = fit_temperature(labels, probabilities)
     calibration = {
         "temperature": temperature or 1.0,
         "prevalence": float(np.mean(labels > 0)),
         "split": split.name,
-        **_describe_scores(run, split),
+        **_describe_scores(predictor, split),
     }
     if temperature is None:
         calibration["reason"] = (
-            f"No temperature is best: {split.name} is decided all right, or no better than by chance."
+            f"No temperature is best: the decisions on {split.name} are all right, or no better than chance."
         )
     if jax.process_index() == 0:
-        write_json(run.workdir / "calibration.json", calibration)
+        write_json(predictor.workdir / "calibration.json", calibration)
     return calibration
 
 
-def score_split(run: Run | Ensemble, name: str) -> tuple[Split, np.ndarray]:
-    """Predicts a split.
-
-    Args:
-      run: from `open_run`, `open_ensemble` or `open_replicas`.
-      name: of the split.
-
-    Returns:
-      The split and its class probabilities [N, C], as the run gives them; of an ensemble calibrated and averaged.
-
-    Raises:
-      UserError: the split is missing or damaged, or the members of an ensemble have different data.
-    """
-    if isinstance(run, Ensemble):
-        return _score_together(run.members, name)
-    split = load_split(run.config.data, name)
-    return split, compute_probabilities(predict(run, split.images))
-
-
-def _score_together(members: Sequence[Run], name: str) -> tuple[Split, np.ndarray]:
-    """A split, as the first member sees it, and the mean of the members' calibrated probabilities."""
-    scored = [score_split(member, name) for member in members]
-    first = scored[0][0]
-    for member, (split, _) in zip(members, scored, strict=True):
-        if split.fingerprint != first.fingerprint:
-            raise UserError(
-                f"{members[0].workdir} and {member.workdir} score different {name} images. "
-                "Name with --data_dir the one data set that all are to be scored on."
-            )
-    temperatures = [load_calibration(member)["temperature"] for member in members]
-    calibrated = [
-        apply_temperature(probabilities, temperature)
-        for (_, probabilities), temperature in zip(scored, temperatures, strict=True)
-    ]
-    return first, np.mean(calibrated, axis=0)
-
-
-def _describe_scores(run: Run | Ensemble, split: Split) -> dict:
-    """Of which scores a threshold or calibration is, and since when."""
+def _describe_scores(predictor: Predictor, split: Split) -> dict:
+    """Which scores a threshold or calibration belongs to, and when it was chosen."""
     return {
-        "checkpoint_step": run.step,
-        "test_time_views": run.test_time_views,
+        **predictor.identity,
         "data_fingerprint": split.fingerprint,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
 
-def _is_of(run: Run | Ensemble, stored: dict) -> bool:
-    """Whether a stored threshold or calibration is of the scores that the run gives now."""
-    # Files older than test_time_views are of the image itself.
-    return stored["checkpoint_step"] == run.step and stored.get("test_time_views", 1) == run.test_time_views
+def _belongs_to(predictor: Predictor, stored: dict) -> bool:
+    """Whether a stored threshold or calibration was chosen on the scores that the predictor gives now."""
+    selection_split = predictor.config.data.selection_split
+    fingerprints = [ensure_prepared(run.config.data)["fingerprints"].get(selection_split) for run in predictor.members]
+    # A file that lacks test_time_views is older than the field. Its scores are of the images themselves.
+    identity = {"checkpoint_step": stored["checkpoint_step"], "test_time_views": stored.get("test_time_views", 1)}
+    return identity == predictor.identity and set(fingerprints) == {stored.get("data_fingerprint")}
 
 
 def _describe_rule(rules: ThresholdConfig) -> dict:
-    """The rule and the numbers that it uses, as threshold.json holds them; rule comes first."""
+    """Returns the rule and the numbers that it uses, as threshold.json holds them."""
     numbers = {
         "target_sensitivity": {"target_sensitivity": rules.target_sensitivity},
         "youden": {},

@@ -1,13 +1,13 @@
-"""Radiographs from which the lungs, or all but a trace, were taken away: what a network still scores on them it did not
-read from lungs.
+"""Perturbations that remove the lungs, or all detail of them, from radiographs.
 
-Pure functions [B, H, W] uint8 -> [B, H, W] uint8.
+What a network still scores on perturbed images, it did not read from the lungs. All functions are pure and map
+[B, H, W] uint8 to [B, H, W] uint8.
 
 References:
   Zech et al., Variable generalization performance of a deep learning model to detect pneumonia in chest radiographs,
-    2018: a network that read the hospital from the image's edge.
+    2018: a network that recognised the hospital by the edge of the image.
   Maguolo and Nanni, A critic evaluation of methods for COVID-19 automatic detection from X-ray images, 2021: networks
-    that tell the classes apart with the lungs blacked out.
+    that classify images whose lungs are black.
 """
 
 import dataclasses
@@ -15,82 +15,82 @@ from collections.abc import Callable
 
 import numpy as np
 
-# Share of the area. In the average training image of the Kermany X-rays the lungs lie between 0.14 and 0.88 of the
-# width and 0.17 and 0.82 of the height; the central 0.70 of the area reaches from 0.08 to 0.92.
+# A share of the area. In the average training image of the Kermany X-rays, the lungs extend from 0.14 to 0.88 of the
+# width and from 0.17 to 0.82 of the height. The central 0.70 of the area extends from 0.08 to 0.92 of both.
 LUNGS_AREA = 0.7
 
-# What is left around it is as thin as a collimator's edge or a burnt-in letter.
+# The frame around it is as thin as the edge of a collimator or a burnt-in letter.
 NEARLY_ALL_AREA = 0.9
 
 BLOCKS = 8
 
 
 def blacken_centre(images: np.ndarray, area: float) -> np.ndarray:
-    """Leaves only a frame.
+    """Blackens the central rectangle and keeps the frame around it.
 
     Args:
       images: [B, H, W] uint8, 0..255.
-      area: size of the central rectangle that turns black, as a share of the image; rounded to whole pixels.
+      area: share of the image that the rectangle covers. Its size is rounded to whole pixels.
 
     Returns:
       [B, H, W] uint8.
     """
-    altered = images.copy()
-    altered[:, *_find_centre(images, area)] = 0
-    return altered
+    perturbed = images.copy()
+    perturbed[:, *_find_centre(images, area)] = 0
+    return perturbed
 
 
 def keep_centre(images: np.ndarray, area: float) -> np.ndarray:
-    """Leaves only what `blacken_centre` takes away: the two add up to the image.
+    """Keeps the central rectangle and blackens the frame around it. With `blacken_centre` it adds up to the image.
 
     Args:
       images: [B, H, W] uint8, 0..255.
-      area: size of the central rectangle that stays, as a share of the image; rounded to whole pixels.
+      area: share of the image that the rectangle covers. Its size is rounded to whole pixels.
 
     Returns:
       [B, H, W] uint8.
     """
-    altered = np.zeros_like(images)
-    altered[:, *_find_centre(images, area)] = images[:, *_find_centre(images, area)]
-    return altered
+    perturbed = np.zeros_like(images)
+    perturbed[:, *_find_centre(images, area)] = images[:, *_find_centre(images, area)]
+    return perturbed
 
 
 def compute_blocks(images: np.ndarray, blocks: int = BLOCKS) -> np.ndarray:
-    """Mean brightness of each block of an even grid.
+    """Computes the mean brightness of each block of a regular grid.
 
     Args:
-      images: [B, H, W] uint8, 0..255; blocks are alike to a pixel where H and W are no multiples.
-      blocks: rows and columns of the grid; at most H and W.
+      images: [B, H, W] uint8, 0..255. If H or W is no multiple of `blocks`, blocks differ in size by one pixel.
+      blocks: number of rows and columns of the grid, at most H and W.
 
     Returns:
       [B, blocks, blocks] float64, 0..255.
     """
     height, width = images.shape[1:]
-    rows, columns = (-(-np.arange(blocks) * side // blocks) for side in (height, width))
+    rows, columns = (-(-np.arange(blocks) * size // blocks) for size in (height, width))
     sums = np.add.reduceat(np.add.reduceat(images, rows, axis=1, dtype=np.int64), columns, axis=2)
     return sums / np.outer(np.diff(rows, append=height), np.diff(columns, append=width))
 
 
 def to_blocks(images: np.ndarray, blocks: int = BLOCKS) -> np.ndarray:
-    """Makes each block of an even grid one shade of grey: an image of blocks x blocks pixels, blown up again.
+    """Replaces each block of a regular grid by its mean brightness.
 
     Args:
       images: [B, H, W] uint8, 0..255.
-      blocks: rows and columns of the grid; at most H and W.
+      blocks: number of rows and columns of the grid, at most H and W.
 
     Returns:
       [B, H, W] uint8.
     """
-    row, column = (np.arange(side) * blocks // side for side in images.shape[1:])
+    row, column = (np.arange(size) * blocks // size for size in images.shape[1:])
     return np.rint(compute_blocks(images, blocks)).astype(np.uint8)[:, row[:, None], column]
 
 
 def shuffle_pixels(images: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Puts the pixels of each image in an order of its own: its histogram is kept, and nothing else.
+    """Permutes the pixels of each image at random. Only the histogram is kept.
 
     Args:
       images: [B, H, W] uint8, 0..255.
-      seed: of the orders; an image's order depends on its place in the batch, too.
+      seed: of the permutations. The permutation of an image also depends on its position in the batch.
 
     Returns:
       [B, H, W] uint8.
@@ -100,39 +100,39 @@ def shuffle_pixels(images: np.ndarray, seed: int = 0) -> np.ndarray:
 
 
 def _find_centre(images: np.ndarray, area: float) -> tuple[slice, slice]:
-    """Rows and columns of the central rectangle; a frame of a pixel is always left."""
-    borders = (max(1, round(side * (1 - area**0.5) / 2)) for side in images.shape[1:])
+    """Returns rows and columns of the central rectangle. The frame around it is at least one pixel wide."""
+    borders = (max(1, round(size * (1 - area**0.5) / 2)) for size in images.shape[1:])
     return tuple(slice(border, -border) for border in borders)
 
 
 @dataclasses.dataclass(frozen=True)
-class Alteration:
-    """One way to alter images.
+class Perturbation:
+    """One way to perturb images.
 
     Attributes:
-      title: what is left of the image, in a few words.
-      alter: [B, H, W] uint8 -> [B, H, W] uint8.
-      without_lungs: the average lung lies outside of what is left.
+      title: what the network sees, in a few words.
+      perturb: [B, H, W] uint8 -> [B, H, W] uint8.
+      without_lungs: whether nothing that is left shows the average lung.
     """
 
     title: str
-    alter: Callable[[np.ndarray], np.ndarray]
+    perturb: Callable[[np.ndarray], np.ndarray]
     without_lungs: bool = False
 
 
-ALTERATIONS = {
-    "unaltered": Alteration("the unaltered image", lambda images: images),
-    "centre_only": Alteration(
+PERTURBATIONS = {
+    "unaltered": Perturbation("the unperturbed image", lambda images: images),
+    "centre_only": Perturbation(
         f"only the centre ({100 * LUNGS_AREA:.0f} % of the area)", lambda images: keep_centre(images, LUNGS_AREA)
     ),
-    "centre_black": Alteration(
+    "centre_black": Perturbation(
         f"no lungs (central {100 * LUNGS_AREA:.0f} % black)", lambda images: blacken_centre(images, LUNGS_AREA), True
     ),
-    "edge_only": Alteration(
+    "edge_only": Perturbation(
         f"only the edge (central {100 * NEARLY_ALL_AREA:.0f} % black)",
         lambda images: blacken_centre(images, NEARLY_ALL_AREA),
         True,
     ),
-    "blocks": Alteration(f"{BLOCKS} x {BLOCKS} pixels", to_blocks),
-    "histogram": Alteration("shuffled pixels (histogram only)", shuffle_pixels),
+    "blocks": Perturbation(f"{BLOCKS} x {BLOCKS} pixels", to_blocks),
+    "histogram": Perturbation("shuffled pixels (histogram only)", shuffle_pixels),
 }

@@ -1,28 +1,32 @@
-"""What an evaluation wrote, read again: predictions of a split without the network that made them."""
+"""Reads the predictions that an evaluation wrote, so that they can be analysed without the network."""
 
 import csv
 import dataclasses
+import io
 import json
 import pathlib
 
 import numpy as np
 
 from pneumojax.errors import UserError
+from pneumojax.evaluation.checks import check_probabilities
+from pneumojax.files import lock_folder
 
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """Predictions of a split, in the order of their filenames.
+    """Predictions of a split, sorted by filename.
 
     Attributes:
-      workdir: folder of the run.
+      workdir: folder of the run that made them.
       class_names: C names, NORMAL first.
       filenames: [N] str, unique.
       patient_ids: [N] str.
       labels: [N] int64, 0..C - 1.
       probabilities: [N, C] float64, 0..1.
-      threshold: of the score for pneumonia, chosen on validation; [N] float64 where images were scored by several runs.
-      fingerprint: of the split: names, labels, patients and image bytes.
+      threshold: of the score for pneumonia, chosen on another split; [N] float64 after cross-validation, where each
+        image has the threshold of the run that scored it.
+      fingerprint: hash of the names, labels, patients and image bytes of the split.
     """
 
     workdir: pathlib.Path
@@ -35,7 +39,7 @@ class Predictions:
     fingerprint: str
 
     def to_binary(self) -> "Predictions":
-        """The same predictions of NORMAL against pneumonia."""
+        """Returns the predictions of a run of either task as predictions of NORMAL against pneumonia."""
         normal = self.probabilities[:, 0]
         return dataclasses.replace(
             self,
@@ -46,27 +50,35 @@ class Predictions:
 
 
 def read_predictions(workdir: str | pathlib.Path, split: str) -> Predictions:
-    """Reads `<workdir>/evaluation/<split>/predictions.csv` and metrics.json.
+    """Reads predictions.csv and metrics.json from `<workdir>/evaluation/<split>/`.
 
     Args:
       workdir: folder of a run that was evaluated on the split.
       split: train, validation, test or out_of_fold.
+
+    Returns:
+      The predictions.
 
     Raises:
       UserError: the run was not evaluated on the split, or the files are damaged.
     """
     workdir = pathlib.Path(workdir).expanduser()
     directory = workdir / "evaluation" / split
-    path = directory / "predictions.csv"
-    if not path.exists():
-        raise UserError(
-            f"{workdir} was not evaluated on {split}. Do that first: "
-            f"scripts/run experiments/evaluate.py --workdir={workdir} --split={split}"
-        )
+    if not directory.parent.is_dir():
+        raise _not_evaluated(workdir, split)
+    with lock_folder(directory.parent, shared=True):  # Both files then belong to the same evaluation.
+        try:
+            text = (directory / "predictions.csv").read_text()
+            results = json.loads((directory / "metrics.json").read_text())
+        except FileNotFoundError as error:
+            raise _not_evaluated(workdir, split) from error
+        except (OSError, ValueError) as error:
+            raise _damaged(directory, error) from error
     try:
-        results = json.loads((directory / "metrics.json").read_text())
-        with path.open(newline="") as file:
-            rows = sorted(csv.DictReader(file), key=lambda row: row["filename"])
+        rows = sorted(csv.DictReader(io.StringIO(text)), key=lambda row: row["filename"])
+        images = results["counts"]["images"]
+        if not len(rows) == images > 0:
+            raise ValueError(f"predictions.csv has {len(rows)} rows, but {images} images were scored")
         names = list(results["run"]["class_names"])
         predictions = Predictions(
             workdir=workdir,
@@ -74,15 +86,24 @@ def read_predictions(workdir: str | pathlib.Path, split: str) -> Predictions:
             filenames=np.array([row["filename"] for row in rows]),
             patient_ids=np.array([row["patient_id"] for row in rows]),
             labels=np.array([names.index(row["label"]) for row in rows]),
-            probabilities=np.array([[float(row[f"probability_{name}"]) for name in names] for row in rows]),
+            probabilities=check_probabilities([[float(row[f"probability_{name}"]) for name in names] for row in rows]),
             threshold=_read_threshold(rows, results),
             fingerprint=results["run"]["split"]["fingerprint"],
         )
-        if len(rows) != results["counts"]["images"]:
-            raise ValueError(f"{len(rows)} rows, where {results['counts']['images']} images were scored")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"the evaluation in {directory} is damaged ({error!r}). Evaluate the run again.") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(directory, error) from error
     return predictions
+
+
+def _not_evaluated(workdir: pathlib.Path, split: str) -> UserError:
+    return UserError(
+        f"{workdir} was not evaluated on {split}. Evaluate it first: "
+        f"scripts/run experiments/evaluate.py --workdir={workdir} --split={split}"
+    )
+
+
+def _damaged(directory: pathlib.Path, error: Exception) -> UserError:
+    return UserError(f"the evaluation in {directory} is damaged ({error!r}). Evaluate the run again.")
 
 
 def _read_threshold(rows: list[dict], results: dict) -> float | np.ndarray:
@@ -92,10 +113,14 @@ def _read_threshold(rows: list[dict], results: dict) -> float | np.ndarray:
 
 
 def check_same_images(a: Predictions, b: Predictions) -> None:
-    """Refuses two runs that were not scored on the same images, labels and patients.
+    """Raises an error unless two runs were scored on the same images, labels and patients.
+
+    Args:
+      a: predictions of one run.
+      b: predictions of the other run.
 
     Raises:
-      UserError: says how they differ.
+      UserError: the runs were scored on different data; the message says how they differ.
     """
     only_a, only_b = (np.setdiff1d(*pair) for pair in ((a.filenames, b.filenames), (b.filenames, a.filenames)))
     if len(only_a) or len(only_b):
@@ -106,11 +131,11 @@ def check_same_images(a: Predictions, b: Predictions) -> None:
                 parts.append(f"{len(only)} of {len(run.filenames)} only in {run.workdir} ({some})")
         how = f"images {' and '.join(parts)}"
     elif differing := [*a.filenames[(a.labels > 0) != (b.labels > 0)]]:
-        how = f"{len(differing)} images have another label, the first of them {differing[0]}"
+        how = f"{len(differing)} images have different labels, the first of them {differing[0]}"
     elif differing := [*a.filenames[a.patient_ids != b.patient_ids]]:
-        how = f"{len(differing)} images have another patient, the first of them {differing[0]}"
+        how = f"{len(differing)} images have different patients, the first of them {differing[0]}"
     elif a.fingerprint != b.fingerprint:
-        how = "files of the same names hold other images, or their subtypes differ"
+        how = "files of the same name contain different images, or their subtypes differ"
     else:
         return
     raise UserError(

@@ -1,35 +1,42 @@
-"""Whether a classifier is as good on every part of a split: on each kind of pneumonia, of file and of size.
+"""Metrics of parts of a split: of each kind of pneumonia, of files with one or several channels, of small images.
 
-A network that reads the file's size or colour instead of the lungs shows here.
+A network that relies on the size or the colour of the file instead of the lungs shows different figures there.
 """
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from pneumojax.data.dataset import Split
-from pneumojax.evaluation import metrics
+from pneumojax.evaluation.bootstrap import PatientBootstrap
+from pneumojax.evaluation.metrics import compute_binary_metrics, compute_binary_scores
 
-# What is reported of each subgroup, of the metrics of `metrics.compute_metrics`.
+# Metrics of `metrics.compute_binary_metrics` that are reported for each subgroup.
 REPORTED = ("auroc", "accuracy", "sensitivity", "specificity", "specificity_at_sensitivity_0.95")
 
 
 def find_subgroups(split: Split) -> dict[str, tuple[str, np.ndarray]]:
-    """The subgroups of a split, which overlap.
+    """Finds the subgroups of a split. They overlap.
+
+    "bacterial" and "viral" are the images of one kind of pneumonia and all NORMAL images. Images are small or narrow
+    up to the median of the split, the median included.
+
+    Subgroups that would repeat the figures of the split are left out: one that contains all images, its counterpart,
+    which has none, and both kinds of pneumonia where the split lacks one of them.
 
     Args:
       split: the split.
 
     Returns:
-      {name: (what it holds, [N] bool)}. bacterial and viral are each kind of pneumonia with all NORMAL images. Sizes
-      are cut at the median of the split, images of the median being small, or narrow.
+      {name: (description of its images, [N] bool)}.
     """
     pixels = split.heights.astype(np.int64) * split.widths
     aspects = split.widths / split.heights
     middle_pixels, middle_aspect = float(np.median(pixels)), float(np.median(aspects))
-    grey = split.channels == 1
-    return {
-        "bacterial": ("bacterial pneumonia and all NORMAL images", split.subtypes != 2),
-        "viral": ("viral pneumonia and all NORMAL images", split.subtypes != 1),
+    grey, bacterial, viral = split.channels == 1, split.subtypes == 1, split.subtypes == 2
+    both_kinds = bacterial.any() and viral.any()
+    subgroups = {
+        "bacterial": ("bacterial pneumonia and all NORMAL images", ~viral & both_kinds),
+        "viral": ("viral pneumonia and all NORMAL images", ~bacterial & both_kinds),
         "grey": ("files of one channel", grey),
         "rgb": ("files of several channels", ~grey),
         "small": (f"up to {middle_pixels / 1e6:.2f} megapixels, the median", pixels <= middle_pixels),
@@ -38,73 +45,57 @@ def find_subgroups(split: Split) -> dict[str, tuple[str, np.ndarray]]:
         "wide": (f"width / height above {middle_aspect:.2f}, the median", aspects > middle_aspect),
         "without_duplicates": ("of byte-identical files only the first", split.duplicate_of == ""),
     }
+    return {name: (holds, mask) for name, (holds, mask) in subgroups.items() if mask.any() and not mask.all()}
 
 
 def compute_subgroups(
-    split: Split, probabilities: ArrayLike, threshold: ArrayLike, resamples: int = 1000, seed: int = 0
+    split: Split, probabilities: ArrayLike, threshold: ArrayLike, bootstrap: PatientBootstrap
 ) -> dict[str, dict]:
-    """Metrics of pneumonia against NORMAL in each subgroup, and of one kind of pneumonia against the other.
+    """Computes metrics of pneumonia against NORMAL in each subgroup, and of bacterial against viral pneumonia.
 
     Args:
-      split: what was scored.
+      split: the split that was scored.
       probabilities: [N, C] float, 0..1, class 0 is NORMAL.
-      threshold: of the score for pneumonia, the same for all groups; one for all images or [N].
-      resamples: number of bootstrap resamples R; they draw patients of the whole split.
-      seed: of the draws.
+      threshold: of the score for pneumonia, the same for all subgroups; one for all images, or [N].
+      bootstrap: resamples of the patients of the whole split.
 
     Returns:
-      {name: {"holds", "images", "patients", "metrics": {name: {"value", "ci95"}}}} for `find_subgroups`, and
-      "bacterial_against_viral" with "auroc" as its one metric: of P(BACTERIA) against P(VIRUS) within pneumonia. Where
-      a number does not exist, it is None with a "reason".
+      {name: {"holds": description, "images", "patients", "metrics": {name: {"value", "ci95"}}}} for `find_subgroups`,
+      and for "bacterial_against_viral", whose only metric is the "auroc" of P(BACTERIA) against P(VIRUS) among images
+      of pneumonia. Where a number does not exist, it is None with a "reason".
 
     Raises:
-      ValueError: shapes do not fit, or a probability is outside 0..1.
+      ValueError: shapes do not match, or a probability is not in 0..1.
     """
     probabilities = np.asarray(probabilities, np.float64)
-    draws = metrics.compute_bootstrap_weights(split.patient_ids, resamples, seed)
-    weights = np.concatenate([np.ones((1, len(split))), draws])
-    scores = metrics.compute_binary_scores(probabilities)
+    scores = compute_binary_scores(probabilities)
     threshold = np.broadcast_to(threshold, scores.shape)
-
     results = {}
     for name, (holds, of_group) in find_subgroups(split).items():
-        group = {"holds": holds} | _count(split, of_group)
-        if not of_group.any():
-            reason = "The split has no such image."
-            group["metrics"] = {metric: {"value": None, "ci95": None, "reason": reason} for metric in REPORTED}
-        else:
-            values = metrics.compute_score_values(
-                split.subtypes[of_group] > 0, scores[of_group], threshold[of_group], weights[:, of_group]
-            )
-            patients = metrics.count_patients_of_rarest_class(split.subtypes[of_group] > 0, split.patient_ids[of_group])
-            group["metrics"] = {
-                metric: metrics.summarise(values[metric], metrics.explain(metric), patients) for metric in REPORTED
-            }
-        results[name] = group
-
-    pneumonia = split.subtypes > 0
-    results["bacterial_against_viral"] = {"holds": "pneumonia of either kind"} | _count(split, pneumonia)
-    results["bacterial_against_viral"]["metrics"] = {"auroc": _compare_kinds(split, probabilities, pneumonia, weights)}
+        group = {"holds": holds} | _count(of_group, bootstrap)
+        values = compute_binary_metrics(
+            split.subtypes[of_group], scores[of_group], threshold[of_group], bootstrap.select(of_group)
+        )
+        results[name] = group | {"metrics": {metric: values[metric] for metric in REPORTED}}
+    kinds = {"holds": "pneumonia of either kind"} | _count(split.subtypes > 0, bootstrap)
+    results["bacterial_against_viral"] = kinds | {"metrics": {"auroc": _compare_kinds(split, probabilities, bootstrap)}}
     return results
 
 
-def _count(split: Split, of_group: np.ndarray) -> dict[str, int]:
-    return {"images": int(of_group.sum()), "patients": len(np.unique(split.patient_ids[of_group]))}
+def _count(of_group: np.ndarray, bootstrap: PatientBootstrap) -> dict[str, int]:
+    return {"images": int(of_group.sum()), "patients": bootstrap.count_patients(of_group)}
 
 
-def _compare_kinds(split: Split, probabilities: np.ndarray, pneumonia: np.ndarray, weights: np.ndarray) -> dict:
-    if probabilities.shape[1] == 2:
-        reason = "The network was trained on two classes and does not tell the kinds of pneumonia apart."
-        return {"value": None, "ci95": None, "reason": reason}
+def _compare_kinds(split: Split, probabilities: np.ndarray, bootstrap: PatientBootstrap) -> dict:
+    """AUROC of bacterial against viral pneumonia."""
+    pneumonia = split.subtypes > 0
     bacterial = split.subtypes[pneumonia] == 1
+    if probabilities.shape[1] == 2:
+        reason = "The network was trained on two classes and does not distinguish the kinds of pneumonia."
+        return {"value": None, "ci95": None, "reason": reason}
     if len(np.unique(bacterial)) < 2:
-        return {
-            "value": None,
-            "ci95": None,
-            "reason": "Needs bacterial and viral pneumonia; the split lacks one of them.",
-        }
-    # The ratio orders images as the odds of bacterial against viral do, whatever P(NORMAL) is.
+        reason = "Needs bacterial and viral pneumonia; the split lacks one of them."
+        return {"value": None, "ci95": None, "reason": reason}
+    # The ratio ranks images by the odds of bacterial against viral pneumonia, whatever P(NORMAL) is.
     ratio = probabilities[pneumonia, 1] / np.maximum(probabilities[pneumonia, 1:].sum(axis=1), 1e-300)
-    values = metrics.compute_score_values(bacterial, ratio, 0.5, weights[:, pneumonia])["auroc"]
-    patients = metrics.count_patients_of_rarest_class(bacterial, split.patient_ids[pneumonia])
-    return metrics.summarise(values, "", patients)
+    return compute_binary_metrics(bacterial, ratio, 0.5, bootstrap.select(pneumonia))["auroc"]

@@ -1,1 +1,1 @@
-"""Pages, tables and figures."""
+"""Pages, tables, figures and numbers as text."""

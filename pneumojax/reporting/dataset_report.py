@@ -1,6 +1,6 @@
-"""What a data set holds, as pictures: classes, average images, sizes, brightness, patients, samples.
+"""A report on a data set: classes, average images, sizes, brightness, patients, samples.
 
-Only the training images are looked at; of the other splits the record's counts are told.
+It shows training images only. For the other splits, it reports the counts in the metadata.
 """
 
 import pathlib
@@ -8,8 +8,9 @@ import pathlib
 import numpy as np
 
 from pneumojax.config import DataConfig
-from pneumojax.data.dataset import SUBTYPES, Split, load_split, read_record
+from pneumojax.data.dataset import SUBTYPES, Split, ensure_prepared, load_split
 from pneumojax.files import write_text
+from pneumojax.reporting.caveats import describe_synthetic
 from pneumojax.reporting.figures.data import (
     save_average_images,
     save_class_counts,
@@ -18,40 +19,41 @@ from pneumojax.reporting.figures.data import (
     save_images_per_patient,
     save_sizes,
 )
-from pneumojax.reporting.html import Picture, Section, Table, load_picture, render_page
+from pneumojax.reporting.html import Picture, Section, load_picture, render_page
+from pneumojax.reporting.tables import Table
 
 SAMPLE_SEED = 0
 SAMPLES, SAMPLE_COLUMNS = 24, 6
 
 LEFT_OUT = {
     "left_out_redundant": "byte-identical training images left out",
-    "left_out_in_test": "training images left out that are in test, too",
-    "left_out_contradictory": "byte-identical images left out that were of two classes",
+    "left_out_in_test": "training images left out that are also in test",
+    "left_out_contradictory": "byte-identical images left out that are filed under two classes",
     "marked_in_test": "byte-identical test images, kept and marked",
 }
 
 
 def explore(config: DataConfig, directory: pathlib.Path) -> list[Table]:
-    """Draws a data set; writes explore.html and its pictures.
+    """Writes explore.html and its pictures.
 
     Args:
       config: which data set, where, and at what size.
       directory: folder to write to.
 
     Returns:
-      The facts: what each split holds, each class of the training images, and what was left out.
+      Tables: what each split holds, each class of the training images, and what was left out.
 
     Raises:
       UserError: the data set is not prepared, or damaged.
     """
-    record, train = read_record(config), load_split(config, "train")
+    metadata, train = ensure_prepared(config), load_split(config, "train")
     directory.mkdir(parents=True, exist_ok=True)
-    tables = [_tabulate_splits(record), _tabulate_classes(train), _tabulate_left_out(record)]
+    tables = [_tabulate_splits(metadata), _tabulate_classes(train), _tabulate_left_out(metadata)]
     title = f"train, {len(train):,} images"
     numbers = np.unique(train.patient_ids, return_counts=True)[1]
     brightness = train.images.mean(axis=(1, 2))
 
-    save_class_counts(directory / "classes.png", record["counts"])
+    save_class_counts(directory / "classes.png", metadata["counts"])
     save_average_images(directory / "averages.png", _average(train), title)
     save_sizes(directory / "sizes.png", train.widths, train.heights, train.subtypes, SUBTYPES, title)
     save_distributions(
@@ -67,47 +69,47 @@ def explore(config: DataConfig, directory: pathlib.Path) -> list[Table]:
     for name, chosen in _choose_samples(train).items():
         path = directory / f"samples_{name.lower()}.png"
         save_images(path, train.images[chosen], SAMPLE_COLUMNS, title=f"{name}, {len(chosen)} images of train")
-        samples[name] = load_picture(path, f"images of {name}, drawn at random")
+        samples[name] = load_picture(path, f"images of {name}, chosen at random")
 
     pictures = {
         "classes": load_picture(directory / "classes.png", "share of each class in each split", wide=True),
         "averages": load_picture(
             directory / "averages.png",
             "average image of each class, and differences",
-            "What the eye finds in one image and not in the next is gone here; what is left is where bodies lie, how "
-            "the machine is set and where letters stand. Differences at the edge are no sign of pneumonia.",
+            "An average shows what the images of a class have in common: the position of the body, the settings of the "
+            "machine, and where markers are. Differences at the edge are no sign of pneumonia.",
             True,
         ),
         "sizes": load_picture(directory / "sizes.png", "width and height of the original files by class"),
         "brightness": load_picture(directory / "brightness.png", "distribution of brightness by class"),
         "patients": load_picture(directory / "patients.png", "number of patients by their number of images"),
     }
-    write_text(directory / "explore.html", _render(config, record, tables, pictures, samples))  # last, whole
+    write_text(directory / "explore.html", _render(config, metadata, tables, pictures, samples))  # last, whole
     return tables
 
 
 def _average(train: Split) -> dict[str, np.ndarray]:
-    """Average image of each class that there is, [H, W] float64."""
+    """The average image of each class that has images, [H, W] float64."""
     return {SUBTYPES[c]: train.images[train.subtypes == c].mean(axis=0) for c in np.unique(train.subtypes)}
 
 
 def _choose_samples(train: Split) -> dict[str, np.ndarray]:
-    """Indices of some images of each class, drawn by a fixed seed."""
+    """Indices of some images of each class, drawn with a fixed seed."""
     rng = np.random.default_rng(SAMPLE_SEED)
     by_class = {SUBTYPES[c]: np.flatnonzero(train.subtypes == c) for c in np.unique(train.subtypes)}
     return {name: np.sort(rng.choice(of, min(SAMPLES, len(of)), replace=False)) for name, of in by_class.items()}
 
 
-def _tabulate_splits(record: dict) -> Table:
-    splits = list(record["counts"])
-    images = {split: sum(record["counts"][split].values()) for split in splits}
-    rows = [[name, *(f"{record['counts'][split][name]:,}" for split in splits)] for name in SUBTYPES]
+def _tabulate_splits(metadata: dict) -> Table:
+    splits = list(metadata["counts"])
+    images = {split: sum(metadata["counts"][split].values()) for split in splits}
+    rows = [[name, *(f"{metadata['counts'][split][name]:,}" for split in splits)] for name in SUBTYPES]
     rows.append(["images", *(f"{images[split]:,}" for split in splits)])
-    rows.append(["patients", *(f"{record['groups'][split]:,}" for split in splits)])
-    rows.append(["images of a patient", *(f"{images[split] / record['groups'][split]:.2f}" for split in splits)])
-    rows.append(["colour files", *(f"{record['rgb'][split]:,}" for split in splits)])
-    for side in ("width", "height"):
-        rows.append([f"{side} in px", *(_format_range(**record["sizes"][split][side]) for split in splits)])
+    rows.append(["patients", *(f"{metadata['groups'][split]:,}" for split in splits)])
+    rows.append(["images of a patient", *(f"{images[split] / metadata['groups'][split]:.2f}" for split in splits)])
+    rows.append(["colour files", *(f"{metadata['rgb'][split]:,}" for split in splits)])
+    for dimension in ("width", "height"):
+        rows.append([f"{dimension} in px", *(_format_range(**metadata["sizes"][split][dimension]) for split in splits)])
     return Table(("split", *splits), rows)
 
 
@@ -128,24 +130,24 @@ def _tabulate_classes(train: Split) -> Table:
     return Table(columns, rows, "Medians of the class's images.")
 
 
-def _tabulate_left_out(record: dict) -> Table:
-    numbers = {words: record["duplicates"][name] for name, words in LEFT_OUT.items()}
-    numbers |= {f"files left aside: {reason}": number for reason, number in record["skipped"].items()}
-    numbers["images left out that could not be decoded"] = len(record["bad_images"])
+def _tabulate_left_out(metadata: dict) -> Table:
+    numbers = {words: metadata["duplicates"][name] for name, words in LEFT_OUT.items()}
+    numbers |= {f"files ignored: {reason}": number for reason, number in metadata["skipped"].items()}
+    numbers["images left out that could not be decoded"] = len(metadata["bad_images"])
     return Table(
         ("when the data were prepared", "files"), [[words, f"{number:,}"] for words, number in numbers.items()]
     )
 
 
 def _render(
-    config: DataConfig, record: dict, tables: list[Table], pictures: dict[str, Picture], samples: dict[str, Picture]
+    config: DataConfig, metadata: dict, tables: list[Table], pictures: dict[str, Picture], samples: dict[str, Picture]
 ) -> str:
     splits, classes, left_out = tables
-    images, patients = sum(sum(of.values()) for of in record["counts"].values()), sum(record["groups"].values())
+    images, patients = sum(sum(of.values()) for of in metadata["counts"].values()), sum(metadata["groups"].values())
     lead = [
-        f"{images:,} images of {patients:,} patients, from {record['source']}, looked at with {config.image_px} x "
-        f"{config.image_px} pixels.",
-        "The first table counts all splits; all else is of the training images alone, so that nothing is learned from "
+        f"{images:,} images of {patients:,} patients, from {metadata['source']}, at "
+        f"{config.image_px} x {config.image_px} pixels.",
+        "The first table counts all splits. Everything else shows training images only, so that nobody learns from "
         "the images that are scored.",
     ]
     sections = [
@@ -153,15 +155,14 @@ def _render(
         Section("Average images", blocks=[pictures["averages"]]),
         Section(
             "Size and brightness",
-            ["Where these differ between the classes, a network can score without looking at lungs."],
+            ["If these differ between the classes, a network can tell the classes apart without looking at lungs."],
             [pictures["sizes"], pictures["brightness"], classes],
         ),
         Section(
             "Patients and duplicates",
-            ["No patient is in two splits; intervals draw patients, not images."],
+            ["No patient is in two splits. Confidence intervals resample patients, not images."],
             [pictures["patients"], left_out],
         ),
-        Section("Samples", [f"Up to {SAMPLES} images of each class, drawn at random."], list(samples.values())),
+        Section("Samples", [f"Up to {SAMPLES} images of each class, chosen at random."], list(samples.values())),
     ]
-    warning = "Drawn radiographs, not patients: they say nothing about X-rays." if record["synthetic"] else ""
-    return render_page(f"The data set {config.dataset}", lead, sections, warning)
+    return render_page(f"The data set {config.dataset}", lead, sections, describe_synthetic(metadata))

@@ -1,28 +1,43 @@
-"""Numbers as text, the same in pictures and on pages."""
+"""Numbers as text, formatted alike on pages, in figures and on a terminal."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 
 
-def format_interval(metric: Mapping) -> str:
-    """A number with its 95 % interval as text.
+def format_bounds(bounds: Sequence[float], spec: str = ".3f") -> str:
+    """Formats the two ends of an interval, as in "0.951 to 0.980".
 
     Args:
-      metric: {"value", "ci95"}.
+      bounds: (low, high).
+      spec: format specification of each number.
+    """
+    low, high = bounds
+    return f"{low:{spec}} to {high:{spec}}"
 
-    Returns:
-      As "0.967 (0.951 to 0.980)".
+
+def format_interval(metric: Mapping, spec: str = ".3f", missing: str = "-") -> str:
+    """Formats a number with its 95 % interval, as in "0.967 (0.951 to 0.980)".
+
+    Args:
+      metric: {"value": float or None, "ci95": (low, high) or None}. Where it has a "standard_deviation" that is not
+        None, the text is as in "0.967 ± 0.004 (0.951 to 0.980)".
+      spec: format specification of each number; a standard deviation has no sign.
+      missing: the text where the value is None.
     """
     if metric["value"] is None:
-        return "does not exist"
-    if metric["ci95"] is None:
-        return f"{metric['value']:.3f} (no interval)"
-    low, high = metric["ci95"]
-    return f"{metric['value']:.3f} ({low:.3f} to {high:.3f})"
+        return missing
+    text = f"{metric['value']:{spec}}"
+    if metric.get("standard_deviation") is not None:
+        text += f" ± {metric['standard_deviation']:{spec.removeprefix('+')}}"
+    return f"{text} ({format_bounds(metric['ci95'], spec)})" if metric["ci95"] else text
 
 
 def format_score(score: float | Sequence[float]) -> str:
-    """A score or threshold, 0..1, as text: confident networks have 0.99998, which must not be shown as 1."""
+    """Formats a score or a threshold with so many digits that a score below 1 is not shown as 1.
+
+    Args:
+      score: one score, 0..1, or one for each fold. A confident network gives scores such as 0.99998.
+    """
 
     def format_one(number):
         digits = 1 - math.floor(math.log10(1 - number)) if 0.9 < number < 1 else None
@@ -32,6 +47,11 @@ def format_score(score: float | Sequence[float]) -> str:
 
 
 def format_range(numbers: float | Sequence[float], format_one: Callable[[float], str]) -> str:
-    """A number as text; of several, as each fold has its own, from which to which."""
+    """Formats a number, or the smallest and the largest of several, as in "0.31 to 0.45".
+
+    Args:
+      numbers: one number, or several; a cross-validation has one for each fold.
+      format_one: formats one number. Where both ends have the same text, it is written once.
+    """
     ends = (min(numbers), max(numbers)) if isinstance(numbers, Sequence) else (numbers,)
     return " to ".join(dict.fromkeys(map(format_one, ends)))

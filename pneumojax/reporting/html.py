@@ -3,48 +3,24 @@
 import base64
 import dataclasses
 import pathlib
+import re
 from collections.abc import Sequence
+
+from pneumojax.reporting.tables import Table
 
 TEMPLATE = pathlib.Path(__file__).with_name("page.html")
 
 
 @dataclasses.dataclass(frozen=True)
-class Table:
-    """A table; a column whose cells after the first row are numbers reads best when they are formatted alike.
-
-    Attributes:
-      columns: headings.
-      rows: cells as text, one row each; the first cell of a row is its heading.
-      caption: a sentence under the table, or none.
-    """
-
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    caption: str = ""
-    kind: str = dataclasses.field(default="table", init=False)
-
-    def format_text(self) -> str:
-        """The table in aligned columns, for a terminal; what ends a row may be of any length."""
-        rows = [[*row] for row in (self.columns, *self.rows)]
-        for row in rows:
-            while row and not row[-1]:
-                row.pop()
-        inner = [[len(row[i]) for row in rows if len(row) > i + 1] for i in range(len(self.columns))]
-        widths = [max(lengths, default=0) + 3 for lengths in inner]
-        lines = [[cell.ljust(width) for cell, width in zip(row, widths, strict=False)] for row in rows]
-        return "\n".join("".join(line).rstrip() for line in lines)
-
-
-@dataclasses.dataclass(frozen=True)
 class Picture:
-    """A PNG or SVG picture, kept inside the page.
+    """A PNG or SVG picture that is embedded in the page.
 
     Attributes:
       content: the file's bytes.
-      alt: what it shows, for those who can't see it.
-      caption: a sentence under the picture, or none.
-      wide: takes the whole width; else pictures that follow each other stand side by side where there is room.
-      small: one of many, as X-rays are: enlarged or reduced to a small place, four and more side by side.
+      alt: what it shows, for readers who cannot see it.
+      caption: a sentence below the picture, or nothing.
+      wide: the picture takes the whole width. Other pictures that follow each other are placed side by side.
+      small: the picture is one of many, such as X-rays: it is scaled so that four or more fit side by side.
     """
 
     content: bytes
@@ -56,18 +32,18 @@ class Picture:
 
     @property
     def uri(self) -> str:
-        """The picture as a data: address."""
+        """The picture as a data URI."""
         media = "image/png" if self.content.startswith(b"\x89PNG") else "image/svg+xml"
         return f"data:{media};base64,{base64.b64encode(self.content).decode()}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A part of a page.
+    """A section of a page.
 
     Attributes:
-      heading: of the part.
-      text: paragraphs under it, as plain text.
+      heading: its heading.
+      text: paragraphs below the heading, as plain text.
       blocks: tables and pictures, in order.
     """
 
@@ -82,8 +58,8 @@ def load_picture(path: str | pathlib.Path, alt: str, caption: str = "", wide: bo
     Args:
       path: the file.
       alt: what it shows.
-      caption: a sentence under it.
-      wide: takes the whole width.
+      caption: a sentence below it.
+      wide: the picture takes the whole width.
 
     Raises:
       OSError: the file cannot be read.
@@ -92,19 +68,25 @@ def load_picture(path: str | pathlib.Path, alt: str, caption: str = "", wide: bo
 
 
 def render_page(title: str, lead: Sequence[str], sections: Sequence[Section], warning: str = "") -> str:
-    """The HTML text of a page; all text is escaped.
+    """Returns the HTML text of a page. All text is escaped.
 
     Args:
       title: heading of the page and of the browser's tab.
       lead: paragraphs before the first section: what matters most.
-      sections: the parts, in order; more than three are listed at the top.
-      warning: sentences that must not be overlooked, in a frame; each line is a paragraph of it.
+      sections: the sections, in order. More than three are listed at the top.
+      warning: sentences that must not be overlooked, in a frame. Each line is a paragraph.
 
     Returns:
-      One file without links to others: style and pictures are inside.
+      One file that refers to no other: style and pictures are embedded.
     """
-    import jinja2  # Training does not wait for it.
+    import jinja2  # Here, because a training imports this module but renders no page.
 
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["keep_intervals"] = _keep_intervals
     template = environment.from_string(TEMPLATE.read_text())
     return template.render(title=title, lead=lead, sections=sections, warning=warning)
+
+
+def _keep_intervals(text: str) -> str:
+    """Joins "0.951 to 0.980" and "0.967 ± 0.004" by no-break spaces, so that a narrow column does not split them."""
+    return re.sub(r"(?<=\d) (to|±) (?=[-+\d])", "\u00a0\\1\u00a0", text)

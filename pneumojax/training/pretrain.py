@@ -1,33 +1,31 @@
 """pretrain(): trains a backbone on the training images without their labels.
 
-SimCLR (see `losses.compute_contrastive`): two augmented views of an image are to find each other among all views of the
-batch. It takes one network and one pass over the views, and its loss looks at directions only: no scale has to settle
-first, as in VICReg, so that it learns from the first epoch on, which is what counts on a few CPU cores.
+The method is SimCLR (see `losses.compute_contrastive`): each image is augmented twice, and the two views must be nearer
+to each other than to all other views of the batch. It needs one network and one pass over the views, and its loss
+depends on directions only, so that it learns from the first epoch on. That matters on a few CPU cores.
 """
 
-import contextlib
 import dataclasses
-import logging
 import pathlib
-from collections.abc import Callable
 
 import jax
 
 from pneumojax import steps
 from pneumojax.checkpoint import open_checkpoints, save_checkpoint, wait_for_checkpoints
 from pneumojax.config import PRETRAINABLE, Config
-from pneumojax.data.dataset import load_split, split_epoch
 from pneumojax.errors import UserError
 from pneumojax.files import read_rows
 from pneumojax.models import make_pretraining_model
 from pneumojax.models.weight_import import save_backbone
-from pneumojax.optimizer import make_optimizer
 from pneumojax.reporting.figures.training import save_learning_curves
-from pneumojax.sharding import initialize, make_mesh, name_lost_process
-from pneumojax.training.compile_cost import compile_chunk, watch
-from pneumojax.training.fit import Log, catch_signals, describe_run, feed, highest_of_processes, hold_workdir, resume
-
-logger = logging.getLogger(__name__)
+from pneumojax.sharding import name_lost_process
+from pneumojax.state import TrainState
+from pneumojax.training.fit import train_until_stopped
+from pneumojax.training.input_pipeline import make_chunk_inputs
+from pneumojax.training.interrupts import catch_signals
+from pneumojax.training.metric_log import MetricLog, Report, report_nothing
+from pneumojax.training.plan import make_plan
+from pneumojax.training.workdir import describe_run, hold_workdir, resume
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +35,9 @@ class PretrainResult:
     Attributes:
       step: training steps of the run so far.
       total_steps: training steps of the whole run.
-      trained_steps: training steps of this call; 0: the run was finished before.
-      backbone: the file that train.py starts from; None as long as the run is not finished.
-      stopped_by: number of the signal that ended the call early, or None.
+      trained_steps: training steps of this call; 0 if the run was finished before.
+      backbone: the weight file that train.py can start from; None until the run is finished.
+      stopped_by: number of the signal that stopped this call early, or None.
     """
 
     step: int
@@ -53,73 +51,54 @@ def pretrain(
     config: Config,
     workdir: str | pathlib.Path,
     restart: bool = False,
-    report: Callable[[dict, int], None] = lambda row, total_steps: None,
+    report: Report = report_nothing,
+    count_flops: bool = False,
 ) -> PretrainResult:
-    """Trains until the config's last epoch, and stops and goes on as `train.fit` does.
+    """Trains until the config's last epoch; stops and resumes as `fit` does.
 
     Args:
-      config: the run; what it says of labels, validation, classifier and progressive_px plays no part.
-      workdir: folder of the run; `checkpoint.py` says what lies in it.
+      config: the run. Its fields for labels, validation, the classifier and progressive_px are ignored.
+      workdir: folder of the run; its layout is described in `checkpoint.py`.
       restart: delete what an earlier run left in the workdir.
       report: called, in the process that writes metrics.jsonl, with each row and the number of steps of the whole run.
-
-    Returns:
-      What was reached.
+      count_flops: see `fit`.
 
     Raises:
-      UserError: bad data, a workdir of another run, a batch that does not fit, or a loss that is not finite.
+      UserError: the data are bad, the workdir holds another run, the batch does not fit, or the loss is not finite.
     """
-    workdir = pathlib.Path(workdir).expanduser()
-    train = config.train
     if config.model.model not in PRETRAINABLE:
         raise UserError(f"pretraining needs model={', '.join(PRETRAINABLE)}, not {config.model.model}.")
-    if train.parallel != "jit":
+    if config.train.parallel != "jit":
         raise UserError(
-            f"pretraining needs parallel=jit, not {train.parallel}: its loss compares all views of a batch, and each "
-            f"device sees its own share only under {train.parallel}."
+            f"pretraining needs parallel=jit, not {config.train.parallel}: its loss compares the views of the global "
+            f"batch, but {config.train.parallel} gives each device only its own shard. Use --parallel=jit."
         )
-    initialize(train.multihost)
-    mesh = make_mesh()
-    if train.batch_size % mesh.size:
-        raise UserError(f"batch_size {train.batch_size} is not divisible by the {mesh.size} devices it is spread over.")
-    if train.batch_size < 2:
-        raise UserError("batch_size must be at least 2: a view is told from those of other images.")
-    data = load_split(config.data, "train")
-    chunks, chunk_steps = split_epoch(len(data), train.batch_size, train.chunk_steps)
-    total_steps = train.epochs * chunks * chunk_steps
+    if config.train.batch_size < 2:
+        raise UserError("batch_size must be at least 2: the loss compares the views of an image with those of others.")
+    workdir, plan = pathlib.Path(workdir).expanduser(), make_plan(config, make_pretraining_model)
     run = describe_run(config) | {"trains": "backbone"}
-
-    tx = make_optimizer(config.optimizer, total_steps)
-    graph = steps.make_graph(config, make_pretraining_model)
-    pretrain_chunk = steps.make_pretrain_chunk(config, graph, tx, mesh)
+    pretrain_chunks = [steps.make_pretrain_chunk(config, plan.graph, plan.tx, plan.mesh)] * len(plan.image_sizes)
+    fresh = steps.init_state(config, plan.tx, plan.mesh, make_pretraining_model)
 
     with name_lost_process(), hold_workdir(workdir, run, restart), open_checkpoints(workdir) as checkpoints:
-        state = resume(workdir, checkpoints, steps.init_state(config, tx, mesh, make_pretraining_model), mesh)
-        log = Log(workdir, config, chunks * chunk_steps, total_steps, report)
-        key = steps.make_key(config, mesh)
-        step = first_step = int(state.step)
-        chunk_inputs = feed(config, (data.images,), step, mesh)
-        stopped_by, compiled = 0, None
-        with contextlib.closing(chunk_inputs), catch_signals() as caught, jax.transfer_guard("disallow"):
-            while step < total_steps and not (stopped_by := highest_of_processes(caught[0] if caught else 0)):
-                log.start_chunk()
-                inputs = (state, *next(chunk_inputs), key)
-                if compiled is None:
-                    compiled, costs = compile_chunk(pretrain_chunk, inputs, mesh.size, mapped=False)
-                    log.start_size(costs)
-                state, sums = compiled(*inputs)
-                step += chunk_steps
-                log.end_chunk(step, sums, watch(sums))
-                if step % (chunks * chunk_steps) == 0:
-                    log.flush()
-                    save_checkpoint(checkpoints, step, state, run, auroc=None)
-            log.flush()
+        state = resume(workdir, checkpoints, fresh, plan.mesh)
+        first_step, key = int(state.step), steps.make_key(config, plan.mesh)
+        chunk_inputs = make_chunk_inputs(plan, (plan.data.images,), key, first_step)
+        log = MetricLog(workdir, config, plan.steps_per_epoch, plan.total_steps, report)
+
+        def end_epoch(step: int, state: TrainState) -> None:
+            save_checkpoint(checkpoints, step, state, run, auroc=None)
+
+        with catch_signals() as caught:
+            state, step, stopped_by = train_until_stopped(
+                plan, state, first_step, pretrain_chunks, chunk_inputs, log, end_epoch, caught, count_flops
+            )
             if step != checkpoints.latest_step():
                 save_checkpoint(checkpoints, step, state, run, auroc=None)
             wait_for_checkpoints(checkpoints)
-        backbone = workdir / "backbone.safetensors" if step == total_steps else None
+        backbone = workdir / "backbone.safetensors" if step == plan.total_steps else None
         if jax.process_index() == 0 and (step > first_step or (backbone and not backbone.exists())):
             save_learning_curves(workdir / "learning_curves.png", read_rows(workdir / "metrics.jsonl"))
             if backbone:
-                save_backbone(backbone, config.model, jax.device_get(state.eval_variables()), data.fingerprint)
-    return PretrainResult(step, total_steps, step - first_step, backbone, stopped_by or None)
+                save_backbone(backbone, config.model, jax.device_get(state.eval_variables()), plan.data.fingerprint)
+    return PretrainResult(step, plan.total_steps, step - first_step, backbone, stopped_by or None)

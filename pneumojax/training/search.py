@@ -22,10 +22,12 @@ import optuna
 import sqlalchemy
 from optuna.trial import FrozenTrial, TrialState
 
+from pneumojax.checkpoint import find_latest_step
 from pneumojax.config import Config, config_fields, config_to_dict
-from pneumojax.data.dataset import read_record
+from pneumojax.data.dataset import ensure_prepared
 from pneumojax.errors import Diverged, UserError
-from pneumojax.files import read_rows
+from pneumojax.files import lock_folder, read_rows
+from pneumojax.reporting.figures.training import save_learning_curves
 from pneumojax.training.fit import fit
 from pneumojax.training.search_space import Choices, Range, apply_values
 
@@ -109,9 +111,7 @@ def open_search(
             grace_period=GRACE_SECONDS,
             heartbeat_stale_trial_callback=_take_up_killed,
         )
-        pruner = optuna.pruners.SuccessiveHalvingPruner(
-            min_resource=max(1, base.train.epochs // REDUCTION**2), reduction_factor=REDUCTION
-        )
+        pruner = _Halving(min_resource=max(1, base.train.epochs // REDUCTION**2), reduction_factor=REDUCTION)
         study = optuna.create_study(
             storage=backend, study_name=STUDY, direction="maximize", pruner=pruner, load_if_exists=True
         )
@@ -139,14 +139,17 @@ def run_trials(search: Search, trials: int, report: Callable[[dict, int], None])
     while True:
         with _sentences(search.storage), _hold(search.storage) as release:
             optuna.storages.fail_stale_trials(study)
+            _fail_dead_trials(search)
             states = [trial.state for trial in study.get_trials(deepcopy=False)]
             running = states.count(TrialState.RUNNING)
             left = trials - states.count(TrialState.COMPLETE) - states.count(TrialState.PRUNED)
             if running < left:
-                # A function of seed and number: a search that was stopped goes on as if it had not been.
-                seed = np.random.SeedSequence([search.base.train.seed, len(states)]).generate_state(1)[0]
+                # The proposal depends on the seed and on the number of the trial only. A trial that resumes keeps its
+                # number, so a search that was stopped or killed makes the same proposals as an undisturbed one.
+                seed = np.random.SeedSequence([search.base.train.seed, _count_begun(study)]).generate_state(1)[0]
                 study.sampler = optuna.samplers.TPESampler(seed=int(seed))
-                study.optimize(lambda trial: _run_trial(search, trial, trials, report, release), n_trials=1)
+                with contextlib.ExitStack() as alive:
+                    study.optimize(lambda trial: _run_trial(search, trial, trials, report, release, alive), n_trials=1)
                 jax.clear_caches()  # Else the compiled steps of all trials stay in memory.
                 continue
         if left <= 0 or not running:
@@ -209,7 +212,7 @@ def _define(base: Config, space: dict[str, Range | Choices]) -> dict:
     return {
         "config": {name: config[name] for name in fields},
         "space": ranges,
-        "data": read_record(base.data)["fingerprint"],
+        "data": ensure_prepared(base.data)["fingerprint"],
     }
 
 
@@ -229,34 +232,37 @@ def _check_same(storage: pathlib.Path, earlier: dict, definition: dict) -> None:
         )
 
 
-def _run_trial(search: Search, trial: optuna.Trial, trials: int, report: Callable, release: Callable) -> float:
-    """Trains one trial, or goes on with it; returns its best val/auroc."""
-    release()
+def _run_trial(
+    search: Search,
+    trial: optuna.Trial,
+    trials: int,
+    report: Callable,
+    release: Callable,
+    alive: contextlib.ExitStack,
+) -> float:
+    """Trains or resumes one trial and returns its best val/auroc.
+
+    Args:
+      search: the search.
+      trial: the trial.
+      trials: how many trials are wanted in all.
+      report: as in `run_trials`.
+      release: lets other processes begin a trial.
+      alive: takes the lock that shows other processes that this one is alive. It holds it until optuna has stored the
+        outcome of the trial.
+    """
     values = _suggest(search.space, trial)
-    name = _name(trial)
-    trial.set_user_attr("directory", name)
-    started, spent = time.perf_counter(), trial.user_attrs.get("seconds", 0.0)
-    config = apply_values(search.base, values)
-    reported = set()
-
-    def tell(row: dict) -> None:
-        epoch = round(row["epoch"])
-        if "val/auroc" in row and epoch not in reported:
-            reported.add(epoch)
-            trial.report(row["val/auroc"], epoch)
-
-    def report_row(row: dict, total_steps: int) -> bool:
-        """Whether the trial is to be pruned."""
-        report(row, total_steps)
-        tell(row)
-        return "val/auroc" in row and row["step"] < total_steps and trial.should_prune()
-
+    name = trial.user_attrs.get("directory", f"trial_{_count_begun(search.study)}")
+    workdir = search.workdir / name
+    workdir.mkdir(parents=True, exist_ok=True)
+    alive.enter_context(lock_folder(workdir))
+    trial.set_user_attr("directory", name)  # From now on a killed trial is resumed.
+    release()
     words = ", ".join(f"{field} {_format(value)}" for field, value in values.items())
     logger.info("%s (%d wanted): %s", name, trials, words)
-    for row in read_rows(search.workdir / name / "metrics.jsonl"):  # Of an earlier start.
-        tell(row)
+    started, spent = time.perf_counter(), trial.user_attrs.get("seconds", 0.0)
     try:
-        result = fit(config, search.workdir / name, report=report_row)
+        return _train(search, trial, workdir, apply_values(search.base, values), report)
     except Diverged as error:
         trial.set_user_attr("diverged", str(error))
         raise optuna.TrialPruned from error
@@ -265,13 +271,78 @@ def _run_trial(search: Search, trial: optuna.Trial, trials: int, report: Callabl
         raise
     finally:
         trial.set_user_attr("seconds", spent + time.perf_counter() - started)
-    if result.stopped_by:
-        _take_up(search.study, trial, spent + time.perf_counter() - started)
-        raise Stopped(result.stopped_by)
-    if result.step < result.total_steps:
-        logger.info("%s is pruned: others were better after as many epochs", name)
+
+
+def _train(search: Search, trial: optuna.Trial, workdir: pathlib.Path, config: Config, report: Callable) -> float:
+    """Trains until the end, or until the trial is pruned or stopped."""
+    reported = set()
+
+    def tell(row: dict) -> bool:
+        """Reports a validation once, and returns whether it prunes the trial."""
+        epoch = round(row["epoch"])
+        if "val/auroc" not in row or epoch in reported:
+            return False
+        reported.add(epoch)
+        trial.report(row["val/auroc"], epoch)
+        return epoch < config.train.epochs and trial.should_prune()
+
+    def report_row(row: dict, total_steps: int) -> bool:
+        report(row, total_steps)
+        return tell(row)
+
+    # The rows of an earlier start up to its checkpoint. The training logs those after it once more.
+    saved = find_latest_step(workdir) or 0
+    rows = [row for row in read_rows(workdir / "metrics.jsonl") if row["step"] <= saved]
+    pruned = any([tell(row) for row in rows])
+    if pruned and not (workdir / "learning_curves.png").exists():
+        save_learning_curves(workdir / "learning_curves.png", rows, config.data.selection_split)
+    if not pruned:
+        result = fit(config, workdir, report=report_row)
+        if result.stopped_by:
+            raise Stopped(result.stopped_by)
+        pruned = result.step < result.total_steps
+    if pruned:
+        logger.info("%s is pruned: others were better after as many epochs", workdir.name)
         raise optuna.TrialPruned
     return result.best_auroc
+
+
+def _count_begun(study: optuna.Study) -> int:
+    """The number of the next new trial. A trial that resumes is several trials of optuna, but only one of ours."""
+    names = [trial.user_attrs.get("directory", "") for trial in study.get_trials(deepcopy=False)]
+    return max((int(name.removeprefix("trial_")) + 1 for name in names if name), default=0)
+
+
+def _fail_dead_trials(search: Search) -> None:
+    """Takes up trials whose process was killed on this machine, without waiting for their missing heartbeats."""
+    for trial in search.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if "directory" not in trial.user_attrs or not (search.workdir / trial.user_attrs["directory"]).is_dir():
+            continue
+        with lock_folder(search.workdir / trial.user_attrs["directory"], wait=False) as dead:
+            # Its state is read again: it may have ended before the lock was free.
+            if dead and search.study.get_trials(deepcopy=False)[trial.number].state == TrialState.RUNNING:
+                search.study.tell(trial.number, state=TrialState.FAIL)
+                _take_up_killed(search.study, trial)
+
+
+class _Halving(optuna.pruners.SuccessiveHalvingPruner):
+    """Successive halving in which a trial that was resumed competes once, not once for each start."""
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        return super().prune(_WithoutFailed(study), trial)
+
+
+class _WithoutFailed:
+    """A study without the trials that were stopped or killed."""
+
+    def __init__(self, study: optuna.Study):
+        self.study = study
+
+    def __getattr__(self, name: str):
+        return getattr(self.study, name)
+
+    def get_trials(self, deepcopy: bool = True) -> list[FrozenTrial]:
+        return [trial for trial in self.study.get_trials(deepcopy=deepcopy) if trial.state != TrialState.FAIL]
 
 
 def _suggest(space: dict[str, Range | Choices], trial: optuna.Trial) -> dict:
@@ -314,6 +385,8 @@ def _take_up(study: optuna.Study, trial: optuna.Trial | FrozenTrial, seconds: fl
 
 
 def _take_up_killed(study: optuna.Study, trial: FrozenTrial) -> None:
+    if "directory" not in trial.user_attrs:
+        return  # It was killed before it began. The next new trial gets the same number and the same proposal.
     killed = trial.user_attrs.get("killed", 0) + 1
     if killed < MAX_KILLED:
         _take_up(study, trial, trial.user_attrs.get("seconds", 0.0), killed)

@@ -1,6 +1,8 @@
 import dataclasses
 import math
 
+import hypothesis
+import hypothesis.strategies as st
 import jax
 import numpy as np
 import pytest
@@ -297,3 +299,61 @@ def test_shrinking_averages_over_areas(side, px):
     fine = images.repeat(px, 1).repeat(px, 2)  # On this grid every area begins and ends with a pixel.
     expected = fine.reshape(2, px, side, px, side).mean((2, 4))
     np.testing.assert_allclose(shrink(images, px), expected, atol=1e-6)
+
+
+RANGES = {
+    "rotate_degrees": st.floats(0, 180),
+    "shift": st.floats(0, 0.99),
+    "zoom": st.floats(0, 0.99),
+    "crop_min_area": st.floats(0.05, 1),
+    "brightness": st.floats(0, 1),
+    "contrast": st.floats(0, 0.99),
+    "gamma": st.floats(0, 5),
+    "erase_probability": st.floats(0, 1),
+}
+# Every range is off, at its largest value, or anything between; at most four at once, as each choice compiles anew.
+CONFIGS = st.lists(st.sampled_from(sorted(RANGES)), max_size=4, unique=True).flatmap(
+    lambda names: st.builds(
+        lambda values, flip: dataclasses.replace(OFF, flip=flip, **values),
+        st.fixed_dictionaries({name: RANGES[name] for name in names}),
+        st.booleans(),
+    )
+)
+
+
+@hypothesis.settings(max_examples=15, deadline=None, derandomize=True)
+@hypothesis.given(config=CONFIGS, height=st.integers(1, 20), width=st.integers(1, 20), seed=st.integers(0, 2**32 - 1))
+def test_any_ranges_keep_shape_dtype_and_pixel_range_and_depend_on_the_key_alone(config, height, width, seed):
+    rng = np.random.default_rng(seed)
+    images = rng.random((4, height, width), np.float32)
+    images = np.stack([images[0], images[1].round(), np.zeros_like(images[0]), np.ones_like(images[0])])
+    keys = jax.random.split(jax.random.key(seed), 4)
+    augment = jax.jit(make_augment(config))
+    augmented = np.asarray(augment(keys, images))
+    assert (augmented.shape, augmented.dtype) == (images.shape, np.float32)
+    assert np.isfinite(augmented).all()
+    assert augmented.min() >= 0
+    assert augmented.max() <= 1
+    np.testing.assert_array_equal(augment(keys, images), augmented)
+    order = rng.permutation(4)
+    np.testing.assert_array_equal(augment(keys[order], images[order]), augmented[order])
+
+
+@hypothesis.settings(max_examples=25, deadline=None, derandomize=True)
+@hypothesis.given(shape=st.tuples(st.integers(1, 3), st.integers(1, 20), st.integers(1, 20)), seed=st.integers(0, 999))
+def test_ranges_of_zero_are_the_identity(shape, seed):
+    images = np.random.default_rng(seed).random(shape, np.float32)
+    keys = jax.random.split(jax.random.key(seed), shape[0])
+    np.testing.assert_array_equal(make_augment(OFF)(keys, images), images)
+
+
+augment_with_no_strength = jax.jit(make_augment(dataclasses.replace(ALL_ON, augment_strength=0.0)))
+
+
+@hypothesis.settings(max_examples=25, deadline=None, derandomize=True)
+@hypothesis.given(seed=st.integers(0, 2**32 - 1))
+def test_a_strength_of_zero_changes_nothing_but_the_flip(seed):
+    image = random_image(16, 16, seed)[None]
+    key = jax.random.key(seed)[None]
+    augmented = np.asarray(augment_with_no_strength(key, image))
+    assert any(np.allclose(augmented, one, atol=1e-5) for one in (image, image[..., ::-1]))

@@ -1,13 +1,17 @@
 import io
+import struct
 import threading
+import types
+import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image, ImageFile, ImageOps
 
 from pneumojax.data import decode
 from pneumojax.data.decode import decode_image, decode_images
 from pneumojax.errors import UserError
+from tfds_builder.kermany_pneumonia import SourceError, sources
 
 
 def encode(pixels, format="PNG", mode=None, **options):
@@ -94,6 +98,110 @@ def test_16_bit_grey_is_scaled_to_8_not_clipped():
     assert (image.min(), image.max()) == (0, 255)
 
 
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_16_bit_files_are_scaled_by_the_bits_that_they_use(bits):
+    most = 2**bits - 1
+    used = np.tile(np.linspace(0, most, 64).astype(np.uint16), (64, 1))
+    image = decode_image(encode(used), 64)
+    np.testing.assert_allclose(image, used * (255 / most), atol=1)
+    assert (image.min(), image.max()) == (0, 255)
+
+
+def test_16_bit_files_of_one_value_are_scaled_by_the_next_number_of_bits():
+    for value, expected in ((0, 0), (255, 255), (256, 63), (1023, 255), (1024, 63), (4096, 63), (16384, 63)):
+        image = decode_image(encode(np.full((20, 20), value, np.uint16)), 16)
+        np.testing.assert_array_equal(image, expected)
+
+
+@pytest.mark.parametrize(("format", "mode"), [("JPEG", None), ("JPEG", "RGB"), ("PNG", None), ("PNG", "RGB")])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_turns_the_image_as_a_viewer_does(format, mode, orientation):
+    pixels = smooth_pixels(300, 400)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    data = encode(pixels, format, mode, exif=exif, **({"quality": 95} if format == "JPEG" else {}))
+    with Image.open(io.BytesIO(data)) as stored:
+        shown = np.asarray(ImageOps.exif_transpose(stored).convert("L"))
+    assert shown.shape == ((300, 400) if orientation < 5 else (400, 300))
+    assert np.abs(decode_image(data, 32).astype(float) - squeeze(shown, 32)).mean() < 3  # Another turn: above 20.
+
+
+def test_exif_orientation_of_16_bit_files_is_applied_too():
+    pixels = smooth_pixels(30, 40).astype(np.uint16) * 257
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    turned = decode_image(encode(pixels, exif=exif), 24)
+    np.testing.assert_array_equal(turned, np.rot90(decode_image(encode(pixels), 24), -1))
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0nonsense", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0"])
+def test_a_damaged_exif_block_is_ignored(exif):
+    pixels = smooth_pixels(30, 40)
+    np.testing.assert_array_equal(
+        decode_image(encode(pixels, "JPEG", exif=exif), 24), decode_image(encode(pixels, "JPEG"), 24)
+    )
+
+
+@pytest.mark.parametrize("format", ["GIF", "TIFF", "BMP", "WEBP", "PPM"])
+def test_other_formats_are_refused(format):
+    with pytest.raises(OSError, match="^it is neither JPEG nor PNG$"):
+        decode_image(encode(smooth_pixels(20, 20), format), 16)
+
+
+@pytest.mark.parametrize("format", ["GIF", "TIFF", "JPEG", "PNG"])
+def test_the_builder_refuses_what_the_decoder_refuses_with_the_same_reason(format):
+    data = encode(smooth_pixels(20, 20), format)
+    data = data[: -len(data) // 3] if format in ("JPEG", "PNG") else data
+    with pytest.raises(OSError, match=".") as decoder:
+        decode_image(data, 16)
+    with pytest.raises(SourceError) as builder:
+        sources.read_facts(types.SimpleNamespace(name="source", read=lambda path: data), "image")
+    assert str(builder.value) == f"image in source does not decode: {decoder.value}."
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
+def test_16_bit_colour_is_refused_because_only_half_of_its_bits_would_be_read(mode):
+    channels = {"RGB": 3, "RGBA": 4, "LA": 2}[mode]
+    rows = np.zeros((4, 1 + 4 * channels * 2), np.uint8).tobytes()  # Each row begins with its filter type.
+    header = struct.pack(">IIBBBBB", 4, 4, 16, {"RGB": 2, "RGBA": 6, "LA": 4}[mode], 0, 0, 0)
+    with pytest.raises(OSError, match="16 bits per channel in colour or with transparency; save it as 16-bit grey"):
+        decode_image(write_png((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")), 16)
+
+
+def write_png(*chunks):
+    data = b"\x89PNG\r\n\x1a\n"
+    for kind, content in chunks:
+        data += struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    return data
+
+
+@pytest.mark.parametrize("side", [7_072, 10_000, 14_000, 60_000])
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_images_above_the_pixel_limit_are_refused_before_they_are_decoded(monkeypatch, side):
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: pytest.fail("decoded"))
+    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    bomb = write_png((b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 1000)), (b"IEND", b""))
+    with pytest.raises(OSError, match="more than .*50,000,000"):
+        decode_image(bomb, 16)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        encode(smooth_pixels(640, 520), "JPEG", quality=90),
+        encode(smooth_pixels(310, 450), "JPEG", "RGB", quality=90),
+        encode(smooth_pixels(100, 150)),
+        encode(smooth_pixels(100, 150), "PNG", "RGB"),
+    ],
+    ids=["JPEG", "colour JPEG", "PNG", "colour PNG"],
+)
+def test_8_bit_files_give_bitwise_the_pixels_on_which_published_figures_rest(data):
+    image = Image.open(io.BytesIO(data))
+    drafted = image.draft("L", (32, 32))
+    expected = image.convert("L").resize((32, 32), Image.Resampling.BILINEAR, drafted[1] if drafted else None)
+    np.testing.assert_array_equal(decode_image(data, 32), expected)
+
+
 @pytest.mark.parametrize("format", ["PNG", "JPEG"])
 def test_any_damage_to_a_file_is_an_os_error_or_a_whole_image(format):
     # Pillow has other errors too: SyntaxError and ValueError for some broken PNG files.
@@ -117,7 +225,7 @@ def test_the_sentence_for_a_damaged_file_names_it():
     good = encode(smooth_pixels(60, 60), "JPEG")
     png = encode(smooth_pixels(60, 60))
     for bad in (good[: len(good) // 2], b"", b"no image", png[:36] + b"\x00" + png[37:]):
-        with pytest.raises(UserError, match="^second.jpeg is not a complete JPEG or PNG image"):
+        with pytest.raises(UserError, match="^second.jpeg cannot be decoded as a JPEG or PNG image"):
             decode_images([good, bad, good], ["first.jpeg", "second.jpeg", "third.jpeg"], 16)
 
 

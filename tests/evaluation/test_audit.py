@@ -13,10 +13,9 @@ from sklearn.metrics import roc_auc_score
 from pneumojax.errors import UserError
 from pneumojax.evaluation import audit, metrics
 from pneumojax.evaluation.baselines import BASELINES
-from pneumojax.evaluation.operating_point import score_split
-from pneumojax.evaluation.perturbations import ALTERATIONS
-from pneumojax.evaluation.predict import predict
-from pneumojax.evaluation.run import open_run
+from pneumojax.evaluation.bootstrap import PatientBootstrap
+from pneumojax.evaluation.perturbations import PERTURBATIONS
+from pneumojax.evaluation.run import Run, open_run
 from pneumojax.training.fit import fit
 
 
@@ -33,26 +32,28 @@ def test_the_unaltered_row_is_the_evaluation_and_files_hold_what_is_returned(aud
     run, results = audited
     directory = run.workdir / "evaluation" / "validation"
     assert json.loads((directory / "audit.json").read_text()) == results
-    split, probabilities = score_split(run, "validation")
+    split, probabilities = run.score("validation")
     threshold = json.loads((run.workdir / "threshold.json").read_text())["value"]
-    whole = metrics.compute_metrics(split.labels("binary"), probabilities, threshold, split.patient_ids, 1000, 0)
+    whole = metrics.compute_metrics(
+        split.labels("binary"), probabilities, threshold, PatientBootstrap(split.patient_ids)
+    )
     unaltered = results["altered"]["unaltered"]["metrics"]
     assert unaltered == {name: whole[name] for name in ("auroc", "sensitivity", "specificity")}
-    assert set(results["altered"]) == set(ALTERATIONS) and set(results["baselines"]) == set(BASELINES)
+    assert set(results["altered"]) == set(PERTURBATIONS) and set(results["baselines"]) == set(BASELINES)
     for row in (*results["altered"].values(), *results["baselines"].values()):
         low, high = row["metrics"]["auroc"]["ci95"]
         assert 0 <= low <= row["metrics"]["auroc"]["value"] <= high <= 1
     assert {path.name for path in (directory / "audit").iterdir()} == {
-        f"{name}.png" for name in (*ALTERATIONS, "auroc")
+        f"{name}.png" for name in (*PERTURBATIONS, "auroc")
     }
 
 
-def test_the_page_shows_every_alteration_and_needs_no_other_file(audited):
+def test_the_page_shows_every_perturbation_and_needs_no_other_file(audited):
     run, results = audited
     page = (run.workdir / "evaluation" / "validation" / "audit.html").read_text()
-    assert page.count('src="data:image/png;base64,') == page.count("<img") == len(ALTERATIONS) + 1
+    assert page.count('src="data:image/png;base64,') == page.count("<img") == len(PERTURBATIONS) + 1
     assert "http" not in page
-    assert "Drawn radiographs" in page
+    assert "Synthetic radiographs" in page
     for table in audit.make_tables(results):
         for row in table.rows:
             assert all(cell in page.replace("\xa0", " ") for cell in row)
@@ -61,7 +62,8 @@ def test_the_page_shows_every_alteration_and_needs_no_other_file(audited):
 def test_pictures_show_what_the_network_saw(audited, monkeypatch):
     run, results = audited
     seen, drawn = [], {}
-    monkeypatch.setattr(audit, "predict", lambda run, images: seen.append(images) or predict(run, images))
+    predict = Run.predict
+    monkeypatch.setattr(Run, "predict", lambda run, images: seen.append(images) or predict(run, images))
     monkeypatch.setattr(audit, "save_images", lambda path, images, *_: drawn.update({path.stem: images}) or save(path))
 
     def save(path):
@@ -69,7 +71,7 @@ def test_pictures_show_what_the_network_saw(audited, monkeypatch):
 
     assert audit.audit(run, "validation")["altered"] == results["altered"]
     for images, (name, shown) in zip(seen, drawn.items(), strict=True):
-        assert ALTERATIONS[name].alter(seen[0]).tobytes() == images.tobytes()
+        assert PERTURBATIONS[name].perturb(seen[0]).tobytes() == images.tobytes()
         assert len(shown) == 3
         assert all(any(np.array_equal(one, image) for image in images) for one in shown)
 
@@ -85,8 +87,8 @@ def test_three_classes_score_as_pneumonia_and_baselines_do_not_hang_on_the_run(a
 
     logits = np.random.default_rng(0).normal(size=(len(load(run.config.data, "validation")), 3))
     monkeypatch.setattr(audit, "load_split", load_resized)
-    monkeypatch.setattr(audit, "load_threshold", lambda *_: of_two["threshold"])
-    monkeypatch.setattr(audit, "predict", lambda run, images: logits)
+    monkeypatch.setattr(audit, "load_or_choose_threshold", lambda *_: of_two["threshold"])
+    monkeypatch.setattr(Run, "predict", lambda run, images: logits)
     larger = dataclasses.replace(run.config, data=dataclasses.replace(run.config.data, image_px=24))
     results = audit.audit(dataclasses.replace(run, workdir=tmp_path, config=larger), "validation")
     labels = load(run.config.data, "validation").subtypes > 0
@@ -113,7 +115,7 @@ def make_rows(of, **aurocs):
 
 def test_the_reading_judges_by_the_interval():
     altered = make_rows(
-        ALTERATIONS, unaltered=(0.95, 0.9, 0.98), centre_black=(0.7, 0.6, 0.8), edge_only=(0.3, 0.2, 0.4)
+        PERTURBATIONS, unaltered=(0.95, 0.9, 0.98), centre_black=(0.7, 0.6, 0.8), edge_only=(0.3, 0.2, 0.4)
     )
     baselines = make_rows(
         BASELINES, size=(0.55, 0.45, 0.6), edge_pixels=(0.6, 0.5, 0.7), pixels=(0.9, 0.8, 0.95), hog=(0.94, 0.9, 0.97)
@@ -128,9 +130,9 @@ def test_the_reading_judges_by_the_interval():
     assert len(text) == 6
     baselines["hog"]["metrics"]["auroc"]["value"] = 0.95
     assert "no proof" in audit.explain(altered, baselines, "validation", "validation")[5]
-    assert "flatters" in audit.explain(altered, baselines, "test", "test")[6]
+    assert "slightly optimistic" in audit.explain(altered, baselines, "test", "test")[6]
     altered["unaltered"]["metrics"]["auroc"] = {"value": None, "ci95": None, "reason": "One class."}
-    assert audit.explain(altered, baselines, "test", "validation") == ["There is nothing to read: One class."]
+    assert audit.explain(altered, baselines, "test", "validation") == ["There is nothing to explain: One class."]
 
 
 def test_a_split_that_does_not_exist_is_named(audited, data_dir, tmp_path):

@@ -10,6 +10,7 @@ from sklearn import metrics as oracle
 from sklearn.linear_model import LogisticRegression
 
 from pneumojax.evaluation import calibration
+from pneumojax.evaluation.bootstrap import PatientBootstrap
 
 
 def make_split(images, classes=2, sharpness=1.0, seed=0):
@@ -86,7 +87,7 @@ def test_prevalence_shift_is_bayes_rule():
 @pytest.mark.parametrize("sharpness", [0.5, 1.0, 3.0])
 def test_calibration_equals_scikit_learn(sharpness):
     labels, probabilities, patient_ids = make_split(300, sharpness=sharpness)
-    result = calibration.compute_calibration(labels, probabilities, patient_ids)
+    result = calibration.compute_calibration(labels, probabilities, PatientBootstrap(patient_ids))
     scores, log_odds = probabilities[:, 1], np.log(probabilities[:, 1] / probabilities[:, 0])
     assert result["brier"]["value"] == pytest.approx(oracle.brier_score_loss(labels, scores), abs=1e-12)
 
@@ -119,7 +120,9 @@ def test_slopes_of_resamples_equal_scikit_learn_with_sample_weight():
 
 def test_interval_of_the_slope_is_as_wide_as_its_standard_error_says():
     labels, probabilities, _ = make_split(600)
-    result = calibration.compute_calibration(labels, probabilities, np.arange(600))["calibration_slope"]
+    result = calibration.compute_calibration(labels, probabilities, PatientBootstrap(np.arange(600)))[
+        "calibration_slope"
+    ]
     log_odds = calibration.compute_log_odds(probabilities)
     x = np.stack([np.ones(600), log_odds], axis=1)
     variance = probabilities[:, 0] * probabilities[:, 1]
@@ -141,7 +144,7 @@ def test_fit_arrives_from_log_odds_of_hundreds():
 )
 def test_no_slope_where_classes_do_not_overlap(scores):
     probabilities = np.stack([1 - np.array(scores), scores], axis=1)
-    result = calibration.compute_calibration([0, 0, 1, 1], probabilities, list("abcd"))
+    result = calibration.compute_calibration([0, 0, 1, 1], probabilities, PatientBootstrap(list("abcd")))
     for name in ("calibration_slope", "calibration_intercept"):
         assert result[name]["value"] is None
         assert "overlap" in result[name]["reason"]
@@ -152,12 +155,14 @@ def test_no_slope_where_classes_do_not_overlap(scores):
 @pytest.mark.parametrize("label", [0, 1])
 def test_split_of_one_class(label):
     _, probabilities, patient_ids = make_split(30)
-    result = calibration.compute_calibration([label] * 30, probabilities, patient_ids)
+    result = calibration.compute_calibration([label] * 30, probabilities, PatientBootstrap(patient_ids))
     assert result["brier"]["value"] is not None
     assert result["ece"]["value"] is not None
     assert "only one of the two" in result["calibration_in_the_large"]["reason"]
     assert result["calibration_slope"]["value"] is None
-    values = calibration.compute_predictive_values([label] * 30, probabilities[:, 1], 0.5, patient_ids, [0.3])
+    values = calibration.compute_predictive_values(
+        [label] * 30, probabilities[:, 1], 0.5, [0.3], PatientBootstrap(patient_ids)
+    )
     assert "only one of the two" in values["ppv"][0]["reason"]
 
 
@@ -191,7 +196,9 @@ def test_predictive_values_of_a_published_example():
     # 0.25, PPV 0.45 and NPV 0.95.
     labels = np.repeat([1, 1, 0, 0], [231, 27, 32, 54])
     scores = np.repeat([1.0, 0.0, 1.0, 0.0], [231, 27, 32, 54])
-    values = calibration.compute_predictive_values(labels, scores, 0.5, np.arange(344), [258 / 344, 0.25])
+    values = calibration.compute_predictive_values(
+        labels, scores, 0.5, [258 / 344, 0.25], PatientBootstrap(np.arange(344))
+    )
     assert values["ppv"][0]["value"] == pytest.approx(oracle.precision_score(labels, scores), abs=1e-12)
     assert [round(one["value"], 2) for one in values["ppv"]] == [0.88, 0.45]
     assert [round(one["value"], 2) for one in values["npv"]] == [0.67, 0.95]
@@ -202,16 +209,60 @@ def test_predictive_values_of_a_published_example():
 def test_perfect_decisions_have_no_interval_that_ignores_the_prevalence():
     # 20 NORMAL images say that specificity is above 0.83: at a prevalence of 0.01, PPV may be as low as 0.06.
     labels = np.repeat([0, 1], 20)
-    ppv = calibration.compute_predictive_values(labels, labels, 0.5, np.arange(40), [0.01])["ppv"][0]
+    ppv = calibration.compute_predictive_values(labels, labels, 0.5, [0.01], PatientBootstrap(np.arange(40)))["ppv"][0]
     assert (ppv["value"], ppv["ci95"]) == (1.0, None)
     assert "do not differ" in ppv["reason"]
 
 
 @pytest.mark.filterwarnings("error")
 def test_nobody_decided_for_has_no_ppv():
-    values = calibration.compute_predictive_values([0, 1, 0, 1], [0.1, 0.2, 0.3, 0.4], 0.5, list("abcd"), [0.3, 0.5])
+    values = calibration.compute_predictive_values(
+        [0, 1, 0, 1], [0.1, 0.2, 0.3, 0.4], 0.5, [0.3, 0.5], PatientBootstrap(list("abcd"))
+    )
     assert [one["value"] for one in values["ppv"]] == [None, None]
     assert "there is none" in values["ppv"][0]["reason"]
     assert [one["value"] for one in values["npv"]] == pytest.approx([0.7, 0.5])
     with pytest.raises(ValueError, match="between 0 and 1"):
-        calibration.compute_predictive_values([0, 1], [0.1, 0.9], 0.5, ["a", "b"], [0.0])
+        calibration.compute_predictive_values([0, 1], [0.1, 0.9], 0.5, [0.0], PatientBootstrap(["a", "b"]))
+
+
+def test_a_fit_that_does_not_converge_has_no_value():
+    # The shift that fits best is -62.5, far from 0. Newton's method oscillates between two points here.
+    log_odds = np.array([20.0, 160.0])
+    probabilities = np.stack([np.exp(-log_odds), np.ones(2)], axis=1)
+    result = calibration.compute_calibration([0, 1], probabilities, PatientBootstrap(["a", "b"]))
+    in_the_large = result["calibration_in_the_large"]
+    assert (in_the_large["value"], in_the_large["ci95"]) == (None, None)
+    assert "did not converge" in in_the_large["reason"]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1.5])
+def test_numbers_that_are_no_probabilities_are_refused(bad):
+    labels, probabilities, patient_ids = make_split(30)
+    probabilities[3, 1] = bad
+    bootstrap = PatientBootstrap(patient_ids, 40)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        calibration.fit_temperature(labels, probabilities)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        calibration.apply_temperature(probabilities, 1.5)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        calibration.compute_log_odds(probabilities)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        calibration.compute_calibration(labels, probabilities, bootstrap)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        calibration.shift_prevalence(probabilities[:, 1], 0.5, 0.2)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        calibration.compute_reliability(labels, probabilities[:, 1])
+    if not np.isfinite(bad):
+        with pytest.raises(ValueError, match="1 of 30 scores are not finite"):
+            calibration.compute_predictive_values(labels, probabilities[:, 1], 0.5, [0.3], bootstrap)
+
+
+@pytest.mark.filterwarnings("error")
+def test_saturated_scores_have_no_slope_instead_of_a_singular_matrix():
+    log_odds = np.array([300.0, 50.0, -690.0, -690.0])
+    probabilities = np.exp(np.stack([-np.maximum(log_odds, 0), np.minimum(log_odds, 0)], axis=1))
+    result = calibration.compute_calibration([0, 0, 0, 1], probabilities, PatientBootstrap(np.arange(4), 60))
+    for name in ("calibration_slope", "calibration_intercept"):
+        assert result[name]["value"] is None or np.isfinite(result[name]["value"])
+        assert result[name]["ci95"] is None or np.isfinite(result[name]["ci95"]).all()

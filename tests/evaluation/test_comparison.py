@@ -1,31 +1,15 @@
-"""pneumojax.evaluation.comparison against scikit-learn, scipy and brute force; experiments/compare.py on files."""
+"""pneumojax.evaluation.comparison against scikit-learn and scipy."""
 
-import json
 import math
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from scipy import stats
+from scored import make_pair
 from sklearn import metrics as oracle
 
-from experiments import compare
-from pneumojax.errors import UserError
 from pneumojax.evaluation import comparison, metrics
-from pneumojax.evaluation.prediction_files import check_same_images, read_predictions
-
-
-def make_pair(images, seed=0, step=None):
-    """Labels and the scores of two classifiers that see the same images, the first one better; step makes ties."""
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(2, size=images)
-    common = rng.normal(size=images)
-    a, b = (1.5 * labels + common + rng.normal(size=images) * noise for noise in (0.5, 1.5))
-    if step:
-        a, b = np.round(a / step) * step, np.round(b / step) * step
-    return labels, 1 / (1 + np.exp(-a)), 1 / (1 + np.exp(-b))
+from pneumojax.evaluation.bootstrap import PatientBootstrap
 
 
 def to_probabilities(scores):
@@ -61,12 +45,14 @@ def test_delong_equals_ranks_by_scipy(images, step):
 def test_delong_and_bootstrap_agree():
     labels, a, b = make_pair(600)
     delong = comparison.compute_delong(labels, a, b)
-    paired = comparison.compute_differences(labels, to_probabilities(a), to_probabilities(b), 0.5, 0.5, np.arange(600))
+    paired = comparison.compute_differences(
+        labels, to_probabilities(a), to_probabilities(b), 0.5, 0.5, PatientBootstrap(np.arange(600))
+    )
     assert paired["auroc"]["difference"]["value"] == pytest.approx(delong["difference"])
     assert paired["auroc"]["difference"]["ci95"] == pytest.approx(delong["ci95"], abs=0.2 * np.ptp(delong["ci95"]))
     # Unpaired, the interval would be wider: the images have most of the spread in common.
-    alone = metrics.compute_metrics(labels, to_probabilities(a), 0.5, np.arange(600))["auroc"]["ci95"]
-    other = metrics.compute_metrics(labels, to_probabilities(b), 0.5, np.arange(600))["auroc"]["ci95"]
+    alone = metrics.compute_metrics(labels, to_probabilities(a), 0.5, PatientBootstrap(np.arange(600)))["auroc"]["ci95"]
+    other = metrics.compute_metrics(labels, to_probabilities(b), 0.5, PatientBootstrap(np.arange(600)))["auroc"]["ci95"]
     assert np.ptp(paired["auroc"]["difference"]["ci95"]) < 0.9 * math.hypot(np.ptp(alone), np.ptp(other))
 
 
@@ -84,7 +70,7 @@ def test_delong_holds_its_level_where_there_is_no_difference():
 def test_delong_without_spread_or_classes():
     same = comparison.compute_delong([0, 1, 0, 1], [0.1, 0.4, 0.3, 0.2], [1, 4, 3, 2])
     assert (same["difference"], same["p"]) == (0.0, None)
-    assert "alike" in same["reason"]
+    assert "same difference" in same["reason"]
     assert comparison.compute_delong([1, 1, 0], [1, 2, 3], [1, 2, 3])["auroc_a"] is None
 
 
@@ -106,99 +92,33 @@ def test_mcnemar_equals_scipy(only_a, only_b):
 def test_differences_equal_scikit_learn_and_draw_whole_patients():
     labels, a, b = make_pair(200)
     doubled = [np.repeat(one, 2, axis=0) for one in (labels, to_probabilities(a), to_probabilities(b))]
-    once = comparison.compute_differences(labels, to_probabilities(a), to_probabilities(b), 0.4, 0.6, np.arange(200))
-    twice = comparison.compute_differences(*doubled, 0.4, 0.6, np.repeat(np.arange(200), 2))
+    once = comparison.compute_differences(
+        labels, to_probabilities(a), to_probabilities(b), 0.4, 0.6, PatientBootstrap(np.arange(200))
+    )
+    twice = comparison.compute_differences(*doubled, 0.4, 0.6, PatientBootstrap(np.repeat(np.arange(200), 2)))
     assert once["accuracy"]["a"] == pytest.approx(oracle.accuracy_score(labels, a >= 0.4))
     assert once["accuracy"]["b"] == pytest.approx(oracle.accuracy_score(labels, b >= 0.6))
     for name, one in once.items():
         assert one["difference"]["value"] == pytest.approx(one["a"] - one["b"])
         # The same patients are drawn, each with two equal images: nothing is gained.
         assert twice[name]["difference"]["ci95"] == pytest.approx(one["difference"]["ci95"])
-    nothing = comparison.compute_differences(labels, to_probabilities(a), to_probabilities(a), 0.4, 0.4, np.arange(200))
+    nothing = comparison.compute_differences(
+        labels, to_probabilities(a), to_probabilities(a), 0.4, 0.4, PatientBootstrap(np.arange(200))
+    )
     assert all(one["difference"]["value"] == 0 for one in nothing.values())
     assert all("do not differ" in one["difference"]["reason"] for one in nothing.values())
 
 
-def write_evaluation(workdir, labels, scores, threshold=0.5, **changes):
-    """What experiments/evaluate.py writes, as far as it is read again."""
-    rows = {f"image{i}.jpeg": [f"person{i // 2}", "PNEUMONIA" if label else "NORMAL"] for i, label in enumerate(labels)}
-    rows |= changes.get("rows", {})
-    lines = ["filename,patient_id,label,probability_NORMAL,probability_PNEUMONIA,score"]
-    for (filename, row), score in zip(rows.items(), scores, strict=False):
-        lines.append(",".join([filename, *row, *map(repr, map(float, (1 - score, score, score)))]))
-    results = {
-        "run": {"class_names": ["NORMAL", "PNEUMONIA"], "split": {"fingerprint": changes.get("fingerprint", "f")}},
-        "threshold": {"value": threshold},
-        "counts": {"images": len(lines) - 1},
-    }
-    folder = workdir / "evaluation" / "test"
-    folder.mkdir(parents=True)
-    (folder / "predictions.csv").write_text("\n".join(lines) + "\n")
-    (folder / "metrics.json").write_text(json.dumps(results))
-    return workdir
+def test_delong_of_a_perfect_and_a_constant_score_says_why_there_is_no_test():
+    result = comparison.compute_delong([0, 0, 1, 1], [0.1, 0.2, 0.8, 0.9], [0.5, 0.5, 0.5, 0.5])
+    assert (result["difference"], result["standard_error"], result["p"], result["ci95"]) == (0.5, 0, None, None)
+    assert "same difference" in result["reason"]
 
 
-def run_script(*arguments):
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    command = [sys.executable, compare.__file__, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment)
-
-
-def test_script_prints_a_table_and_writes_json(tmp_path):
-    labels, a, b = make_pair(120)
-    for name, scores in (("a", a), ("b", b)):
-        write_evaluation(tmp_path / name, labels, scores)
-    done = run_script(tmp_path / "a", tmp_path / "b", "--split=test")
-    assert done.returncode == 0, done.stderr
-    results = json.loads((tmp_path / "a" / "evaluation" / "test" / "compared_with_b.json").read_text())
-    delong = comparison.compute_delong(labels, a, b)
-    assert results["delong"].pop("ci95") == pytest.approx(delong.pop("ci95"))
-    assert results["delong"] == pytest.approx(delong)
-    assert f"p = {delong['p']:.2g}" in done.stdout
-    only_a = int(np.sum(((a >= 0.5) == labels) & ((b >= 0.5) != labels)))
-    assert results["mcnemar"]["all"]["only_a_right"] == only_a
-    parts = [results["mcnemar"][name]["only_a_right"] for name in ("PNEUMONIA", "NORMAL")]
-    assert sum(parts) == only_a
-    assert f"{results['metrics']['auroc']['difference']['value']:+.4f}" in done.stdout
-
-
-def test_script_refuses_what_it_cannot_compare(tmp_path):
-    labels, a, _ = make_pair(10)
-    write_evaluation(tmp_path / "a", labels, a)
-    for arguments, sentence in (
-        ([tmp_path / "a"], "needs RUN RUN"),
-        ([tmp_path / "a", tmp_path / "c"], "was not evaluated on validation"),
-    ):
-        done = run_script(*arguments)
-        assert done.returncode == 1
-        assert sentence in done.stderr
-        assert "Traceback" not in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("images", "changes", "sentence"),
-    [
-        (8, {}, r"2 of 10 only in .*a \(image8.jpeg, image9.jpeg\)"),
-        (10, {"rows": {"image3.jpeg": ["person1", "neither"]}}, "damaged"),
-        (10, {"rows": {"image3.jpeg": ["person77", None]}}, "1 images have another patient, the first of them image3"),
-        (10, {"rows": {"image3.jpeg": ["person1", "other"]}}, "1 images have another label, the first of them image3"),
-        (10, {"fingerprint": "g"}, "files of the same names hold other images"),
-    ],
-)
-def test_runs_of_different_data_are_refused(tmp_path, images, changes, sentence):
-    labels, a, b = make_pair(10)
-    for row in changes.get("rows", {}).values():
-        own, other = ("PNEUMONIA", "NORMAL") if labels[3] else ("NORMAL", "PNEUMONIA")
-        row[1] = {None: own, "other": other}.get(row[1], row[1])
-    write_evaluation(tmp_path / "a", labels, a)
-    write_evaluation(tmp_path / "b", labels[:images], b[:images], **changes)
-    with pytest.raises(UserError, match=sentence):
-        check_same_images(read_predictions(tmp_path / "a", "test"), read_predictions(tmp_path / "b", "test"))
-
-
-def test_cut_predictions_are_damaged(tmp_path):
-    labels, a, _ = make_pair(10)
-    path = write_evaluation(tmp_path / "a", labels, a) / "evaluation" / "test" / "predictions.csv"
-    path.write_text("\n".join(path.read_text().splitlines()[:6]))
-    with pytest.raises(UserError, match="5 rows, where 10 images were scored"):
-        read_predictions(tmp_path / "a", "test")
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_delong_refuses_scores_that_are_no_numbers(bad):
+    for pair in (([0.1, 0.2, bad, 0.9], [0.1, 0.2, 0.3, 0.4]), ([0.1, 0.2, 0.3, 0.4], [0.1, 0.2, bad, 0.9])):
+        with pytest.raises(ValueError, match="1 of 4 scores are not finite"):
+            comparison.compute_delong([0, 0, 1, 1], *pair)
+    with pytest.raises(ValueError, match="labels 4, scores 3"):
+        comparison.compute_delong([0, 0, 1, 1], [0.1, 0.2, 0.3], [0.1, 0.2, 0.3, 0.4])

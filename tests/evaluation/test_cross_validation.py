@@ -12,10 +12,11 @@ from sklearn.metrics import accuracy_score, roc_auc_score
 
 from pneumojax.checkpoint import read_run
 from pneumojax.config import config_from_dict
-from pneumojax.data.dataset import cut_fold, load_split, load_training_images, read_record
+from pneumojax.data.dataset import ensure_prepared, load_split, load_training_images
+from pneumojax.data.folds import cut_fold
 from pneumojax.errors import UserError
 from pneumojax.evaluation.calibration import apply_temperature
-from pneumojax.evaluation.predict import compute_probabilities, predict
+from pneumojax.evaluation.predict import compute_probabilities
 from pneumojax.evaluation.prediction_files import check_same_images, read_predictions
 from pneumojax.evaluation.run import open_run
 
@@ -74,7 +75,7 @@ def test_a_fold_holds_the_images_of_its_rows(make_config):
 
 
 def test_fingerprints_tell_folds_apart(make_config):
-    records = [read_record(set_fold(make_config(), folds, fold)) for folds, fold in ((2, 0), (2, 1), (3, 0))]
+    records = [ensure_prepared(set_fold(make_config(), folds, fold)) for folds, fold in ((2, 0), (2, 1), (3, 0))]
     for record in records:
         counts = {name: sum(of_split.values()) for name, of_split in record["counts"].items()}
         assert sum(counts.values()) == len(load_training_images(make_config().data))
@@ -83,7 +84,7 @@ def test_fingerprints_tell_folds_apart(make_config):
     part = load_split(set_fold(make_config(), 3, 0), "train")
     assert part.fingerprint == records[2]["fingerprints"]["train"]
     share = dataclasses.replace(set_fold(make_config(), 3, 0), train_share=0.5)
-    assert read_record(share)["fingerprints"] == records[2]["fingerprints"]
+    assert ensure_prepared(share)["fingerprints"] == records[2]["fingerprints"]
     assert len(load_split(share, "train")) < len(part)
 
 
@@ -136,7 +137,7 @@ def test_out_of_fold_predictions_are_those_of_the_run_that_never_saw_the_patient
         run = open_run(workdir / f"fold_{fold}", data_dir=str(data_dir))
         assert (run.config.data.folds, run.config.data.fold) == (2, fold)
         held_out = load_split(run.config.data, "test")
-        probabilities = compute_probabilities(predict(run, held_out.images))
+        probabilities = compute_probabilities(run.predict(held_out.images))
         chosen = {name: json.loads((run.workdir / f"{name}.json").read_text()) for name in ("threshold", "calibration")}
         calibrated = apply_temperature(probabilities, chosen["calibration"]["temperature"])
         for i, filename in enumerate(held_out.filenames):
@@ -206,5 +207,5 @@ def test_the_same_command_trains_nothing_again_and_other_folds_are_refused(cross
 
 
 def test_the_held_out_fold_does_not_choose():
-    with pytest.raises(UserError, match="the held-out fold is scored"):
+    with pytest.raises(UserError, match="the held-out fold is only scored"):
         config_from_dict({"folds": 3, "selection_split": "test"})

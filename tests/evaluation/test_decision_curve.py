@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as oracle
 
+from pneumojax.evaluation.bootstrap import PatientBootstrap
 from pneumojax.evaluation.decision_curve import compute_decision_curve
 
 
@@ -19,7 +20,7 @@ def make_split(images, seed=0):
 
 def test_net_benefit_equals_scikit_learns_confusion_matrix():
     labels, scores = make_split(200)
-    curve = compute_decision_curve(labels, scores, np.arange(200))
+    curve = compute_decision_curve(labels, scores, PatientBootstrap(np.arange(200)))
     assert json.loads(json.dumps(curve, allow_nan=False)) == curve
     assert len(curve["threshold"]) == 99
     for t, benefit, treat_all, low, high in zip(
@@ -34,7 +35,7 @@ def test_net_benefit_equals_scikit_learns_confusion_matrix():
 
 def test_treat_all_is_worth_nothing_at_the_prevalence():
     labels = np.repeat([1, 0], [30, 70])
-    curve = compute_decision_curve(labels, np.full(100, 0.3), np.arange(100), resamples=0)
+    curve = compute_decision_curve(labels, np.full(100, 0.3), PatientBootstrap(np.arange(100), 0))
     at = np.searchsorted(curve["threshold"], 0.3 - 1e-9)
     assert curve["treat_all"][at] == pytest.approx(0, abs=1e-12)
     # A score that is the prevalence for all is treat-all up to it, and treat-none beyond.
@@ -46,24 +47,28 @@ def test_treat_all_is_worth_nothing_at_the_prevalence():
 def test_perfect_scores_have_the_prevalence_everywhere_and_calibrated_ones_harm_nowhere():
     labels, scores = make_split(20000)
     patients = np.arange(20000)
-    perfect = compute_decision_curve(labels, labels, patients, resamples=0)
+    perfect = compute_decision_curve(labels, labels, PatientBootstrap(patients, 0))
     np.testing.assert_allclose(perfect["net_benefit"], labels.mean())
-    curve = compute_decision_curve(labels, scores, patients, resamples=0)
+    curve = compute_decision_curve(labels, scores, PatientBootstrap(patients, 0))
     assert np.all(np.array(curve["net_benefit"]) > np.maximum(curve["treat_all"], 0) - 0.005)
 
 
 def test_band_is_that_of_a_proportion():
     # 40 of 100 are hits without false alarms: the net benefit is a share of all images.
     labels = np.repeat([1, 0], [40, 60])
-    band = compute_decision_curve(labels, labels, np.arange(100), resamples=4000)["band"]
+    band = compute_decision_curve(labels, labels, PatientBootstrap(np.arange(100), 4000))["band"]
     half = 1.96 * math.sqrt(0.4 * 0.6 / 100)
     assert [band["low"][20], band["high"][20]] == pytest.approx([0.4 - half, 0.4 + half], abs=0.15 * half)
 
 
 def test_patients_of_two_images_widen_the_band():
     labels, scores = make_split(150)
-    by_image = compute_decision_curve(np.repeat(labels, 2), np.repeat(scores, 2), np.arange(300))["band"]
-    by_patient = compute_decision_curve(np.repeat(labels, 2), np.repeat(scores, 2), np.arange(300) // 2)["band"]
+    by_image = compute_decision_curve(np.repeat(labels, 2), np.repeat(scores, 2), PatientBootstrap(np.arange(300)))[
+        "band"
+    ]
+    by_patient = compute_decision_curve(
+        np.repeat(labels, 2), np.repeat(scores, 2), PatientBootstrap(np.arange(300) // 2)
+    )["band"]
     ratio = np.ptp([by_patient["low"], by_patient["high"]], axis=0) / np.ptp(
         [by_image["low"], by_image["high"]], axis=0
     )
@@ -73,7 +78,13 @@ def test_patients_of_two_images_widen_the_band():
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("label", [0, 1])
 def test_split_of_one_class(label):
-    curve = compute_decision_curve([label] * 5, [0.1, 0.3, 0.5, 0.7, 0.9], list("abcde"))
+    curve = compute_decision_curve([label] * 5, [0.1, 0.3, 0.5, 0.7, 0.9], PatientBootstrap(list("abcde")))
     assert curve["treat_all"][49] == pytest.approx(1 if label else -1)
     with pytest.raises(ValueError, match="labels 1, scores 2"):
-        compute_decision_curve([0], [0.1, 0.2], ["a", "b"])
+        compute_decision_curve([0], [0.1, 0.2], PatientBootstrap(["a", "b"]))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_scores_that_are_no_numbers_are_refused(bad):
+    with pytest.raises(ValueError, match="1 of 3 scores are not finite"):
+        compute_decision_curve([0, 1, 1], [0.1, bad, 0.9], PatientBootstrap(list("abc")))

@@ -1,10 +1,12 @@
 """Evaluation: exact over the split, a threshold from validation, files that agree with each other."""
 
 import base64
+import concurrent.futures
 import csv
 import dataclasses
 import functools
 import json
+import os
 import shutil
 
 import jax
@@ -18,16 +20,20 @@ from pneumojax.config import ThresholdConfig
 from pneumojax.data.augment import make_augment
 from pneumojax.data.dataset import load_split
 from pneumojax.errors import UserError
-from pneumojax.evaluation import metrics
+from pneumojax.evaluation import metrics, prediction_files, thresholds
+from pneumojax.evaluation.bootstrap import PatientBootstrap
 from pneumojax.evaluation.calibration import fit_temperature
-from pneumojax.evaluation.evaluate import evaluate
-from pneumojax.evaluation.operating_point import load_calibration, load_threshold
-from pneumojax.evaluation.predict import compute_probabilities, predict
-from pneumojax.evaluation.run import open_ensemble, open_run
+from pneumojax.evaluation.ensemble import open_ensemble
+from pneumojax.evaluation.evaluate import FILES, evaluate
+from pneumojax.evaluation.operating_point import load_or_choose_threshold, load_or_fit_calibration
+from pneumojax.evaluation.predict import compute_probabilities
+from pneumojax.evaluation.run import open_run
+from pneumojax.files import replace_folder
 from pneumojax.models import make_model
-from pneumojax.reporting.evaluation_report import describe_warnings
+from pneumojax.reporting.caveats import describe_warnings
 from pneumojax.sharding import AXIS
 from pneumojax.training.fit import fit
+from tfds_builder import kermany_pneumonia
 
 BINARY = {"auroc", "auprc", "accuracy", "sensitivity", "specificity", "precision", "f1", "npv", "balanced_accuracy"}
 BINARY |= {f"specificity_at_sensitivity_{target}" for target in ("0.95", "0.975", "0.99")}
@@ -93,13 +99,11 @@ def test_logits_are_those_of_the_network_for_any_batch_and_number_of_devices(tra
     plain = np.asarray(apply_network(run.config, run.variables, np.float32(images) / 255))
     if task == "binary":
         plain = np.concatenate([np.zeros_like(plain), plain], axis=1)
-    monkeypatch.setattr(
-        "pneumojax.evaluation.predict.make_mesh", lambda: Mesh(np.array(jax.devices()[:devices]), (AXIS,))
-    )
+    monkeypatch.setattr("pneumojax.evaluation.run.make_mesh", lambda: Mesh(np.array(jax.devices()[:devices]), (AXIS,)))
     for size in (1, 7, 1000):
-        logits = predict(with_eval_batch_size(run, size), images)
+        logits = with_eval_batch_size(run, size).predict(images)
         np.testing.assert_allclose(logits, plain, atol=1e-5, err_msg=str(size))
-    one = predict(run, images[3:4])
+    one = run.predict(images[3:4])
     np.testing.assert_allclose(one, plain[3:4], atol=1e-5)
 
 
@@ -134,7 +138,7 @@ def test_the_files_agree_with_each_other(workdir, draw_pictures):
     )
     probabilities = np.array([[float(row["probability_NORMAL"]), float(row["probability_PNEUMONIA"])] for row in rows])
     patients = [row["patient_id"] for row in rows]
-    assert metrics.compute_metrics(labels, probabilities, threshold, patients, 1000, 0) == results["metrics"]
+    assert metrics.compute_metrics(labels, probabilities, threshold, PatientBootstrap(patients)) == results["metrics"]
     decided = scores >= threshold
     expected = [[int(((labels == i) & (decided == j)).sum()) for j in (0, 1)] for i in (0, 1)]
     assert results["counts"]["confusion_matrix"]["at_threshold"] == expected
@@ -148,7 +152,7 @@ def test_the_files_agree_with_each_other(workdir, draw_pictures):
     for picture in pictures - {"confusion_matrix.png"}:
         content = (workdir / "evaluation" / "test" / picture).read_bytes()
         assert base64.b64encode(content).decode() in report, picture
-    assert "Drawn radiographs, not patients" in report
+    assert "Synthetic radiographs, not patients" in report
 
 
 def test_three_classes_score_as_one_minus_normal_and_have_their_own_matrix(three_class_workdir):
@@ -169,7 +173,7 @@ def test_three_classes_score_as_one_minus_normal_and_have_their_own_matrix(three
     assert np.sum(matrices["at_threshold"]) == len(rows)
     patients = [row["patient_id"] for row in rows]
     threshold = results["threshold"]["value"]
-    assert metrics.compute_metrics(labels, probabilities, threshold, patients, 1000, 0) == results["metrics"]
+    assert metrics.compute_metrics(labels, probabilities, threshold, PatientBootstrap(patients)) == results["metrics"]
     assert set(results["metrics"]) > BINARY
     for word in ("NORMAL", "BACTERIA", "VIRUS", "macro"):
         assert [name for name in results["metrics"] if name.endswith(word)], word
@@ -178,9 +182,9 @@ def test_three_classes_score_as_one_minus_normal_and_have_their_own_matrix(three
 def test_the_threshold_comes_from_validation_whatever_is_scored(workdir, monkeypatch):
     (workdir / "threshold.json").unlink()
     asked = []
-    choose = metrics.choose_threshold
+    choose = thresholds.choose_threshold
     monkeypatch.setattr(
-        metrics, "choose_threshold", lambda labels, *a, **k: asked.append(labels) or choose(labels, *a, **k)
+        thresholds, "choose_threshold", lambda labels, *a, **k: asked.append(labels) or choose(labels, *a, **k)
     )
     run = open_run(workdir)
     results = evaluate(run, "test")
@@ -189,7 +193,7 @@ def test_the_threshold_comes_from_validation_whatever_is_scored(workdir, monkeyp
     assert times == 5  # the run's own rule, and the four operating points that are always reported
     for labels in asked:
         np.testing.assert_array_equal(labels, validation.labels("binary"))
-    scores = 1 - compute_probabilities(predict(run, validation.images))[:, 0]
+    scores = 1 - compute_probabilities(run.predict(validation.images))[:, 0]
     sensitivity = np.mean(scores[validation.subtypes > 0] >= results["threshold"]["value"])
     assert sensitivity >= 0.95
     assert json.loads((workdir / "threshold.json").read_text()) == results["threshold"]
@@ -209,7 +213,7 @@ def test_a_split_of_one_class_is_scored_and_reported_with_reasons(workdir, monke
         }
         return dataclasses.replace(split, **columns)
 
-    monkeypatch.setattr("pneumojax.evaluation.operating_point.load_split", load_one_class)
+    monkeypatch.setattr("pneumojax.evaluation.run.load_split", load_one_class)
     results = evaluate(open_run(workdir), "test")
     assert results["metrics"]["auroc"]["value"] is None
     report = (workdir / "evaluation" / "test" / "report.html").read_text()
@@ -218,24 +222,109 @@ def test_a_split_of_one_class_is_scored_and_reported_with_reasons(workdir, monke
 
 def test_another_rule_chooses_again_and_is_stored(workdir):
     run = open_run(workdir)
-    first = load_threshold(run, run.config.threshold)
+    first = load_or_choose_threshold(run, run.config.threshold)
     rules = ThresholdConfig(threshold_rule="youden")
     youden = evaluate(run, "test", rules)["threshold"]
     assert (first["rule"], youden["rule"], youden["split"]) == ("target_sensitivity", "youden", "validation")
     assert json.loads((workdir / "threshold.json").read_text()) == youden
-    fixed = load_threshold(run, ThresholdConfig(threshold_rule="fixed", fixed_threshold=0.3))
+    fixed = load_or_choose_threshold(run, ThresholdConfig(threshold_rule="fixed", fixed_threshold=0.3))
     assert (fixed["value"], fixed["split"]) == (0.3, None)
-    assert load_threshold(run, ThresholdConfig(threshold_rule="fixed", fixed_threshold=0.4))["value"] == 0.4
-    lower = load_threshold(run, ThresholdConfig(target_sensitivity=0.5))
+    assert load_or_choose_threshold(run, ThresholdConfig(threshold_rule="fixed", fixed_threshold=0.4))["value"] == 0.4
+    lower = load_or_choose_threshold(run, ThresholdConfig(target_sensitivity=0.5))
     assert lower["target_sensitivity"] == 0.5
     assert lower["value"] >= first["value"]
 
 
 def test_the_threshold_of_another_checkpoint_is_not_taken_over(workdir):
     run = open_run(workdir)
-    stored = load_threshold(run, run.config.threshold)
-    other = load_threshold(dataclasses.replace(run, step=run.step + 1), run.config.threshold)
+    stored = load_or_choose_threshold(run, run.config.threshold)
+    other = load_or_choose_threshold(dataclasses.replace(run, step=run.step + 1), run.config.threshold)
     assert other["checkpoint_step"] == stored["checkpoint_step"] + 1
+
+
+@pytest.fixture(scope="module")
+def other_data_dir(tmp_path_factory):
+    path = tmp_path_factory.mktemp("other")
+    kermany_pneumonia.prepare("phantom", path, phantom_images=100)
+    return str(path)
+
+
+def test_threshold_and_temperature_belong_to_the_data_set_that_they_were_chosen_on(workdir, other_data_dir):
+    youden = ThresholdConfig(threshold_rule="youden")
+    ours, theirs = open_run(workdir), open_run(workdir, data_dir=other_data_dir)
+
+    def choose(run, rules):
+        return {name: chosen | {"date": None} for name, chosen in evaluate_parts(run, rules).items()}
+
+    for rules in (ours.config.threshold, youden):
+        expected = choose(ours, rules)
+        for run in (theirs, ours, theirs):
+            chosen = choose(run, rules)
+            validation = load_split(run.config.data, "validation")
+            probabilities = compute_probabilities(run.predict(validation.images))
+            temperature = fit_temperature(validation.labels("binary"), probabilities)
+            assert chosen["calibration"]["temperature"] == (temperature or 1.0)
+            assert chosen["calibration"]["data_fingerprint"] == validation.fingerprint
+            assert chosen["threshold"]["data_fingerprint"] == validation.fingerprint
+            assert chosen["threshold"]["value"] == thresholds.choose_threshold(
+                validation.labels("binary"),
+                metrics.compute_binary_scores(probabilities),
+                rules.threshold_rule,
+                target_sensitivity=rules.target_sensitivity,
+            )
+        assert choose(ours, rules) == expected
+
+
+def read_files(folder):
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_all_files_of_an_evaluation_appear_together_or_not_at_all(workdir, monkeypatch):
+    monkeypatch.setattr("pneumojax.evaluation.evaluate.PatientBootstrap", lambda ids: PatientBootstrap(ids, 40))
+    before, after = open_run(workdir), open_run(workdir, test_time_views=2)
+    folder = workdir / "evaluation" / "test"
+    evaluate(before, "test")
+    (folder / "compared_with_b.json").write_text("{}")
+    (folder / "audit").mkdir()
+    (folder / "audit" / "blocks.png").write_text("a picture")
+    load_or_choose_threshold(after, after.config.threshold)
+    earlier, replace = read_files(folder), os.replace
+    for write in range(100):
+        writes = iter(range(100))
+
+        def fail_once(*arguments, writes=writes, write=write):
+            if next(writes) == write:
+                raise OSError(28, "No space left on device")
+            replace(*arguments)
+
+        monkeypatch.setattr(os, "replace", fail_once)
+        try:
+            evaluate(after, "test")
+            break
+        except OSError:
+            assert read_files(folder) == earlier, write
+            assert [path.name for path in folder.parent.iterdir()] == ["test"]
+    monkeypatch.undo()
+    assert write == len(FILES) - 1  # There is no confusion matrix of three classes.
+    now = read_files(folder)
+    assert now.keys() == earlier.keys()
+    assert now["predictions.csv"] != earlier["predictions.csv"]
+    assert (now["compared_with_b.json"], now["blocks.png"]) == (b"{}", b"a picture")
+    assert [path.name for path in folder.parent.iterdir()] == ["test"]
+
+
+def test_an_evaluation_is_not_read_while_another_one_replaces_it(workdir):
+    evaluate(open_run(workdir), "test")
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        with replace_folder(workdir / "evaluation" / "test", ()):
+            reading = threads.submit(prediction_files.read_predictions, workdir, "test")
+            with pytest.raises(concurrent.futures.TimeoutError):
+                reading.result(0.5)
+        assert len(reading.result().labels) == len(read_predictions(workdir, "test"))
+
+
+def evaluate_parts(run, rules):
+    return {"threshold": load_or_choose_threshold(run, rules), "calibration": load_or_fit_calibration(run)}
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"rule": "youden"}'])
@@ -243,7 +332,7 @@ def test_a_damaged_threshold_is_named(workdir, text):
     (workdir / "threshold.json").write_text(text)
     run = open_run(workdir)
     with pytest.raises(UserError, match=r"threshold\.json is damaged"):
-        load_threshold(run, run.config.threshold)
+        load_or_choose_threshold(run, run.config.threshold)
 
 
 def test_a_missing_test_split_is_said_with_its_reason(workdir, data_dir, tmp_path):
@@ -272,7 +361,7 @@ def test_a_run_scored_on_another_data_set_warns(workdir, data_dir, tmp_path, cap
 )
 def test_images_that_the_network_does_not_take_are_refused(trained, images, words):
     with pytest.raises(UserError, match=words):
-        predict(open_run(trained["binary"]), images)
+        open_run(trained["binary"]).predict(images)
 
 
 @pytest.mark.parametrize(
@@ -319,7 +408,7 @@ def test_the_leaky_protocol_chooses_on_test_trains_the_same_and_says_so(
 
     run = open_run(leaky)
     test = load_split(run.config.data, "test")
-    logits = predict(run, test.images)
+    logits = run.predict(test.images)
     scores = 1 - compute_probabilities(logits)[:, 0]
     rows = [json.loads(line) for line in (leaky / "metrics.jsonl").read_text().splitlines()]
     aurocs = {row["step"]: row["val/auroc"] for row in rows if "val/auroc" in row}
@@ -355,36 +444,36 @@ def test_views_are_averaged_the_same_for_any_batch_device_and_neighbour(trained,
     expected = np.mean([compute_probabilities(one) for one in logits], axis=0)
     for devices, size, of in ((1, 7, slice(None)), (8, 1000, slice(None)), (8, 1, slice(3, 4))):
         mesh = Mesh(np.array(jax.devices()[:devices]), (AXIS,))
-        monkeypatch.setattr("pneumojax.evaluation.predict.make_mesh", lambda mesh=mesh: mesh)
-        probabilities = compute_probabilities(predict(with_eval_batch_size(run, size), images[of]))
+        monkeypatch.setattr("pneumojax.evaluation.run.make_mesh", lambda mesh=mesh: mesh)
+        probabilities = compute_probabilities(with_eval_batch_size(run, size).predict(images[of]))
         np.testing.assert_allclose(probabilities, expected[of], atol=1e-5, err_msg=f"{devices} {size}")
 
 
 def test_threshold_and_temperature_are_of_as_many_views_as_are_scored(workdir):
     plain = open_run(workdir)
     rules = plain.config.threshold
-    first = load_threshold(plain, rules), load_calibration(plain)
+    first = load_or_choose_threshold(plain, rules), load_or_fit_calibration(plain)
     run = open_run(workdir, test_time_views=2)
     results = evaluate(run, "test")
     assert results["threshold"]["test_time_views"] == results["run"]["test_time_views"] == 2
     assert results["calibration"]["test_time_views"] == 2
     validation = load_split(run.config.data, "validation")
-    scores = 1 - compute_probabilities(predict(run, validation.images))[:, 0]
-    assert results["threshold"]["value"] == metrics.choose_threshold(
+    scores = 1 - compute_probabilities(run.predict(validation.images))[:, 0]
+    assert results["threshold"]["value"] == thresholds.choose_threshold(
         validation.subtypes, scores, rules.threshold_rule, target_sensitivity=0.95
     )
-    again = load_threshold(plain, rules), load_calibration(plain)
+    again = load_or_choose_threshold(plain, rules), load_or_fit_calibration(plain)
     for old, new in zip(first, again, strict=True):
         assert old | {"date": None} == new | {"date": None}
     # A file that was written before there were views is of the image itself.
     old = {name: value for name, value in again[0].items() if name != "test_time_views"} | {"value": 0.123}
     (workdir / "threshold.json").write_text(json.dumps(old))
-    assert load_threshold(plain, rules)["value"] == 0.123
-    assert load_threshold(run, rules)["value"] == results["threshold"]["value"]
+    assert load_or_choose_threshold(plain, rules)["value"] == 0.123
+    assert load_or_choose_threshold(run, rules)["value"] == results["threshold"]["value"]
 
 
 def test_views_without_augmentation_are_refused(make_config):
     still = dict.fromkeys(("rotate_degrees", "shift", "zoom", "brightness", "contrast", "gamma"), 0.0)
-    with pytest.raises(UserError, match="test_time_views=4 needs a range of augmentation"):
+    with pytest.raises(UserError, match="test_time_views=4 needs an augmentation range"):
         make_config(**still, crop_min_area=1.0, test_time_views=4)
     assert make_config(**still, crop_min_area=1.0, flip=True, test_time_views=4).augment.test_time_views == 4

@@ -1,14 +1,14 @@
-"""Altered images keep exactly what they are said to keep."""
+"""Perturbed images keep exactly what their description says."""
 
 import numpy as np
 import pytest
 from skimage.measure import block_reduce
 
 from pneumojax.evaluation.perturbations import (
-    ALTERATIONS,
     BLOCKS,
     LUNGS_AREA,
     NEARLY_ALL_AREA,
+    PERTURBATIONS,
     blacken_centre,
     compute_blocks,
     keep_centre,
@@ -39,7 +39,7 @@ def test_centre_and_frame_part_the_image(side, area):
 
 
 def test_without_lungs_means_black_where_the_average_lung_is():
-    altered = {name: one.alter(make_images(64)) for name, one in ALTERATIONS.items() if one.without_lungs}
+    altered = {name: one.perturb(make_images(64)) for name, one in PERTURBATIONS.items() if one.without_lungs}
     assert set(altered) == {"centre_black", "edge_only"}
     for images in altered.values():
         assert not images[:, int(0.17 * 64) : int(0.82 * 64), int(0.14 * 64) : int(0.88 * 64)].any()
@@ -74,12 +74,12 @@ def test_shuffled_pixels_keep_the_histogram_and_no_place():
     assert np.any(same[0] != same[1])
 
 
-@pytest.mark.parametrize("name", ALTERATIONS)
-def test_alterations_keep_shape_and_type_and_leave_their_input_alone(name):
+@pytest.mark.parametrize("name", PERTURBATIONS)
+def test_perturbations_keep_shape_and_type_and_leave_their_input_alone(name):
     images = make_images(31)
     images.setflags(write=False)  # As the memory-mapped images of a split are.
     before = images.copy()
-    altered = ALTERATIONS[name].alter(images)
+    altered = PERTURBATIONS[name].perturb(images)
     assert altered.shape == images.shape and altered.dtype == np.uint8
     np.testing.assert_array_equal(images, before)
     assert np.any(altered != images) == (name != "unaltered")

@@ -7,7 +7,8 @@ import pytest
 from sklearn import metrics as oracle
 
 from pneumojax.data.dataset import Split
-from pneumojax.evaluation import metrics, subgroups
+from pneumojax.evaluation import subgroups
+from pneumojax.evaluation.bootstrap import PatientBootstrap
 
 
 def make_split(images=240, seed=0, **changes):
@@ -48,7 +49,7 @@ def pick(split, name):
 def test_subgroups_equal_scikit_learn():
     split, probabilities = make_split(241)  # An odd number: one image is the median.
     scores = 1 - probabilities[:, 0]
-    results = subgroups.compute_subgroups(split, probabilities, 0.6)
+    results = subgroups.compute_subgroups(split, probabilities, 0.6, PatientBootstrap(split.patient_ids))
     assert json.loads(json.dumps(results, allow_nan=False)) == results
     kinds = results.pop("bacterial_against_viral")
     for name, group in results.items():
@@ -77,17 +78,29 @@ def test_subgroups_equal_scikit_learn():
     assert kinds["images"] == pneumonia.sum()
 
 
-def test_a_subgroup_of_all_images_has_the_figures_of_the_split():
-    split, probabilities = make_split(channels=np.ones(240, np.int32))
-    whole = metrics.compute_metrics(split.subtypes, probabilities, 0.6, split.patient_ids)
-    results = subgroups.compute_subgroups(split, probabilities, 0.6)
-    assert results["grey"]["metrics"] == {name: whole[name] for name in subgroups.REPORTED}
-    assert all(one["reason"] == "The split has no such image." for one in results["rgb"]["metrics"].values())
+def test_a_subgroup_of_all_images_is_left_out_with_its_counterpart():
+    split, probabilities = make_split(
+        channels=np.full(240, 3, np.int32), duplicate_of=np.full(240, ""), heights=np.full(240, 500, np.int32)
+    )
+    results = subgroups.compute_subgroups(split, probabilities, 0.6, PatientBootstrap(split.patient_ids))
+    assert list(results) == ["bacterial", "viral", "small", "large", "narrow", "wide", "bacterial_against_viral"]
+    split, probabilities = make_split(widths=np.full(240, 700, np.int32), heights=np.full(240, 500, np.int32))
+    results = subgroups.compute_subgroups(split, probabilities, 0.6, PatientBootstrap(split.patient_ids))
+    assert list(results) == ["bacterial", "viral", "grey", "rgb", "without_duplicates", "bacterial_against_viral"]
+
+
+@pytest.mark.parametrize("kind", [1, 2])
+def test_kinds_of_pneumonia_are_left_out_where_there_is_one_kind_only(kind):
+    subtypes = np.where(np.arange(240) % 2, kind, 0).astype(np.int32)
+    split, probabilities = make_split(subtypes=subtypes)
+    results = subgroups.compute_subgroups(split, probabilities, 0.6, PatientBootstrap(split.patient_ids))
+    assert not {"bacterial", "viral"} & set(results)
+    assert "lacks one of them" in results["bacterial_against_viral"]["metrics"]["auroc"]["reason"]
 
 
 def test_shared_specificity_of_both_kinds_of_pneumonia():
     split, probabilities = make_split()
-    results = subgroups.compute_subgroups(split, probabilities, 0.5)
+    results = subgroups.compute_subgroups(split, probabilities, 0.5, PatientBootstrap(split.patient_ids))
     assert results["bacterial"]["metrics"]["specificity"] == results["viral"]["metrics"]["specificity"]
 
 
@@ -95,7 +108,7 @@ def test_shared_specificity_of_both_kinds_of_pneumonia():
 @pytest.mark.parametrize("subtype", [0, 1, 2])
 def test_split_of_one_class(subtype):
     split, probabilities = make_split(30, subtypes=np.full(30, subtype, np.int32))
-    results = subgroups.compute_subgroups(split, probabilities, 0.5, resamples=50)
+    results = subgroups.compute_subgroups(split, probabilities, 0.5, PatientBootstrap(split.patient_ids, 50))
     json.dumps(results, allow_nan=False)
     kinds = results.pop("bacterial_against_viral")["metrics"]["auroc"]
     assert "lacks one of them" in kinds["reason"]
@@ -107,9 +120,9 @@ def test_split_of_one_class(subtype):
 def test_a_network_of_two_classes_does_not_tell_the_kinds_apart():
     split, probabilities = make_split()
     binary = np.stack([probabilities[:, 0], 1 - probabilities[:, 0]], axis=1)
-    results = subgroups.compute_subgroups(split, binary, 0.6)
+    results = subgroups.compute_subgroups(split, binary, 0.6, PatientBootstrap(split.patient_ids))
     assert "two classes" in results["bacterial_against_viral"]["metrics"]["auroc"]["reason"]
-    of_three = subgroups.compute_subgroups(split, probabilities, 0.6)
+    of_three = subgroups.compute_subgroups(split, probabilities, 0.6, PatientBootstrap(split.patient_ids))
     assert results["viral"]["metrics"]["auroc"]["value"] == pytest.approx(
         of_three["viral"]["metrics"]["auroc"]["value"]
     )

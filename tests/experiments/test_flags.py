@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from pneumojax.config import Config, config_fields, config_to_dict
+from experiments.flags import find_changed_fields, format_flagfile, format_flags, parse_config
+from pneumojax.config import Config, config_fields, config_from_dict, config_to_dict
 
 ROOT = pathlib.Path(__file__).parents[2]
 PRESETS = sorted((ROOT / "experiments" / "presets").glob("*.flags"))
@@ -14,7 +15,8 @@ PRESETS = sorted((ROOT / "experiments" / "presets").glob("*.flags"))
 PARSE = """
 import json
 from absl import flags
-from experiments.flags import define_config_flags, config_from_flags, run
+from experiments.cli import run
+from experiments.flags import define_config_flags, config_from_flags
 from pneumojax.config import config_to_dict
 own = set(flags.FLAGS)
 define_config_flags()
@@ -89,37 +91,11 @@ def test_a_bad_argument_ends_in_a_sentence_and_code_1(argument, sentence, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("error", "code", "sentence"),
-    [
-        ("UserError('mend this.')", 1, "mend this."),
-        ("KeyboardInterrupt()", 130, "interrupted."),
-        (
-            "PermissionError(errno.EACCES, 'Permission denied', 'runs/a')",
-            1,
-            "runs/a cannot be written: Permission denied.",
-        ),
-        ("OSError(errno.ENOSPC, 'No space left on device')", 1, "a file cannot be written: No space left on device."),
-    ],
-)
-def test_what_the_user_can_mend_ends_without_a_traceback(error, code, sentence):
-    program = f"""
-import errno
-from experiments.flags import run
-from pneumojax.errors import UserError
-def main():
-    raise {error}
-run(main)
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
-    assert (done.returncode, "Traceback" in done.stderr) == (code, False)
-    assert sentence in done.stderr
-
-
-def test_a_defect_keeps_its_traceback_and_the_exit_code_of_main_is_kept():
-    program = "from experiments.flags import run\nrun(lambda: {}['missing'])"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
-    assert "KeyError" in done.stderr
-    assert done.returncode == 1
-    program = "from experiments.flags import run\nrun(lambda: 7)"
-    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 7
+def test_changed_fields_are_flags_that_give_the_same_config():
+    given = {"epochs": 3, "flip": True, "test_time_views": 2, "cnn_widths": [4, 8], "data_dir": "a folder"}
+    config = config_from_dict(given)
+    assert find_changed_fields(config) == given
+    assert find_changed_fields(config, ignore=("epochs", "data_dir")).keys() == given.keys() - {"epochs", "data_dir"}
+    words = format_flags(given | {"ema_decay": None, "flip": False})
+    assert words == ["--epochs=3", "--noflip", "--test_time_views=2", "--cnn_widths=4,8", "--data_dir=a folder"]
+    assert parse_config(format_flagfile(config).splitlines()) == config

@@ -1,4 +1,4 @@
-"""The presets that stand for published systems: each is there, is told what it reads, and builds its network."""
+"""The presets of published systems: each describes what is published, and builds its network."""
 
 import dataclasses
 import pathlib
@@ -28,7 +28,7 @@ def read_preset(name):
 
 
 @EVERY_SYSTEM
-def test_a_system_says_what_is_published_what_is_our_reading_and_what_it_costs(name):
+def test_a_preset_says_what_is_published_what_is_assumed_and_what_it_costs(name):
     text = (PRESETS / f"{name}.flags").read_text()
     assert text.startswith(f"# {name}: ")
     assert "\n# Published" in text

@@ -1,4 +1,4 @@
-"""experiments/reproduce.py: its table is of the runs that it trained, and a second start trains nothing again."""
+"""experiments/reproduce.py: its table summarises the trained runs, and a second start trains none of them again."""
 
 import csv
 import functools
@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from forked import run_script
 
-from experiments.systems import LEAKY, SYSTEMS
+from experiments.benchmarks.systems import LEAKY, SYSTEMS
 from pneumojax.errors import UserError
 from pneumojax.evaluation import metrics
+from pneumojax.evaluation.bootstrap import PatientBootstrap
 from pneumojax.evaluation.prediction_files import Predictions
 from pneumojax.evaluation.summary import compute_mean_metrics
 
@@ -119,7 +120,7 @@ def make_predictions(seed, workdir="run"):
 
 def test_the_mean_of_one_training_is_its_metrics():
     one = make_predictions(0)
-    expected = metrics.compute_metrics(one.labels, one.probabilities, one.threshold, one.patient_ids, 1000, 0)
+    expected = metrics.compute_metrics(one.labels, one.probabilities, one.threshold, PatientBootstrap(one.patient_ids))
     result = compute_mean_metrics([one])
     assert {name: {**metric, "standard_deviation": None} for name, metric in expected.items()} == result
 

@@ -1,4 +1,4 @@
-"""experiments/speedrun.py: the race is fit's own training, and its rows, table, rules and continuation."""
+"""experiments/speedrun.py: it trains as `fit` does; its rows, table and rules; resuming it."""
 
 import functools
 import json
@@ -13,8 +13,8 @@ import pytest
 from forked import run_script
 from scipy import stats
 
-from experiments import flags, speedrun, speedrun_report
-from experiments.benchmarks import records
+from experiments import flags, speedrun
+from experiments.benchmarks import records, speedrun_page
 from pneumojax.checkpoint import load_run
 from pneumojax.config import config_from_dict, replace_fields
 from pneumojax.errors import UserError
@@ -64,23 +64,23 @@ def test_a_row_keeps_the_words_that_say_what_is_measured(monkeypatch):
     own = ["--model=cnn", "--epochs", "2", "--noaugment"]
     places = ["--results", "/home/me/rows.jsonl", "--peer_python=/home/me/bin/python", "--resume"]
     monkeypatch.setattr(sys, "argv", ["benchmark.py", *places[:2], *own, *places[2:]])
-    assert records.own_words() == own
+    assert records.list_measured_words() == own
 
 
-def test_a_small_race_goes_on_from_the_command_to_the_table(run_speedrun, data_dir, tmp_path):
+def test_a_small_speedrun_is_resumed_from_the_command_to_the_table(run_speedrun, data_dir, tmp_path):
     results = tmp_path / "rows.jsonl"
     config = ["--model=mlp", "--mlp_widths=8", "--image_px=16", "--epochs=1", "--batch_size=16", "--chunk_steps=4"]
     words = [*config, f"--data_dir={data_dir}", "--seed=5", "--seeds=2"]
     same = {"commit": records.find_commit(), "command": shlex.join(["experiments/speedrun.py", *words])}
-    # What a start that was stopped after its first training has left, and what another command has.
+    # The rows of a start that was stopped after its first training, and a row of another command.
     left, *_ = make_rows([0.75, 0.8])
     other, earlier = left | {"seed": 6}, left | {"seed": 5} | same
     results.write_text("".join(json.dumps(row) + "\n" for row in (other, earlier)))
     done = run_speedrun("--resume", *words, "--results", str(results))
     assert done.returncode == 0, done.stderr
     assert "seed 5: " not in done.stderr and "seed 6: " in done.stderr
-    # The warm-up is of another seed and leaves no row.
-    assert "seed 7: " in done.stderr and "Discarded" in done.stderr
+    # The warm-up has another seed and leaves no row.
+    assert "seed 7: " in done.stderr and "Warm-up, discarded" in done.stderr
     *before, training, race = (json.loads(line) for line in results.read_text().splitlines())
     assert before == [other, earlier]
     assert (training["what"], training["seed"], training["command"]) == ("training", 6, same["command"])
@@ -114,7 +114,7 @@ def test_bad_input_is_a_sentence(run_speedrun, tmp_path):
 def test_the_interval_is_students():
     values = [0.99, 0.992, 0.995, 0.991]
     expected = stats.t.interval(0.95, 3, np.mean(values), stats.sem(values))
-    assert speedrun_report.compute_interval(values) == pytest.approx(expected)
+    assert speedrun_page.compute_interval(values) == pytest.approx(expected)
 
 
 def make_rows(aurocs, first_seed=0, **fields):
@@ -127,13 +127,13 @@ def make_rows(aurocs, first_seed=0, **fields):
     ]
     race = {"what": "speedrun", "fields": fields, "seconds_with_compilation": 9.0, "cores": 2, "load": 0.1} | same
     race |= {"device": {"kind": "chip", "platform": "cpu", "count": 1}, "versions": {"jax": "1"}}
-    return [*trainings, race | speedrun_report.summarise(trainings, 0.99)]
+    return [*trainings, race | speedrun_page.summarise(trainings, 0.99)]
 
 
 def test_the_table_compares_seed_by_seed_with_the_first_row_and_shows_of_equal_ones_the_last():
     rows = make_rows([0.98, 0.99], epochs=4) + make_rows([0.99, 0.992, 0.994], epochs=4)
     rows += make_rows([0.995, 0.998], first_seed=1, dtype="bfloat16")
-    page = speedrun_report.format_page(rows)
+    page = speedrun_page.format_page(rows)
     lines = [line for line in page.splitlines() if line.startswith("|")][2:]
     assert len(lines) == 2
     assert (

@@ -62,7 +62,7 @@ def test_the_page_holds_all_pictures_and_needs_no_other_file(explored):
             assert min(image.size) > 200
     page = (folder / "explore.html").read_text()
     assert page.count('src="data:image/png;base64,') == page.count("<img") == len(PICTURES)
-    assert "http" not in page and "Drawn radiographs" in page
+    assert "http" not in page and "Synthetic radiographs" in page
 
 
 def test_only_training_images_are_looked_at_and_averages_are_means(config, explored):
@@ -88,9 +88,9 @@ def test_script_prints_the_facts_and_the_next_command(data_dir, processes, tmp_p
     done = run_script(processes, tmp_path, "experiments/explore.py", *arguments)
     assert done.returncode == 0, done.stderr
     text = done.stdout
-    (record,) = (json.loads(path.read_text()) for path in data_dir.rglob("metadata.json"))
+    (metadata,) = (json.loads(path.read_text()) for path in data_dir.rglob("metadata.json"))
     for name in SUBTYPES:
-        numbers = [str(of[name]) for of in record["counts"].values()]
+        numbers = [str(of[name]) for of in metadata["counts"].values()]
         assert [name, *numbers] in [line.split() for line in text.splitlines()]
     assert text.rstrip().endswith(f"Next: scripts/run experiments/train.py --dataset=phantom --data_dir={data_dir}")
     assert (tmp_path / "pictures" / "explore.html").exists()

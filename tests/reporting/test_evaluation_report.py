@@ -1,4 +1,4 @@
-"""The report tells what metrics.json holds, in words, and hides nothing that a reader must know."""
+"""The report says in words what metrics.json holds, and hides nothing that a reader must know."""
 
 import base64
 import copy
@@ -13,14 +13,16 @@ from PIL import Image
 from pneumojax.config import Config, config_from_dict, config_to_dict
 from pneumojax.data.dataset import Split
 from pneumojax.evaluation import metrics
+from pneumojax.evaluation.bootstrap import PatientBootstrap
 from pneumojax.evaluation.summary import compute_statistics
-from pneumojax.reporting.evaluation_report import NOT_A_DEVICE, describe_warnings, make_report
+from pneumojax.reporting.caveats import NOT_A_DEVICE, describe_warnings
+from pneumojax.reporting.evaluation_report import make_report
 
 PICTURES = ("roc", "precision_recall", "reliability", "predictive_values", "decision_curve", "learning_curves")
 
 
 def make_split(subtypes):
-    """Images of one patient each, told apart by their brightness."""
+    """Images of one patient each, which differ in brightness."""
     n = len(subtypes)
     return Split(
         name="test",
@@ -49,14 +51,14 @@ def make_info(**fields):
 
 
 def make_results(split, scores, threshold=0.5, task="binary"):
-    """metrics.json of scores for pneumonia; of three classes, those of pneumonia fall to VIRUS by a third."""
+    """metrics.json of scores for pneumonia. With three classes, a third of each score is for VIRUS."""
     scores = np.asarray(scores, np.float64)
     columns = [1 - scores, scores] if task == "binary" else [1 - scores, scores * 2 / 3, scores / 3]
     probabilities = np.stack(columns, axis=1)
     chosen = {"value": threshold, "rule": "youden", "split": "validation"}
     chosen["operating_points"] = {"target_sensitivity_0.95": 0.25, "target_sensitivity_0.99": None, "youden": threshold}
     fitted = {"temperature": 1.5, "prevalence": 0.5, "split": "validation"}
-    numbers = compute_statistics(split, task, probabilities, chosen, fitted)
+    numbers = compute_statistics(split, task, probabilities, chosen, fitted, PatientBootstrap(split.patient_ids))
     ill = split.subtypes > 0
     confusion = metrics.compute_confusion(ill.astype(int), metrics.compute_decisions(scores, threshold), 2)
     names = ("NORMAL", "PNEUMONIA") if task == "binary" else ("NORMAL", "BACTERIA", "VIRUS")
@@ -128,8 +130,8 @@ SCORES = [0.1] * 13 + [0.3] * 5 + [0.6, 0.8] + [0.9] * 13 + [0.7] * 2 + [0.2, 0.
 def test_the_summary_says_what_was_found_and_what_was_missed(report):
     text = read_text(report(SUBTYPES, SCORES))
     assert "scored 40 chest X-rays of 40 children (20 NORMAL, 20 PNEUMONIA), the test split" in text
-    assert re.search(r"of 100 images with pneumonia 75 \(\d+ to \d+\) are found \(15 of 20\)", text)
-    assert re.search(r"Of 100 NORMAL images 10 \(\d+ to \d+\) raise a false alarm \(2 of 20\)", text)
+    assert re.search(r"0\.5 .*, 75 \(\d+ to \d+\) of 100 images with pneumonia are found \(15 of 20\)", text)
+    assert re.search(r"Of 100 NORMAL images, 10 \(\d+ to \d+\) raise a false alarm \(2 of 20\)", text)
     auroc = np.mean([(a > b) + (a == b) / 2 for a in SCORES[20:] for b in SCORES[:20]])
     assert f"AUROC {auroc:.3f} (" in text
     assert NOT_A_DEVICE in text
@@ -138,16 +140,16 @@ def test_the_summary_says_what_was_found_and_what_was_missed(report):
 def test_each_operating_point_has_its_confusion_matrix_and_rates(report):
     page = report(SUBTYPES, SCORES)
     rows = read_rows(page)
-    (first,) = [i for i, row in enumerate(rows) if row[0] == "The run's own, youden"]
+    (first,) = [i for i, row in enumerate(rows) if row[0] == "The run's own, youden threshold 0.5"]
     assert rows[first][1:4] == ["pneumonia", "15 found", "5 missed"]
     assert rows[first][4].startswith("sensitivity 0.750 (")
-    assert rows[first + 1][:4] == ["threshold 0.5", "NORMAL", "2 false alarms", "18 right"]
+    assert rows[first + 1][:4] == ["", "NORMAL", "2 false alarms", "18 right"]
     assert rows[first + 1][4].startswith("specificity 0.900 (")
     assert rows[first + 2][2].startswith(f"PPV {15 / 17:.3f} (") and rows[first + 2][3].startswith(
         f"NPV {18 / 23:.3f} ("
     )
-    assert rows[first + 3][:4] == ["Target sensitivity 0.95", "pneumonia", "18 found", "2 missed"]
-    assert rows[first + 4][:4] == ["threshold 0.25", "NORMAL", "7 false alarms", "13 right"]
+    assert rows[first + 3][:4] == ["Target sensitivity 0.95 threshold 0.25", "pneumonia", "18 found", "2 missed"]
+    assert rows[first + 4][:4] == ["", "NORMAL", "7 false alarms", "13 right"]
     assert "Target sensitivity 0.99: no threshold." in read_text(page)
 
 
@@ -167,11 +169,11 @@ def test_the_most_wrong_images_come_first_as_the_network_saw_them(report):
     np.testing.assert_array_equal(pixels, np.full((4, 4), 36, np.uint8))
 
 
-def test_many_errors_are_cut_and_none_are_named(report):
+def test_of_many_errors_the_worst_are_shown_and_of_none_the_page_says_so(report):
     text = read_text(report([0] * 12 + [1] * 12, [0.6 + i / 100 for i in range(12)] + [0.9] * 12))
-    assert "12 of NORMAL, of which 8 are shown" in text
+    assert "NORMAL images that were called pneumonia: 12, of which the 8 most wrong are shown." in text
     assert "score 0.71 image11.jpeg" in text and "image03.jpeg" not in text
-    assert "None: no image with pneumonia was decided NORMAL." in text
+    assert "Images with pneumonia that were called NORMAL: none." in text
 
 
 @pytest.mark.parametrize("subtype", [0, 1])
@@ -187,7 +189,7 @@ def test_a_split_of_one_class_has_a_report_with_reasons(report, subtype):
     assert lacking in text
 
 
-def test_training_tells_the_essentials_and_what_is_not_the_default(report):
+def test_training_lists_the_main_settings_and_those_that_are_not_the_default(report):
     networks = {"runs/a": make_info(flip=True), "runs/b": make_info(flip=True, epochs=7) | {"step": 77}}
     one, two = (read_rows(report(SUBTYPES, SCORES, networks=these)) for these in ({"runs/a": make_info()}, networks))
     assert ["Setting", "Default", "runs/a", "runs/b"] in two
@@ -198,7 +200,7 @@ def test_training_tells_the_essentials_and_what_is_not_the_default(report):
     assert ["Device", "", "2 x toaster"] in one
     assert ["optimizer", "adamw", "adamw"] in one
     assert "flip" not in [row[0] for row in one] and "dropout" not in [row[0] for row in two]
-    assert ["Fingerprint of the data set", "d" * 64] in one and ["Begun", "", "2026-01-02 03:04 UTC"] in one
+    assert ["Fingerprint of the data set", "d" * 64] in one and ["Started", "", "2026-01-02 03:04 UTC"] in one
 
 
 def test_three_classes_have_their_matrix_and_metrics(report):
@@ -217,16 +219,22 @@ def test_three_classes_have_their_matrix_and_metrics(report):
     ("change", "sentences"),
     [
         ({}, []),
-        ({"synthetic": True}, ["Drawn radiographs, not patients"]),
-        ({"split": "validation"}, ["Epoch, threshold and temperature were chosen on this very split"]),
-        ({"split": "validation", "rule_split": None}, ["Epoch and temperature were chosen on this very split"]),
-        ({"split": "validation", "which": "latest", "rule_split": None}, ["Temperature was chosen on this very split"]),
+        ({"synthetic": True}, ["Synthetic radiographs, not patients"]),
+        ({"split": "validation"}, ["Epoch, threshold and temperature were chosen on the split that is scored"]),
+        (
+            {"split": "validation", "rule_split": None},
+            ["Epoch and temperature were chosen on the split"],
+        ),
+        (
+            {"split": "validation", "which": "latest", "rule_split": None},
+            ["Temperature was chosen on the split"],
+        ),
         ({"split": "train"}, ["trained on these images"]),
         (
             {"selection_split": "test", "rule_split": "test"},
             ["LEAKY: epoch, threshold and temperature were chosen on the split that is scored"],
         ),
-        ({"trained": False, "synthetic": True}, ["Drawn radiographs", "may have been trained on"]),
+        ({"trained": False, "synthetic": True}, ["Synthetic radiographs", "may have been trained on"]),
     ],
 )
 def test_warnings_stand_where_they_must_and_nowhere_else(change, sentences, directory):

@@ -1,4 +1,4 @@
-"""pneumojax.reporting.figures: a picture of every split, none half-written."""
+"""pneumojax.reporting.figures: every split has all figures, and none is half-written."""
 
 import subprocess
 import sys
@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pneumojax.evaluation import calibration, decision_curve, metrics
+from pneumojax.evaluation import calibration, curves, decision_curve, metrics
+from pneumojax.evaluation.bootstrap import PatientBootstrap
 from pneumojax.reporting.figures import data, evaluation, intervals, search, style, training
 
 PICTURES = ["confusion.png", "decision.png", "pr.png", "predictive.png", "reliability.png", "roc.png"]
@@ -21,26 +22,26 @@ def drawn(draw_pictures):
 
 def draw_all(folder, labels, probabilities, threshold):
     """Draws a split as an evaluation does; returns the files."""
-    patient_ids = np.arange(len(labels))
+    bootstrap = PatientBootstrap(np.arange(len(labels)), 50)
     scores = metrics.compute_binary_scores(probabilities)
-    result = metrics.compute_metrics(labels, probabilities, threshold, patient_ids, resamples=50)
-    roc = metrics.compute_roc_curve(labels, scores, patient_ids, resamples=50)
-    pr = metrics.compute_pr_curve(labels, scores, patient_ids, resamples=50)
+    result = metrics.compute_metrics(labels, probabilities, threshold, bootstrap)
+    roc = curves.compute_roc_curve(labels, scores, bootstrap)
+    pr = curves.compute_pr_curve(labels, scores, bootstrap)
     confusion = metrics.compute_confusion(labels, probabilities.argmax(axis=1), probabilities.shape[1])
     evaluation.save_roc(folder / "roc.png", roc, result, threshold, title="test")
     evaluation.save_precision_recall(folder / "pr.png", pr, result, threshold, title="test")
     evaluation.save_confusion_matrix(folder / "confusion.png", confusion, "ABC"[: len(confusion)])
-    fitted = calibration.compute_calibration(labels, probabilities, patient_ids, resamples=50)
+    fitted = calibration.compute_calibration(labels, probabilities, bootstrap)
     bins = calibration.compute_reliability(labels, scores)
     evaluation.save_reliability(
         folder / "reliability.png",
         {"before": bins, "after": bins},
         {"before": fitted, "after": fitted, "temperature": 1.2},
     )
-    curve = decision_curve.compute_decision_curve(labels, scores, patient_ids, resamples=50)
+    curve = decision_curve.compute_decision_curve(labels, scores, bootstrap)
     evaluation.save_decision_curve(folder / "decision.png", curve, title="test")
     grid = calibration.PREVALENCE_GRID
-    values = calibration.compute_predictive_values(labels, scores, threshold, patient_ids, grid, resamples=50)
+    values = calibration.compute_predictive_values(labels, scores, threshold, grid, bootstrap)
     counts = {"images": len(labels), "classes": {"NORMAL": labels.count(0) if isinstance(labels, list) else 20}}
     evaluation.save_predictive_values(folder / "predictive.png", {"prevalence": grid} | values, counts, threshold)
     return sorted(file.name for file in folder.iterdir())
@@ -79,17 +80,19 @@ def test_pictures_of_splits_that_lack_something(tmp_path, labels, threshold):
     assert is_picture(tmp_path / "roc.png", style.BLUE) == (len(set(labels)) == 2)
     assert is_picture(tmp_path / "pr.png", style.BLUE) == (1 in labels)
     assert is_picture(tmp_path / "reliability.png", style.BLUE)
-    # Of equal scores all or none are decided for: one predictive value exists, the other does not.
-    both, decided_for = len(set(labels)) == 2, threshold <= 0.5
+    # Images with equal scores are all predicted positive or all negative, so only one predictive value exists.
+    both, all_positive = len(set(labels)) == 2, threshold <= 0.5
     curves = [is_picture(tmp_path / "predictive.png", colour, top=0.7) for colour in (style.ORANGE, style.BLUE)]
-    assert curves == [both and decided_for, both and not decided_for]
+    assert curves == [both and all_positive, both and not all_positive]
 
 
 @pytest.mark.filterwarnings("error")
 def test_predictive_values_with_their_bands(tmp_path):
     labels = np.arange(40) % 2
     decisions = np.where(np.arange(40) < 10, 1 - labels, labels)
-    values = calibration.compute_predictive_values(labels, decisions, 0.5, np.arange(40), [0.1, 0.5, 0.9], resamples=50)
+    values = calibration.compute_predictive_values(
+        labels, decisions, 0.5, [0.1, 0.5, 0.9], PatientBootstrap(np.arange(40), 50)
+    )
     counts = {"images": 40, "classes": {"NORMAL": 20}}
     evaluation.save_predictive_values(tmp_path / "a.png", {"prevalence": [0.1, 0.5, 0.9]} | values, counts, 0.5)
     for colour in (style.BLUE, style.ORANGE):
@@ -217,8 +220,8 @@ def test_averages_of_one_class_and_files_of_one_size_are_told_not_drawn(tmp_path
     data.save_sizes(tmp_path / "sizes.png", side, side, np.arange(1200) % 3, ("A", "B", "C"))
     data.save_sizes(tmp_path / "sizes.png", side, np.arange(1200), np.arange(1200) % 3, ("A", "B", "C"))
     assert reasons == [
-        "There is no class but VIRUS to compare.",
-        "All 1,200 files have 224 x 224 pixels: resized before they were packaged.",
+        "VIRUS is the only class, so there is nothing to compare.",
+        "All 1,200 files have 224 x 224 pixels: they were resized before packaging.",
     ]
 
 

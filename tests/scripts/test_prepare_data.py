@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tfds_builder.kermany_pneumonia import dataset_dir, phantom, read_record
+from tfds_builder.kermany_pneumonia import dataset_dir, phantom, read_metadata
 
 SCRIPT = pathlib.Path(__file__).parents[2] / "scripts" / "prepare_data.py"
 
@@ -31,11 +31,11 @@ def test_prepares_prints_the_table_and_the_next_command_then_does_nothing_twice(
     done = run_script(*arguments)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    record = read_record(dataset_dir("kermany", tmp_path))
+    metadata = read_metadata(dataset_dir("kermany", tmp_path))
     rows = {line.split()[0]: line.split() for line in done.stdout.splitlines() if line}
     assert rows["split"][1:6] == ["NORMAL", "BACTERIA", "VIRUS", "images", "patients"]
-    for split, counts in record["counts"].items():
-        expected = [*counts.values(), sum(counts.values()), record["groups"][split], record["rgb"][split]]
+    for split, counts in metadata["counts"].items():
+        expected = [*counts.values(), sum(counts.values()), metadata["groups"][split], metadata["rgb"][split]]
         assert rows[split][1:7] == [str(number) for number in expected]
     assert "1 left out of train and validation: byte-identical to another training image" in done.stdout
     assert "1 kept in test and marked" in done.stdout
@@ -67,7 +67,7 @@ def test_default_data_dir_missing_test_folder_and_bad_images_are_told(chest_xray
     done = run_script(f"--source={source}", "--skip_bad_images", **home)
     assert done.returncode == 0, done.stderr
     assert "1 bad images skipped:\n         train/NORMAL/IM-0999-0001.jpeg" in done.stdout
-    assert "The source has no test folder: there is no test split" in done.stdout
+    assert "The source has no test folder, so there is no test split" in done.stdout
     assert "--data_dir" not in done.stdout
     assert dataset_dir("kermany", tmp_path / "tensorflow_datasets").is_dir()
 
@@ -76,7 +76,7 @@ def test_verify_reads_everything_again(chest_xray, tmp_path):
     assert run_script(f"--source={chest_xray}", f"--data_dir={tmp_path}").returncode == 0
     good = run_script("--verify", f"--data_dir={tmp_path}")
     assert good.returncode == 0
-    assert "is as its record says: 39 images read" in good.stdout
+    assert "is as its metadata say: 39 images were read" in good.stdout
     shard = next(dataset_dir("kermany", tmp_path).glob("*-test.*"))
     content = bytearray(shard.read_bytes())
     content[content.index(b"\xff\xd8\xff") + 1000] ^= 1
@@ -91,8 +91,8 @@ def test_verify_reads_everything_again(chest_xray, tmp_path):
     ("arguments", "code", "sentence"),
     [
         (["--source=/nowhere"], 1, "The source /nowhere does not exist."),
-        (["--verify"], 1, "No prepared data set lies in"),
-        (["--dataset=phantom", "--source=/nowhere"], 1, "The phantom data set is drawn and takes no source."),
+        (["--verify"], 1, "There is no prepared data set in"),
+        (["--dataset=phantom", "--source=/nowhere"], 1, "The phantom data set is synthetic and takes no source."),
         (["--dataset=imagenet"], 2, "flag --dataset=imagenet: value should be one of <kermany|phantom>"),
         (["--skip_bad_images=perhaps"], 2, "flag --skip_bad_images=perhaps"),
         (["--datset=kermany"], 2, "Unknown command line flag 'datset'"),

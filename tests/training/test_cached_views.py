@@ -9,13 +9,13 @@ from pneumojax import steps
 from pneumojax.config import config_from_dict
 from pneumojax.data.dataset import load_split
 from pneumojax.errors import UserError
-from pneumojax.evaluation.predict import predict
 from pneumojax.evaluation.run import open_run
 from pneumojax.models import split_frozen
 from pneumojax.optimizer import make_optimizer
 from pneumojax.sharding import AXIS, put
-from pneumojax.training import fit as fit_module
+from pneumojax.training.features import make_extract_split
 from pneumojax.training.fit import fit
+from pneumojax.training.plan import TrainingPlan
 
 VGG = {
     "model": "vgg16",
@@ -38,7 +38,8 @@ def train_steps(config, devices=8, num_steps=4):
     state, key = steps.init_state(config, tx, mesh), steps.make_key(config, mesh)
     features = None
     if config.model.cached_views:
-        features = fit_module._make_extract_split(config, graph, state, key, mesh)(data, config.model.cached_views)
+        plan = TrainingPlan(config, mesh, data, 1, num_steps, tx, graph)
+        features = make_extract_split(plan, state, key)(data, config.model.cached_views)
     images = data.images if features is None else features
     batches = np.random.default_rng(0).permutation(len(data))[: num_steps * 16].reshape(num_steps, 16).astype(np.int32)
     chunk = steps.make_train_chunk(config, graph, tx, np.ones(2, np.float32), mesh)
@@ -90,7 +91,7 @@ def test_a_run_on_kept_features_is_a_whole_run(make_config, tmp_path):
     run = open_run(tmp_path / "run", "best")
     assert run.step == result.best_step
     validation = load_split(run.config.data, "validation")
-    scores = predict(run, validation.images)[:, 1]
+    scores = run.predict(validation.images)[:, 1]
     pairs = [
         (a > b) + 0.5 * (a == b) for a in scores[validation.subtypes > 0] for b in scores[validation.subtypes == 0]
     ]
@@ -115,5 +116,5 @@ def test_a_backbone_that_trains_is_refused(fields, sentence):
 
 
 def test_mixup_is_refused():
-    with pytest.raises(UserError, match="mixup blends images: give --mixup_alpha=0"):
+    with pytest.raises(UserError, match="mixup blends images: use --mixup_alpha=0"):
         config_from_dict({"cached_views": 1, "mixup_alpha": 0.2})

@@ -19,10 +19,12 @@ from pneumojax import checkpoint, steps
 from pneumojax.data.dataset import load_split
 from pneumojax.errors import LostProcessError, UserError
 from pneumojax.evaluation import operating_point
-from pneumojax.evaluation.predict import compute_probabilities, predict
+from pneumojax.evaluation.predict import compute_probabilities
 from pneumojax.evaluation.run import open_run
 from pneumojax.sharding import initialize
 from pneumojax.training import fit as fit_module
+from pneumojax.training import input_pipeline, metric_log, validation
+from pneumojax.training import workdir as workdir_module
 from pneumojax.training.fit import fit
 
 
@@ -64,8 +66,8 @@ def test_a_run_leaves_what_belongs_to_it_and_says_what_it_reached(finished):
 
 
 def test_each_start_logs_what_its_chunk_costs_and_each_further_chunk_its_speed(make_config, tmp_path):
-    fit(make_config(epochs=2), tmp_path, report=stop_at(6))
-    fit(make_config(epochs=2), tmp_path)
+    fit(make_config(epochs=2), tmp_path, report=stop_at(6), count_flops=True)
+    fit(make_config(epochs=2), tmp_path, count_flops=True)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     rows = [row for row in rows if "train/loss" in row]
     first = [row["step"] for row in rows if "perf/compile_seconds" in row]
@@ -82,7 +84,7 @@ def test_the_logged_auroc_of_the_best_checkpoint_is_the_one_it_has(finished):
     workdir, result = finished
     run = open_run(workdir, "best")
     split = load_split(run.config.data, "validation")
-    scores = 1 - compute_probabilities(predict(run, split.images))[:, 0]
+    scores = 1 - compute_probabilities(run.predict(split.images))[:, 0]
     pairs = [(a > b) + 0.5 * (a == b) for a in scores[split.subtypes > 0] for b in scores[split.subtypes == 0]]
     assert run.step == result.best_step
     np.testing.assert_allclose(np.mean(pairs), result.best_auroc, atol=1e-9)
@@ -125,7 +127,7 @@ def test_streamed_predictions_are_bitwise_the_resident_ones(finished, make_confi
     run = open_run(finished[0])
     images = np.random.default_rng(0).integers(0, 256, (37, 32, 32), np.uint8)
     logits = [
-        predict(dataclasses.replace(run, config=make_config(loader=loader, eval_batch_size=8)), images)
+        dataclasses.replace(run, config=make_config(loader=loader, eval_batch_size=8)).predict(images)
         for loader in ("resident", "stream")
     ]
     assert logits[0].shape == (37, 2)
@@ -185,7 +187,9 @@ def test_mapped_runs_go_on_bitwise_too(make_config, tmp_path, parallel):
 
 
 def test_a_signal_before_the_first_step_leaves_a_workdir_to_go_on_in(finished, make_config, tmp_path, monkeypatch):
-    monkeypatch.setattr(fit_module, "Log", lambda *args: os.kill(os.getpid(), signal.SIGINT) or pytest.fail("ended"))
+    monkeypatch.setattr(
+        fit_module, "MetricLog", lambda *args: os.kill(os.getpid(), signal.SIGINT) or pytest.fail("ended")
+    )
     with pytest.raises(KeyboardInterrupt):  # Before the loop there is nothing to save, so it just ends.
         fit(make_config(), tmp_path)
     monkeypatch.undo()
@@ -369,7 +373,7 @@ def test_after_a_loss_that_is_not_finite_the_last_good_checkpoint_opens(make_con
 
 
 def test_a_validation_that_is_not_finite_is_not_saved(make_config, tmp_path, monkeypatch):
-    monkeypatch.setattr(fit_module, "compute_probabilities", lambda logits: np.full((len(logits), 2), np.nan))
+    monkeypatch.setattr(validation, "compute_probabilities", lambda logits: np.full((len(logits), 2), np.nan))
     with pytest.raises(UserError, match="not finite at step 6 of 18"):
         fit(make_config(), tmp_path)
     assert not list((tmp_path / "checkpoints").iterdir())
@@ -434,7 +438,7 @@ def join_all(started, seconds=200):
 
 def count_rows(chosen):
     """stream_rows that adds the number of rows that this process reads to a list."""
-    original = fit_module.stream_rows
+    original = input_pipeline.stream_rows
 
     class Counted:
         def __init__(self, column):
@@ -451,9 +455,9 @@ def fit_in_process(number, count, port, devices, config, workdir):
     """One process of several; those above 0 must write nothing but their part of a checkpoint."""
     join_processes(number, count, port, devices)
     reports, read = [], []
-    fit_module.stream_rows = count_rows(read)
+    input_pipeline.stream_rows = count_rows(read)
     if number:
-        for module in (fit_module, operating_point):
+        for module in (fit_module, metric_log, workdir_module, operating_point):
             for name in ("append_row", "write_json", "write_text", "truncate_rows", "save_learning_curves"):
                 if hasattr(module, name):
                     setattr(module, name, None)
@@ -478,23 +482,23 @@ SPREAD = {
 def fit_whole_and_stopped(number, count, port, devices, config, workdir):
     """One of several, which train a run, and the same again with a stop and a second start."""
     fit_in_process(number, count, port, devices, config, workdir / "whole")
-    in_epochs = fit_module.Log.validation
+    in_epochs = metric_log.MetricLog.write_validation
     fit_and_stop(number, count, port, devices, config, workdir / "stopped")
-    fit_module.Log.validation = in_epochs
+    metric_log.MetricLog.write_validation = in_epochs
     assert fit(config, workdir / "stopped").step == 18
 
 
 def fit_and_stop(number, count, port, devices, config, workdir):
     """One of several, of which the last is told to stop after the first epoch; which only it is told."""
     join_processes(number, count, port, devices)
-    in_epochs = fit_module.Log.validation
+    in_epochs = metric_log.MetricLog.write_validation
 
-    def validation(log, step, row):
+    def stop_after_validation(log, step, row):
         if number == count - 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return in_epochs(log, step, row)
 
-    fit_module.Log.validation = validation
+    metric_log.MetricLog.write_validation = stop_after_validation
     result = fit(config, workdir)
     assert (result.step, result.total_steps) == (6, 18)
 

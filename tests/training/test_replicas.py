@@ -10,15 +10,17 @@ from run_files import assert_same_run, list_files, read_rows, stop_at
 from trainer import SWEEP
 
 from experiments.train import format_replicas
-from pneumojax.config import config_from_dict, config_to_dict, plan_replicas
+from pneumojax.config import config_from_dict, config_to_dict
 from pneumojax.errors import UserError
 from pneumojax.evaluation import metrics
+from pneumojax.evaluation.ensemble import open_ensemble, open_replicas
 from pneumojax.evaluation.evaluate import evaluate
-from pneumojax.evaluation.operating_point import load_threshold, score_split
-from pneumojax.evaluation.run import open_ensemble, open_replicas, open_run
+from pneumojax.evaluation.operating_point import load_or_choose_threshold
+from pneumojax.evaluation.run import open_run
 from pneumojax.training import replicas
 from pneumojax.training.fit import fit
 from pneumojax.training.replicas import fit_replicas
+from pneumojax.training.sweep import plan_replicas
 
 # Trains in a moment; what the step itself does is tried with all that draws random numbers.
 LIGHT = {
@@ -42,13 +44,18 @@ def finished(make_config, sweep, tmp_path_factory):
     """Two replicas that nobody interrupted, 2 epochs of 6 steps; not to be changed."""
     workdir = tmp_path_factory.mktemp("finished") / "run"
     config, rows = make_config(**LIGHT, replicas=2, sweep=sweep), []
-    return workdir, config, fit_replicas(config, workdir, report=lambda row, total: rows.append(row)), rows
+    return (
+        workdir,
+        config,
+        fit_replicas(config, workdir, report=lambda row, total: rows.append(row), count_flops=True),
+        rows,
+    )
 
 
 def test_a_replica_is_left_as_the_run_it_stands_for(finished, tmp_path):
     workdir, config, results, _ = finished
     folder, plan, result = workdir / "replica_1", plan_replicas(config)[1], results[1]
-    alone = fit(plan, tmp_path)
+    alone = fit(plan, tmp_path, count_flops=True)
     assert {path.name for path in folder.iterdir()} == {path.name for path in tmp_path.iterdir()}
     assert (result.best_step, result.step, result.trained_steps) == (alone.best_step, 12, 12)
     assert_same_run(folder, tmp_path)
@@ -142,12 +149,12 @@ def test_the_evaluation_of_the_folder_is_that_of_the_ensemble_of_its_parts(finis
     parts = open_ensemble([workdir / "replica_1", workdir / "replica_0"])
     assert both.workdir == workdir
     results = evaluate(both, "validation")
-    split, probabilities = score_split(parts, "validation")
+    split, probabilities = parts.score("validation")
     scores = metrics.compute_binary_scores(probabilities)
     assert results["metrics"]["auroc"]["value"] == metrics.compute_auroc(split.labels("binary"), scores)
-    assert results["threshold"]["value"] == load_threshold(parts, parts.config.threshold)["value"]
+    assert results["threshold"]["value"] == load_or_choose_threshold(parts, parts.config.threshold)["value"]
     assert (workdir / "evaluation/validation/learning_curves.png").exists()
-    with pytest.raises(UserError, match="run holds 2 replicas: open one, as .*replica_0, or their ensemble"):
+    with pytest.raises(UserError, match="run holds 2 replicas. Open one, as .*replica_0, or their ensemble"):
         open_run(workdir)
 
 
@@ -185,7 +192,7 @@ def test_more_replicas_than_fit_are_refused_with_the_estimate_before_anything_is
     make_config, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(replicas, "measure_free_bytes", lambda mesh: 2**20)
-    with pytest.raises(UserError, match=r"replicas=80 take about \d+\.\d GiB .* about \d+ would fit\. Lower"):
+    with pytest.raises(UserError, match=r"replicas=80 need about \d+\.\d GiB .* about \d+ would fit\. Lower"):
         fit_replicas(make_config(replicas=80), tmp_path / "run")
     with pytest.raises(UserError, match="batch_size 20 is not divisible by the 8 devices"):
         fit_replicas(make_config(replicas=2, batch_size=20), tmp_path / "run")

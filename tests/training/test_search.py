@@ -12,17 +12,18 @@ import threading
 import time
 
 import numpy as np
-import optuna
 import pytest
 
-from experiments.flags import format_flags, read_preset
+from experiments.flags import format_flagfile, read_preset
 from pneumojax.checkpoint import read_run
 from pneumojax.config import config_from_dict, config_to_dict
 from pneumojax.errors import Diverged, UserError
 from pneumojax.evaluation.run import open_run
-from pneumojax.training import search
 from pneumojax.training.fit import FitResult
 from pneumojax.training.search_space import Choices, Range
+
+optuna = pytest.importorskip("optuna")
+from pneumojax.training import search  # noqa: E402
 
 ROOT = pathlib.Path(__file__).parents[2]
 SPACE = {
@@ -110,7 +111,7 @@ def test_trials_are_complete_pruned_or_diverged_and_the_best_complete_one_wins(o
     np.testing.assert_allclose(sum(importances.values()), 1)
 
 
-def test_a_trial_that_is_stopped_goes_on_in_its_folder_with_its_values(open_search, trained):
+def test_a_trial_that_is_stopped_goes_on_in_its_folder_with_its_values(open_search, make_config, trained, tmp_path):
     calls, signals = trained
     first = run_trials(open_search(), 2)
     signals.append(signal.SIGTERM)
@@ -119,10 +120,12 @@ def test_a_trial_that_is_stopped_goes_on_in_its_folder_with_its_values(open_sear
     assert caught.value.number == signal.SIGTERM
     assert run_trials(open_search(), 2) == first
     rows = run_trials(open_search(), 4)
-    assert [row["name"] for row in rows] == ["trial_0", "trial_1", "trial_2", "trial_4"]
+    assert [row["name"] for row in rows] == ["trial_0", "trial_1", "trial_2", "trial_3"]
     assert [name for name, _ in calls].count("trial_2") == 2
     first_start, second_start = (config for name, config in calls if name == "trial_2")
     assert first_start == second_start
+    undisturbed = search.open_search(tmp_path / "other.db", tmp_path / "other", make_config(epochs=9), SPACE)
+    assert run_trials(undisturbed, 4) == rows
 
 
 @pytest.mark.filterwarnings("ignore:Heartbeat of storage")
@@ -134,6 +137,7 @@ def test_a_trial_whose_process_was_killed_is_taken_up_three_times_at_most(open_s
     for _ in range(search.MAX_KILLED):
         trial = opened.study.ask()  # What a process does that is killed next.
         search._suggest(opened.space, trial)
+        trial.set_user_attr("directory", "trial_0")
         opened.study._storage.record_heartbeat(trial._trial_id)
         time.sleep(2.1)
         optuna.storages.fail_stale_trials(opened.study)
@@ -141,7 +145,7 @@ def test_a_trial_whose_process_was_killed_is_taken_up_three_times_at_most(open_s
     states = [trial.state.name for trial in opened.study.trials]
     assert states == ["FAIL"] * 3
     assert len({tuple(trial.params.items()) for trial in opened.study.trials}) == 1
-    assert [row["name"] for row in run_trials(opened, 2)] == ["trial_3", "trial_4"]
+    assert [row["name"] for row in run_trials(opened, 2)] == ["trial_1", "trial_2"]
 
 
 def test_processes_that_share_a_storage_finish_as_many_trials_as_wanted(open_search, trained):
@@ -222,9 +226,9 @@ def test_the_folder_of_another_search_is_refused(open_search, trained, tmp_path)
 def test_flags_are_read_back_as_they_were(make_config, tmp_path):
     fields = {"flip": True, "ema_decay": 0.5, "vgg_dense_widths": (), "frozen": ("stem",), "learning_rate": 1e-4 / 3}
     config = config_from_dict(config_to_dict(make_config()) | fields)
-    (tmp_path / "some.flags").write_text(format_flags(config))
+    (tmp_path / "some.flags").write_text(format_flagfile(config))
     assert read_preset(tmp_path / "some.flags") == config
-    assert format_flags(config_from_dict({})) == ""
+    assert format_flagfile(config_from_dict({})) == ""
 
 
 @pytest.mark.slow
@@ -257,7 +261,7 @@ def test_the_script_searches_writes_its_files_and_names_the_next_command(data_di
     assert (workdir / "tune.png").read_bytes().startswith(b"\x89PNG")
     page = (workdir / "tune.html").read_text()
     assert f"{float(best['val/auroc']):.4f}" in page
-    assert "Drawn radiographs, not patients" in page
+    assert "Synthetic radiographs, not patients" in page
     assert f"--flagfile={workdir / 'best.flags'}" in done.stdout.splitlines()[-1]
 
 

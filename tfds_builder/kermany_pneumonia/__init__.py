@@ -1,8 +1,8 @@
 """The Kermany chest X-rays of children as a TFDS data set, without TensorFlow.
 
-`prepare` packages a folder or zip of the images (or drawn phantoms), `verify` checks a packaged set against its record,
-`read_record` gives that record, `choose_share` cuts off a share by whole groups. Importing this module does not import
-TFDS, so that readers can share its paths.
+`prepare` packages a folder or zip file of the images (or synthetic radiographs). `verify` compares a prepared data set
+with its metadata, which `read_metadata` reads. `choose_share` selects patients who hold a share of the images.
+Importing this package does not import TFDS, so that a program which only reads decoded images needs no TFDS.
 """
 
 from tfds_builder.kermany_pneumonia.prepare import (
@@ -11,11 +11,11 @@ from tfds_builder.kermany_pneumonia.prepare import (
     dataset_dir,
     default_data_dir,
     prepare,
-    read_record,
+    read_metadata,
     verify,
 )
 from tfds_builder.kermany_pneumonia.sources import SourceError
-from tfds_builder.kermany_pneumonia.splits import VALIDATION_FRACTION, choose_share, name_person
+from tfds_builder.kermany_pneumonia.splits import VALIDATION_FRACTION, choose_share
 
 __all__ = [
     "DATASETS",
@@ -25,8 +25,7 @@ __all__ = [
     "choose_share",
     "dataset_dir",
     "default_data_dir",
-    "name_person",
     "prepare",
-    "read_record",
+    "read_metadata",
     "verify",
 ]

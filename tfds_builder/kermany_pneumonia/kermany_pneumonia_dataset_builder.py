@@ -1,4 +1,4 @@
-"""The TFDS builder: images found in a source, described, cut into splits, written with their bytes unchanged."""
+"""The TFDS builder: finds the images of a source, checks them, splits them, and writes their bytes unchanged."""
 
 import errno
 import functools
@@ -17,6 +17,7 @@ from etils import epath
 from tensorflow_datasets.core.download import download_manager, util
 
 from tfds_builder.kermany_pneumonia import phantom, sources, splits
+from tfds_builder.kermany_pneumonia.prepare import VERSION
 from tfds_builder.kermany_pneumonia.progress import show_progress
 
 # Mendeley Data rscbjbr9sj, version 2. Its size and sha256 are in checksums.tsv.
@@ -29,14 +30,17 @@ SHARD_BYTES = 64 << 20  # TFDS keeps one shard in memory while it writes it.
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """Chest X-rays of children: `kermany` from a folder, a zip or a download, `phantom` from drawn radiographs."""
+    """Chest X-rays of children: `kermany` from a folder, a zip file or a download; `phantom` is synthetic."""
 
-    pkg_dir_path = epath.Path(__file__).parent  # TFDS looks for README.md and its fellows here.
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES: ClassVar = {"1.0.0": "First release: original image bytes, splits by patient."}
+    pkg_dir_path = epath.Path(__file__).parent  # TFDS looks for README.md, CITATIONS.bib and TAGS.txt here.
+    VERSION = tfds.core.Version(VERSION)
+    RELEASE_NOTES: ClassVar = {
+        "1.1.0": "patient_id is the unit of the split: it no longer holds the subtype. Same splits, same fingerprints.",
+        "1.0.0": "First release: original image bytes, splits by patient.",
+    }
     BUILDER_CONFIGS: ClassVar = [
         tfds.core.BuilderConfig(name="kermany", description="The real images (Kermany, Zhang, Goldbaum 2018)."),
-        tfds.core.BuilderConfig(name="phantom", description="Synthetic: drawn by a program, no child was X-rayed."),
+        tfds.core.BuilderConfig(name="phantom", description="Synthetic: drawn by a program; no child was X-rayed."),
     ]
 
     def __init__(
@@ -48,13 +52,13 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         file_format: str | None = None,
         **kwargs: Any,
     ):
-        """Builds or reads the data set.
+        """Makes a builder; see `tfds.core.GeneratorBasedBuilder`.
 
         Args:
-            source: folder or zip of the real images; None downloads Mendeley v2. The phantom set takes none.
-            skip_bad_images: leave out images that do not decode, instead of stopping.
-            phantom_images: how many radiographs the phantom set has.
-            file_format: None chooses array_record, or parquet where array_record is not to be had.
+            source: folder or zip file of the real images; None downloads Mendeley v2. Not for the phantom set.
+            skip_bad_images: leave out images that do not decode, instead of raising an error.
+            phantom_images: number of synthetic radiographs.
+            file_format: None chooses array_record on Linux, and parquet elsewhere, where array_record has no package.
             **kwargs: of `tfds.core.GeneratorBasedBuilder`: data_dir, config, version.
         """
         self._source = source
@@ -69,13 +73,15 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         info = self.dataset_info_from_configs(
             features=tfds.features.FeaturesDict(
                 {
-                    "image": tfds.features.Image(encoding_format="jpeg", doc="The file as found, JPEG or PNG."),
+                    "image": tfds.features.Image(encoding_format="jpeg", doc="The bytes of the file, JPEG or PNG."),
                     "label": tfds.features.ClassLabel(names=sources.LABELS),
                     "subtype": tfds.features.ClassLabel(names=sources.SUBTYPES),
-                    "patient_id": text(doc="Official folder, subtype, series and number, as the file name tells them."),
+                    "patient_id": text(
+                        doc="Official folder, series and number of the file name; no patient is in two splits."
+                    ),
                     "filename": text(doc="Base name, unique within a split."),
-                    "height": scalar(doc="Pixels."),
-                    "width": scalar(doc="Pixels."),
+                    "height": scalar(doc="Pixels, as EXIF orients the image."),
+                    "width": scalar(doc="Pixels, as EXIF orients the image."),
                     "channels": scalar(doc="1 is grey, 3 is RGB."),
                     "sha256": text(doc="Of the image's bytes, in hex."),
                     "duplicate_of": text(doc="First byte-identical file of the test split, or empty."),
@@ -87,15 +93,15 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             metadata=tfds.core.MetadataDict(),
             disable_shuffling=True,
         )
-        # TFDS would ask its own cloud bucket for facts on this set, and leave an empty temporary folder each time.
+        # TFDS would ask its own cloud bucket about this data set, and leave an empty temporary folder each time.
         info.initialize_from_bucket = lambda: None
         return info
 
     def _log_download_bytes(self) -> None:
-        """Keeps quiet: TFDS would print a temporary folder here, and in the next."""
+        """Prints nothing, as the folder that TFDS would print is temporary."""
 
     def _log_download_done(self) -> None:
-        """Keeps quiet."""
+        """Prints nothing, for the same reason."""
 
     def _download_and_prepare(
         self, dl_manager: tfds.download.DownloadManager, download_config: tfds.download.DownloadConfig
@@ -104,8 +110,9 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             tempfile.TemporaryDirectory(prefix="phantom") as scratch,
             sources.Source(self._locate_source(dl_manager, scratch)) as self._images,
         ):
-            # TFDS's loop for generators holds a whole split in memory to shuffle it, and needs TensorFlow beyond
-            # 1,000 MiB. Its loop for shards writes one after the other; array_record is read at random anyway.
+            # TFDS's loop for generators holds a whole split in memory to shuffle it, and needs TensorFlow above
+            # 1,000 MiB. Its loop for shards writes them one after the other. Readers need no shuffled files, as
+            # array_record has random access.
             tfds.core.ShardBasedBuilder._download_and_prepare(self, dl_manager, download_config)
 
     def _shard_iterators_per_split(self, dl_manager: tfds.download.DownloadManager) -> dict[str, list[Callable]]:
@@ -120,7 +127,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         }
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, list[splits.Xray]]:
-        """Reads every image of the source once, cuts the splits and fills the record of the set."""
+        """Reads every image of the source once, assigns it to a split, and fills in the metadata."""
         xrays, bad_images = [], []
         for image, facts in sources.map_images(self._images):
             if not isinstance(facts, sources.SourceError):
@@ -149,7 +156,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         return by_split
 
     def _generate_examples(self, xrays: Iterator[splits.Xray]) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yields the examples of one shard; bytes are read again, so that memory holds one shard only."""
+        """Yields the examples of one shard. Reads the images again, so that memory holds one shard only."""
         for xray in xrays:
             example = {
                 "image": self._images.read(xray.path),
@@ -172,9 +179,9 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 
 def name_source(dataset: str, source: str | os.PathLike[str] | None, phantom_images: int) -> str:
-    """Names a source as the record of the set does: a base name, never a path of this machine."""
+    """Names a source as the metadata do: by its base name, without a path of this machine."""
     if dataset == "phantom":
-        return f"{phantom_images} drawn radiographs"
+        return f"{phantom_images} synthetic radiographs"
     return DOWNLOAD_NAME if source is None else os.path.basename(os.path.realpath(os.path.expanduser(source)))
 
 
@@ -182,27 +189,27 @@ def _download(dl_manager: tfds.download.DownloadManager) -> os.PathLike[str]:
     """Downloads Mendeley v2 and checks its sha256.
 
     Raises:
-        SourceError: there is no way to the server, or what came is not the registered file.
+        SourceError: the server cannot be reached, or sends another file than the registered one.
     """
     by_hand = f"Or download {DOWNLOAD_NAME} by hand and pass it as source."
     tfds.display_progress_bar(sys.stderr.isatty())
     try:
-        # TFDS tries again for minutes where there is no network; asking once first gives the answer at once.
+        # Without a network, TFDS tries again for minutes. One request before it fails at once.
         requests.get(DOWNLOAD_URL, stream=True, timeout=30).close()
         print(f"downloading {DOWNLOAD_NAME} (1.2 GB) ...", file=sys.stderr)
         return dl_manager.download(DOWNLOAD_URL)
     except download_manager.NonMatchingChecksumError as error:
-        raise sources.SourceError(f"What came from {DOWNLOAD_URL} has a wrong checksum. {by_hand}") from error
+        raise sources.SourceError(f"The file from {DOWNLOAD_URL} has a wrong checksum. {by_hand}") from error
     except requests.exceptions.ChunkedEncodingError as error:
         raise sources.SourceError(f"The download from {DOWNLOAD_URL} was cut short. Try again. {by_hand}") from error
     except requests.exceptions.RequestException as error:
         raise sources.SourceError(f"There is no connection to {DOWNLOAD_URL}. {by_hand}") from error
-    except util.DownloadError as error:  # Its message tells the HTTP status.
+    except util.DownloadError as error:  # Its message holds the HTTP status.
         raise sources.SourceError(f"{error} {by_hand}") from error
 
 
 def _shard_lengths(xrays: list[splits.Xray]) -> list[int]:
-    """Cuts a split into shards of about SHARD_BYTES: the number of images in each."""
+    """Partitions a split into shards of about SHARD_BYTES. Returns the number of images of each."""
     lengths, filled = [0], 0
     for xray in xrays:
         if filled > SHARD_BYTES:

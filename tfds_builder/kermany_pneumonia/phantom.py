@@ -1,8 +1,9 @@
-"""Draws chest radiographs of children who never were: a synthetic set in Kaggle's layout, for tests and a first run.
+"""Draws synthetic chest radiographs of children, as a data set in Kaggle's layout for tests and a first run.
 
-Attenuation is added up organ by organ on a grid (x: 0 at the spine, y: 0 at the neck, 1 below the diaphragm) and
-exposed to grey values. Bacterial pneumonia is an opacity in one lobe or two, viral pneumonia a diffuse pattern round
-both hila. Severity varies down to hardly visible; exposure, pose and noise do not depend on the class.
+The attenuation of each organ is added on a grid (x is 0 at the spine; y is 0 at the neck and 1 below the diaphragm).
+The sum is converted to grey values as an exposure would do it. Bacterial pneumonia is an opacity in one or two lobes.
+Viral pneumonia is a diffuse pattern around both hila. The severity varies, and the mildest cases are hardly visible.
+Exposure, pose and noise do not depend on the class.
 """
 
 import os
@@ -23,12 +24,12 @@ LOBES |= {"left upper": (0.42, 0.32), "left lower": (0.48, 0.66)}
 
 
 def _soft(distance: np.ndarray, width: float) -> np.ndarray:
-    """1 where the distance is negative (inside), 0 outside, with an edge of the given width."""
+    """1 inside, where the distance is negative, and 0 outside, with a soft edge of the given width."""
     return 1.0 / (1.0 + np.exp(np.clip(distance / width, -30.0, 30.0)))
 
 
 def _ellipse(x: np.ndarray, y: np.ndarray, center: tuple[float, float], radii: tuple[float, float]) -> np.ndarray:
-    """Negative inside an ellipse, 0 on it, growing outwards."""
+    """Negative inside an ellipse, 0 on its outline, positive outside."""
     return np.hypot((x - center[0]) / radii[0], (y - center[1]) / radii[1]) - 1.0
 
 
@@ -40,22 +41,22 @@ def _line(x: np.ndarray, y: np.ndarray, start: tuple[float, float], end: tuple[f
 
 
 def _texture(rng: np.random.Generator, shape: tuple[int, int], cells: int) -> np.ndarray:
-    """Smooth noise, mean 0 and deviation about 1, with so many cells across."""
+    """Smooth noise of mean 0 and standard deviation about 1, interpolated from `cells` random values across."""
     coarse = rng.standard_normal((cells + 2, cells + 2)).astype(np.float32)
     smooth = np.asarray(Image.fromarray(coarse).resize(shape[::-1], Image.Resampling.BICUBIC))
     return smooth / smooth.std()
 
 
 def draw_radiograph(subtype: str, patient: np.random.Generator, view: np.random.Generator) -> np.ndarray:
-    """Draws one radiograph.
+    """Draws one synthetic radiograph.
 
     Args:
         subtype: NORMAL, BACTERIA or VIRUS.
-        patient: chooses anatomy and disease; the same state gives the same child.
-        view: chooses size, pose, exposure and noise.
+        patient: draws anatomy and disease; the same state gives the same patient.
+        view: draws size, pose, exposure and noise.
 
     Returns:
-        [H, W] uint8, 0..255, bright where X-rays are absorbed; no mark on it.
+        [H, W] uint8, 0..255, bright where X-rays are absorbed, without a side marker.
     """
     height = int(view.integers(200, 320))
     shape = height, int(height * view.uniform(1.0, 1.45))
@@ -68,7 +69,7 @@ def draw_radiograph(subtype: str, patient: np.random.Generator, view: np.random.
     width, inflation = patient.uniform(0.70, 0.82), patient.normal(0, 0.02)
     heart_size, spacing = patient.uniform(0.92, 1.12), patient.uniform(0.076, 0.088)
     side = np.abs(x)
-    # The right dome of the diaphragm (left in the picture) stands higher.
+    # The right dome of the diaphragm (left in the picture) is higher.
     dome = 0.79 + inflation + 0.025 * (x > 0) + 0.95 * (side - 0.36) ** 2
     lungs = np.maximum(
         _soft(_ellipse(x, y, (-0.40, 0.56), (width - 0.41, 0.47)), 0.05),
@@ -94,7 +95,7 @@ def draw_radiograph(subtype: str, patient: np.random.Generator, view: np.random.
     absorbed += 0.20 * _soft(side - 0.085, 0.014) * vertebrae
     absorbed -= 0.13 * _soft(np.abs(x + 0.01) - 0.032, 0.012) * _soft(y - 0.33, 0.03)  # Trachea.
 
-    # Ribs: those of the back bend down outwards, those of the front run down inwards and are fainter.
+    # Posterior ribs bend down outwards. Anterior ribs run down inwards and are fainter.
     back, front = 0.10 * side + 0.62 * side**2.6, -0.62 * (side - 0.2)
     for slope, strength, thickness in ((back, 0.15, 0.22), (front, 0.03, 0.25)):
         phase = (y - slope - 0.035) / spacing
@@ -111,21 +112,13 @@ def draw_radiograph(subtype: str, patient: np.random.Generator, view: np.random.
     absorbed += lungs * (0.035 + 0.07 * hila * patient.uniform(0.6, 1.5)) * vessels
     absorbed += _draw_disease(subtype, patient, x, y, lungs, hila)
 
-    # Exposure: how much film or plate darkens, and the contrast curve; then quantum noise and the collimator's edge.
-    image = 1.0 - np.exp(-view.uniform(1.25, 2.1) * np.clip(absorbed + 0.02, 0.0, None))
-    image = (image / float(np.quantile(image[::4, ::4], 0.995))).clip(0.0, 1.0) ** view.uniform(0.8, 1.35)
-    image = image * view.uniform(0.82, 1.0) + view.uniform(0.0, 0.06)
-    image += view.standard_normal(shape, dtype=np.float32) * view.uniform(0.006, 0.02)
-    edge = view.integers(0, max(2, shape[1] // 25), 2)
-    image[:, : edge[0]] *= 0.05
-    image[:, shape[1] - edge[1] :] *= 0.05
-    return (image.clip(0.0, 1.0) * 255).astype(np.uint8)
+    return _expose(absorbed, view)
 
 
 def _draw_disease(
     subtype: str, patient: np.random.Generator, x: np.ndarray, y: np.ndarray, lungs: np.ndarray, hila: np.ndarray
 ) -> np.ndarray:
-    """Attenuation that pneumonia adds; a severity near 0 can hardly be seen."""
+    """The attenuation that pneumonia adds. A severity near 0 is hardly visible."""
     severity = patient.beta(1.6, 1.8)
     if subtype == "BACTERIA":
         added = np.zeros_like(x)
@@ -143,8 +136,20 @@ def _draw_disease(
     return np.float32(0.0) * lungs
 
 
+def _expose(absorbed: np.ndarray, view: np.random.Generator) -> np.ndarray:
+    """Converts attenuation, [H, W] float, to grey values, [H, W] uint8, with noise and the edges of the collimator."""
+    image = 1.0 - np.exp(-view.uniform(1.25, 2.1) * np.clip(absorbed + 0.02, 0.0, None))
+    image = (image / float(np.quantile(image[::4, ::4], 0.995))).clip(0.0, 1.0) ** view.uniform(0.8, 1.35)
+    image = image * view.uniform(0.82, 1.0) + view.uniform(0.0, 0.06)
+    image += view.standard_normal(absorbed.shape, dtype=np.float32) * view.uniform(0.006, 0.02)
+    edge = view.integers(0, max(2, absorbed.shape[1] // 25), 2)
+    image[:, : edge[0]] *= 0.05
+    image[:, absorbed.shape[1] - edge[1] :] *= 0.05
+    return (image.clip(0.0, 1.0) * 255).astype(np.uint8)
+
+
 def _name_images(folder: str, num_images: int, rng: np.random.Generator) -> list[tuple[str, str, int]]:
-    """Invents (file name, subtype, patient) for each image of an official folder; many persons have several."""
+    """Makes up (file name, subtype, patient) for each image of an official folder; many patients have several."""
     shares = CLASS_SHARES[folder]
     counts = [round(num_images * share) for share in shares[:2]]
     names = []
@@ -166,12 +171,14 @@ def _name_images(folder: str, num_images: int, rng: np.random.Generator) -> list
 
 
 def draw_folder(folder: str | os.PathLike[str], num_images: int = NUM_IMAGES, seed: int = 0) -> pathlib.Path:
-    """Writes a synthetic set as JPEG files in Kaggle's layout: train, a small val, test; two files are copies.
+    """Writes synthetic radiographs as JPEG files in Kaggle's layout: train, a small val, and test.
+
+    train and test hold one byte-identical copy each, as the real images do.
 
     Args:
-        folder: where to write; `chest_xray` is made in it.
-        num_images: images in all, a quarter of them test.
-        seed: another seed draws other children.
+        folder: where the folder `chest_xray` is made.
+        num_images: number of images; a quarter of them is in test.
+        seed: another seed draws other patients.
 
     Returns:
         The folder `chest_xray`.
@@ -183,16 +190,16 @@ def draw_folder(folder: str | os.PathLike[str], num_images: int = NUM_IMAGES, se
         names = _name_images(official, count, np.random.default_rng([seed, code]))
         for index, (name, subtype, number) in enumerate(names):
             label = "NORMAL" if subtype == "NORMAL" else "PNEUMONIA"
-            # Kaggle's val holds the last few images of train, as many of each class.
+            # As in Kaggle's val: a few images out of train, equally many of each class.
             last = [other for other, other_subtype, _ in names if (other_subtype == "NORMAL") == (label == "NORMAL")]
             in_val = official == "train" and name in last[-max(1, num_images // 75) :]
             path = root / ("val" if in_val else official) / label / name
             path.parent.mkdir(parents=True, exist_ok=True)
             kind = ("NORMAL", "BACTERIA", "VIRUS").index(subtype)
             jobs.append((path, subtype, (seed, code, kind, number), (seed, code, index)))
-    for _ in map_in_threads(_draw_file, jobs, "drawing phantoms"):
+    for _ in map_in_threads(_draw_file, jobs, "drawing synthetic radiographs"):
         pass
-    for subset in ("train", "test"):  # The real set has byte-identical files under two names.
+    for subset in ("train", "test"):  # The real images, too, have byte-identical files under two names.
         first, second = [job[0] for job in jobs if job[0].parts[-3:-1] == (subset, "NORMAL")][:2]
         shutil.copyfile(first, second)
     return root
@@ -202,7 +209,7 @@ def _draw_file(job: tuple[pathlib.Path, str, tuple[int, ...], tuple[int, ...]]) 
     path, subtype, patient_seed, view_seed = job
     view = np.random.default_rng([*view_seed, 1])
     image = Image.fromarray(draw_radiograph(subtype, np.random.default_rng(patient_seed), view))
-    if view.random() < 0.85:  # The laterality mark stands on the child's right side, or on the left one.
+    if view.random() < 0.85:  # The side marker: R on the patient's right side, or L on the left.
         mark = "R" if view.random() < 0.8 else "L"
         size = int(image.height * view.uniform(0.05, 0.09))
         across = view.uniform(0.03, 0.12) if mark == "R" else view.uniform(0.84, 0.93)

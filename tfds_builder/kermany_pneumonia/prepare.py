@@ -1,4 +1,4 @@
-"""Prepares a data set in a data folder, whole or not at all, and verifies what lies there."""
+"""Prepares a data set in a data folder, completely or not at all, and verifies a prepared one."""
 
 import collections
 import contextlib
@@ -18,8 +18,8 @@ from tfds_builder.kermany_pneumonia.progress import show_progress
 
 NAME = "kermany_pneumonia"
 DATASETS = ("kermany", "phantom")
-VERSION = "1.0.0"
-STAGING_PREFIX = "incomplete."  # As TFDS names folders that are not finished; its listings pass over them.
+VERSION = "1.1.0"
+STAGING_PREFIX = "incomplete."  # TFDS uses this prefix for unfinished folders, and its listings ignore them.
 
 
 def default_data_dir() -> pathlib.Path:
@@ -28,31 +28,31 @@ def default_data_dir() -> pathlib.Path:
 
 
 def dataset_dir(dataset: str, data_dir: str | os.PathLike[str] | None = None) -> pathlib.Path:
-    """Returns the folder in which a data set lies once prepared.
+    """Returns the folder of a prepared data set.
 
     Args:
         dataset: kermany or phantom.
-        data_dir: data folder; None is the default one.
+        data_dir: data folder; None is the default one, see `default_data_dir`.
     """
     data_dir = default_data_dir() if data_dir is None else pathlib.Path(data_dir).expanduser()
     return data_dir / NAME / dataset / VERSION
 
 
-def read_record(directory: str | os.PathLike[str]) -> dict[str, Any]:
-    """Returns the record of a prepared set: fingerprint, source, counts, sizes, what was left out.
+def read_metadata(directory: str | os.PathLike[str]) -> dict[str, Any]:
+    """Returns the metadata of a prepared data set: fingerprints, source, counts, sizes, and what was left out.
 
     Raises:
-        SourceError: no set lies there, or its record is damaged.
+        SourceError: the folder holds no data set, or its metadata are damaged.
     """
     path = pathlib.Path(directory) / "metadata.json"
     try:
-        record = json.loads(path.read_text())
-        record["fingerprint"], record["counts"]
-        return record
+        metadata = json.loads(path.read_text())
+        metadata["fingerprint"], metadata["counts"]
+        return metadata
     except OSError as error:
-        raise sources.SourceError(f"No prepared data set lies in {directory} ({error.strerror}).") from error
+        raise sources.SourceError(f"There is no prepared data set in {directory} ({error.strerror}).") from error
     except (ValueError, TypeError, KeyError) as error:
-        raise sources.SourceError(f"The record {path} is damaged: {error!r}.") from error
+        raise sources.SourceError(f"The metadata {path} are damaged: {error!r}.") from error
 
 
 def prepare(
@@ -64,45 +64,45 @@ def prepare(
     *,
     phantom_images: int = phantom.NUM_IMAGES,
 ) -> pathlib.Path:
-    """Prepares a data set, unless it is there already from the same source.
+    """Prepares a data set, unless it has already been prepared from the same source.
 
-    The set is built and verified beside its place, then renamed into it: a failure or a signal leaves the data folder
-    as it was. A second process that prepares the same set waits for the first.
+    The data set is built and verified in a temporary folder of the data folder, and then renamed. A failure or a signal
+    leaves the data folder as it was. If another process prepares the same data set, this one waits for it.
 
     Args:
-        dataset: kermany (real images) or phantom (drawn radiographs).
-        data_dir: data folder; None is TFDS's default.
-        source: folder or zip of the real images; None downloads Mendeley v2.
-        skip_bad_images: leave out images that do not decode, instead of stopping.
-        overwrite: replace a set that is there.
-        phantom_images: how many radiographs the phantom set has.
+        dataset: kermany (real images) or phantom (synthetic radiographs).
+        data_dir: data folder; None is the default one, see `default_data_dir`.
+        source: folder or zip file of the real images; None downloads Mendeley v2.
+        skip_bad_images: leave out images that do not decode, instead of raising an error.
+        overwrite: replace a data set that was prepared before.
+        phantom_images: number of synthetic radiographs.
 
     Returns:
-        The folder that holds the set; its record is metadata.json there.
+        The folder that holds the data set. Its metadata are in the file metadata.json.
 
     Raises:
-        SourceError: the source or the data folder can't be used, or another set lies there.
+        SourceError: the source or the data folder can't be used, or the data set was prepared from another source.
     """
     if dataset not in DATASETS:
         raise sources.SourceError(f"The dataset is {dataset!r}; it must be one of {', '.join(DATASETS)}.")
     if dataset == "phantom" and source is not None:
-        raise sources.SourceError("The phantom data set is drawn and takes no source.")
+        raise sources.SourceError("The phantom data set is synthetic and takes no source.")
     directory = dataset_dir(dataset, data_dir)
     if directory.exists() and not overwrite:
         _check_same(directory, dataset, source, phantom_images)
         return directory
     try:
         with _locked_folder(directory.parent) as parent:
-            if directory.exists() and not overwrite:  # Another process made it while this one waited.
+            if directory.exists() and not overwrite:  # Another process prepared it while this one waited.
                 _check_same(directory, dataset, source, phantom_images)
                 return directory
-            for leftover in parent.glob(f"{STAGING_PREFIX}*"):  # Of a run that was killed.
+            for leftover in parent.glob(f"{STAGING_PREFIX}*"):  # From a process that was killed.
                 shutil.rmtree(leftover, ignore_errors=True)
             with tempfile.TemporaryDirectory(prefix=STAGING_PREFIX, dir=parent) as staging:
                 built = _build(dataset, staging, directory.parents[2], source, skip_bad_images, phantom_images)
                 problems = verify(built)
                 if problems:
-                    raise sources.SourceError(f"What was written in {parent} is not what was read. {problems[0]}")
+                    raise sources.SourceError(f"The files written in {parent} differ from what was read. {problems[0]}")
                 _move_into_place(built, directory, pathlib.Path(staging, "replaced"))
     except (OSError, RuntimeError) as error:
         if isinstance(error, OSError):
@@ -116,48 +116,48 @@ def prepare(
 
 
 def verify(directory: str | os.PathLike[str]) -> list[str]:
-    """Reads a prepared set again and compares it with its record.
+    """Reads a prepared data set and compares it with its metadata.
 
     Args:
-        directory: folder of the set, as `prepare` returns it.
+        directory: folder of the data set, as `prepare` returns it.
 
     Returns:
-        A sentence for each problem; an empty list where everything is as recorded.
+        A sentence for each problem; an empty list if the data set is as its metadata say.
     """
     import tensorflow_datasets as tfds
 
     try:
-        record = read_record(directory)
+        metadata = read_metadata(directory)
     except sources.SourceError as error:
         return [str(error)]
     rows: list[tuple[str, ...]] = []
     problems = []
-    for split, counts in record["counts"].items():
+    for split, counts in metadata["counts"].items():
         try:
             data = tfds.builder_from_directory(directory).as_data_source(
                 split, decoders={"image": tfds.decode.SkipDecoding()}
             )
             split_rows, damaged = _read_rows(split, data)
-        except Exception as error:  # Whatever TFDS or array_record raise on damaged files.
+        except Exception as error:  # TFDS and array_record raise many types for damaged files.
             problems.append(f"The {split} split can't be read: {str(error).splitlines()[0]}")
             continue
         rows += split_rows
         if damaged:
             problems.append(
-                f"{len(damaged)} images of the {split} split are not the bytes that were stored, first {damaged[0]}."
+                f"{len(damaged)} images of the {split} split have other bytes than were stored, first {damaged[0]}."
             )
         found = collections.Counter(row[4] for row in split_rows)
         if found != collections.Counter(counts):
-            problems.append(f"The {split} split holds {dict(found)}, its record says {counts}.")
-        if splits.compute_fingerprint(split_rows) != record["fingerprints"].get(split):
-            problems.append(f"The fingerprint of the {split} split is not the recorded one.")
-    if not problems and splits.compute_fingerprint(rows) != record["fingerprint"]:
-        problems.append("The fingerprint of the set is not the recorded one.")
+            problems.append(f"The {split} split holds {dict(found)}, but its metadata say {counts}.")
+        if splits.compute_fingerprint(split_rows) != metadata["fingerprints"].get(split):
+            problems.append(f"The fingerprint of the {split} split is not the one in its metadata.")
+    if not problems and splits.compute_fingerprint(rows) != metadata["fingerprint"]:
+        problems.append("The fingerprint of the data set is not the one in its metadata.")
     return problems + _find_straddling(rows)
 
 
 def _read_rows(split: str, data: Sequence[dict[str, Any]]) -> tuple[list[tuple[str, ...]], list[str]]:
-    """Returns fingerprint rows of a split, and the names of images whose bytes are not those of their sha256."""
+    """Returns the rows of a split for its fingerprint, and the names of images whose sha256 does not match."""
     rows, damaged = [], []
     for example in show_progress(data, f"verifying {split}"):
         filename, digest, patient_id, duplicate_of = (
@@ -171,7 +171,7 @@ def _read_rows(split: str, data: Sequence[dict[str, Any]]) -> tuple[list[tuple[s
 
 
 def _find_straddling(rows: list[tuple[str, ...]]) -> list[str]:
-    """Says which patients or bytes lie in two splits; none may."""
+    """Returns a sentence each if a patient or an image is in two splits."""
     problems = []
     for what, column in (("patient", 5), ("image with sha256", 2)):
         splits_of = collections.defaultdict(set)
@@ -179,36 +179,36 @@ def _find_straddling(rows: list[tuple[str, ...]]) -> list[str]:
             splits_of[row[column]].add(row[0])
         straddling = sorted(value for value, found in splits_of.items() if len(found) > 1)
         if straddling:
-            problems.append(f"The {what} {straddling[0]} lies in two splits ({len(straddling)} such).")
+            problems.append(f"The {what} {straddling[0]} is in two splits ({len(straddling)} of this kind).")
     return problems
 
 
 def _check_same(
     directory: pathlib.Path, dataset: str, source: str | os.PathLike[str] | None, phantom_images: int
 ) -> None:
-    """Raises unless the set that lies there was prepared from this source."""
+    """Raises SourceError unless the prepared data set is from this source."""
     from tfds_builder.kermany_pneumonia.kermany_pneumonia_dataset_builder import name_source
 
     remedy = "Pass --overwrite to replace it, or another --data_dir."
     try:
-        record = read_record(directory)
+        metadata = read_metadata(directory)
     except sources.SourceError as error:
         raise sources.SourceError(f"{error} {remedy}") from error
     name = name_source(dataset, source, phantom_images)
     if source is None:
-        same = record["source"] == name
+        same = metadata["source"] == name
     else:
         with sources.Source(source) as opened:
-            same = record["listing"] == opened.listing
+            same = metadata["listing"] == opened.listing
     if not same:
         raise sources.SourceError(
-            f"{directory} holds a set prepared from other images ({record['source']}), not those of {name}. {remedy}"
+            f"{directory} was prepared from other images ({metadata['source']}), not from those of {name}. {remedy}"
         )
 
 
 @contextlib.contextmanager
 def _locked_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Makes a folder and holds it alone, waiting for another process; folders it made and left empty go again."""
+    """Makes a folder, waits for its lock, and removes the folders it made if they stay empty."""
     made = [part for part in (folder, *folder.parents) if not part.exists()]
     while True:
         folder.mkdir(parents=True, exist_ok=True)
@@ -216,11 +216,11 @@ def _locked_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"waiting for another process that prepares {folder} ...", file=sys.stderr)
+            print(f"waiting for another process that is preparing {folder} ...", file=sys.stderr)
             fcntl.flock(handle, fcntl.LOCK_EX)
         if folder.exists() and os.path.samestat(os.fstat(handle), folder.stat()):
             break
-        os.close(handle)  # The other process failed and took the folder away.
+        os.close(handle)  # The other process failed and removed the folder.
     try:
         yield folder
     finally:
@@ -238,7 +238,7 @@ def _build(
     skip_bad_images: bool,
     phantom_images: int,
 ) -> pathlib.Path:
-    """Builds the set below the staging folder and returns its folder there."""
+    """Builds the data set below the staging folder and returns its folder there."""
     from tfds_builder.kermany_pneumonia.kermany_pneumonia_dataset_builder import Builder
 
     builder = Builder(
@@ -251,7 +251,7 @@ def _build(
     if dataset == "phantom" or source is not None:
         builder.download_and_prepare(download_dir=pathlib.Path(staging, "downloads"))
         return pathlib.Path(builder.data_dir)
-    downloads = data_dir / "downloads"  # Kept, so that the next set does not fetch the file again.
+    downloads = data_dir / "downloads"  # Kept, so that the next data set does not download the file again.
     try:
         builder.download_and_prepare(download_dir=downloads)
     finally:
@@ -265,7 +265,7 @@ def _build(
 
 
 def _move_into_place(built: pathlib.Path, directory: pathlib.Path, replaced: pathlib.Path) -> None:
-    """Renames the new set into its place, and the earlier one out of it, or neither."""
+    """Moves an earlier data set away and the new one into its place, or changes nothing."""
     try:
         if directory.exists():
             directory.rename(replaced)

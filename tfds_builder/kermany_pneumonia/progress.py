@@ -1,4 +1,4 @@
-"""Runs long loops over images: in threads, and showing how far they are."""
+"""Runs long loops over images in threads, and shows their progress."""
 
 import concurrent.futures
 import os
@@ -15,10 +15,10 @@ LINE_EVERY_SECONDS = 10.0
 
 
 def show_progress(items: Sequence[Item], doing: str) -> Iterator[Item]:
-    """Yields the items, with a bar on a terminal, or else a line on stderr every ten seconds.
+    """Yields the items, and shows a progress bar on a terminal, or else a line on stderr every ten seconds.
 
     Args:
-        items: what the loop goes through.
+        items: what the loop iterates over.
         doing: what is done with them, such as "reading images".
     """
     if sys.stderr.isatty():
@@ -37,7 +37,7 @@ def map_in_threads(function: Callable[[Item], Result], items: Sequence[Item], do
 
     Args:
         function: what to do with one item.
-        items: what the loop goes through.
+        items: what the loop iterates over.
         doing: what is done with them, such as "reading images".
     """
     executor = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
@@ -45,4 +45,4 @@ def map_in_threads(function: Callable[[Item], Result], items: Sequence[Item], do
         for _, result in zip(show_progress(items, doing), executor.map(function, items), strict=True):
             yield result
     finally:
-        executor.shutdown(cancel_futures=True)  # After an error or a signal, what has not begun is dropped.
+        executor.shutdown(cancel_futures=True)  # After an error or a signal, drops what has not begun.

@@ -1,48 +1,51 @@
-"""Finds the chest X-rays in a folder or a zip, whatever its layout, and reads file names."""
+"""Finds the chest X-rays in a folder or zip file, whatever its layout, and parses their file names."""
 
 import collections
 import dataclasses
 import hashlib
-import io
 import os
 import pathlib
 import re
 import zipfile
-import zlib
 from collections.abc import Iterator
 
-from PIL import Image
-
+from tfds_builder.kermany_pneumonia.images import SWAPPED_SIDES, open_image, read_orientation
 from tfds_builder.kermany_pneumonia.progress import map_in_threads
 
 LABELS = ("NORMAL", "PNEUMONIA")
 SUBTYPES = ("NORMAL", "BACTERIA", "VIRUS")
 FOLDERS = ("train", "val", "test")
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png")
-OCT_CLASSES = ("CNV", "DME", "DRUSEN")  # v3's zip holds retinal scans in OCT/train/{CNV,DME,DRUSEN,NORMAL} as well.
+OCT_CLASSES = ("CNV", "DME", "DRUSEN")  # v3's zip also holds retinal scans in OCT/train/{CNV,DME,DRUSEN,NORMAL}.
 
-# Series and number name a patient as far as file names can: v2 counts persons per folder, class and series.
+# The largest image that is accepted, 50 megapixels of 16 bits, takes 100 MB without any compression.
+MAX_FILE_BYTES = 128 << 20
+
+# Series and number identify a patient as far as file names can: v2 counts numbers anew in each folder, class and
+# series.
 LAYOUTS = {
-    "person1_bacteria_2": re.compile(r"(?P<series>person)(?P<number>\d+)_(?P<subtype>bacteria|virus)_\d+(_\d+)*"),
-    "IM-0115-0001 (also NORMAL2-IM-...)": re.compile(r"(?P<series>(NORMAL2-)?IM)-(?P<number>\d+)(-\d+)+"),
+    "person1_bacteria_2": re.compile(
+        r"(?P<series>person)(?P<number>\d+)_(?P<subtype>bacteria|virus)_\d+(_\d+)*", re.ASCII
+    ),
+    "IM-0115-0001 (also NORMAL2-IM-...)": re.compile(r"(?P<series>(NORMAL2-)?IM)-(?P<number>\d+)(-\d+)+", re.ASCII),
     "BACTERIA-7422-0001 (also VIRUS-, NORMAL-)": re.compile(
-        r"(?P<subtype>BACTERIA|VIRUS|NORMAL)-(?P<number>\d+)(-\d+)+"
+        r"(?P<subtype>BACTERIA|VIRUS|NORMAL)-(?P<number>\d+)(-\d+)+", re.ASCII
     ),
 }
 
 
 class SourceError(ValueError):
-    """The source or the place to write to can't be used; the message is a sentence for the user."""
+    """The source or the data folder can't be used. The message is a sentence for the user."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageFile:
-    """One image of the source, known by its path alone.
+    """One image of the source, as its path describes it.
 
     Attributes:
-        path: where it lies in the source, with slashes.
-        folder: train, val or test, as the source has it.
-        label: NORMAL or PNEUMONIA, the folder it lies in.
+        path: relative to the source, with slashes.
+        folder: the official folder that holds it: train, val or test.
+        label: the class folder that holds it: NORMAL or PNEUMONIA.
         filename: base name.
         size: bytes.
     """
@@ -56,7 +59,7 @@ class ImageFile:
 
 @dataclasses.dataclass(frozen=True)
 class Name:
-    """What a file name says: subtype, and the patient as series and number within it."""
+    """What a file name says: the subtype, and the patient as a series and a number in it."""
 
     subtype: str
     series: str
@@ -64,7 +67,7 @@ class Name:
 
 
 def parse_name(filename: str, label: str) -> Name:
-    """Reads a file name of Mendeley v2, Kaggle or Mendeley v3.
+    """Parses a file name of Mendeley v2, Kaggle or Mendeley v3.
 
     Args:
         filename: base name, such as `person1_bacteria_2.jpeg`.
@@ -84,30 +87,32 @@ def parse_name(filename: str, label: str) -> Name:
                 number=parts["number"],
             )
             if (name.subtype == "NORMAL") != (label == "NORMAL"):
-                raise SourceError(f"{filename} lies in a {label} folder, but its name says {name.subtype}.")
+                raise SourceError(f"{filename} is in a {label} folder, but its name says {name.subtype}.")
             return name
     raise SourceError(f"No layout knows the file name {filename}. Known are: {', '.join(LAYOUTS)}.")
 
 
 class Source:
-    """A folder or zip opened for reading; finds its chest X-rays and gives their bytes.
+    """A folder or zip file that is opened for reading. It lists its chest X-rays and reads their bytes.
+
+    Nothing is unpacked: members of a zip file are read into memory, so their paths cannot lead out of any folder.
 
     Attributes:
-        name: base name of the folder or zip.
+        name: base name of the folder or zip file.
         images: every chest X-ray, in the order of official folder, class and name.
-        skipped: files left aside, counted by reason.
+        skipped: number of files that are ignored, by reason.
         layout: Mendeley v2, Kaggle or Mendeley v3.
-        listing: sha256 over folders, classes, names and sizes; the same for a zip and its unpacked folder.
+        listing: sha256 of folders, classes, names and sizes; the same for a zip file and its unpacked folder.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
         """Opens the source and lists it.
 
         Args:
-            path: a folder at any level above `train`, or a zip.
+            path: a folder at any level above `train`, or a zip file.
 
         Raises:
-            SourceError: nothing is there, or it is not a whole set of chest X-rays.
+            SourceError: the path does not exist, or is not a complete set of chest X-rays.
         """
         self._path = pathlib.Path(path).expanduser()
         self.name = self._path.resolve().name
@@ -116,9 +121,9 @@ class Source:
             files = _list_folder(self._path)
         elif self._path.exists():
             self._zip = _open_zip(self._path)
-            # Zips made on Windows may hold backslashes.
+            # Zip files made on Windows may hold backslashes.
             self._members = {member.filename.replace("\\", "/"): member for member in self._zip.infolist()}
-            files = [(name, member.file_size) for name, member in self._members.items() if not member.is_dir()]
+            files = [(name, member.file_size) for name, member in self._members.items() if not name.endswith("/")]
         else:
             raise SourceError(f"The source {path} does not exist.")
         try:
@@ -134,7 +139,7 @@ class Source:
         self.close()
 
     def close(self) -> None:
-        """Closes the zip; a folder needs no closing."""
+        """Closes the zip file. A folder needs no closing."""
         if self._zip:
             self._zip.close()
 
@@ -142,18 +147,26 @@ class Source:
         """Returns the bytes of one image.
 
         Raises:
-            SourceError: the file or zip member can't be read.
+            SourceError: the file or the member of the zip file can't be read, or is larger than MAX_FILE_BYTES.
         """
         try:
-            if self._zip:
-                return self._zip.read(self._members[path])
-            return (self._path / path).read_bytes()
-        except (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
-            # RuntimeError and NotImplementedError: the member is encrypted or packed in a way Python does not know.
+            data = self._read_member(self._members[path]) if self._zip else _read_file(self._path / path)
+        except Exception as error:  # A damaged zip file makes zipfile raise nearly anything.
             raise SourceError(f"{path} in {self.name} can't be read: {error}.") from error
+        return data
+
+    def _read_member(self, member: zipfile.ZipInfo) -> bytes:
+        # A few compressed bytes can stand for gigabytes. Only deflate is decompressed by zipfile in limited steps.
+        _check_size(member.file_size)
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise OSError("its compression is not supported; use deflate")
+        with self._zip.open(member) as file:
+            # Without the number of bytes, a member that is longer than it says would be decompressed completely.
+            return file.read(member.file_size)
 
     def _find_images(self, files: list[tuple[str, int]]) -> None:
         self.skipped = collections.Counter()
+        # The tree of class folders at each place: Kaggle's zip file holds two.
         roots: dict[tuple[str, ...], list[ImageFile]] = collections.defaultdict(list)
         split_paths = [(tuple(path.split("/")), size) for path, size in sorted(files)]
         oct_roots = {parts[:-3] for parts, _ in split_paths if len(parts) >= 3 and parts[-2].upper() in OCT_CLASSES}
@@ -179,10 +192,10 @@ class Source:
         else:
             self.layout = "Mendeley v2"
         lines = sorted(f"{image.folder}/{image.label}/{image.filename} {image.size}" for image in self.images)
-        self.listing = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        self.listing = hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
 
     def _keep_one_copy(self, roots: dict[tuple[str, ...], list[ImageFile]]) -> list[ImageFile]:
-        """Keeps the outermost copy: Kaggle's zip holds a second one in chest_xray/chest_xray."""
+        """Keeps the outermost copy: Kaggle's zip file holds a second one in chest_xray/chest_xray."""
         outermost = min(roots, key=lambda root: (len(root), root))
         images = roots.pop(outermost)
         known = {(image.folder, image.label, image.filename) for image in images}
@@ -193,8 +206,8 @@ class Source:
             for copy in copies:
                 if (copy.folder, copy.label, copy.filename) not in known:
                     raise SourceError(
-                        f"{copy.path} in {self.name} lies in a second copy and is missing from the first; "
-                        "the source looks unfinished."
+                        f"{copy.path} in {self.name} belongs to a second copy of the images, "
+                        "and is missing from the first; the source looks incomplete."
                     )
                 self.skipped["second copy of the set"] += 1
         return sorted(images, key=lambda image: (image.folder, image.label, image.filename))
@@ -208,7 +221,7 @@ class Source:
                         raise SourceError(f"The class folder {folder}/{label} of {self.name} is missing or empty.")
 
     def _nothing_found(self, files: list[tuple[str, int]]) -> str:
-        """Says what is wrong with a source without chest X-rays, and what to point to instead."""
+        """The message for a source without chest X-rays: what is wrong, and what to point to instead."""
         if not files:
             return f"The source {self._path} is empty."
         message = f"The source {self._path} holds no chest X-rays in train/NORMAL and train/PNEUMONIA"
@@ -223,7 +236,9 @@ class Source:
 
 
 def _litter(parts: tuple[str, ...]) -> str | None:
-    """Reason to leave a file aside, judged by its path."""
+    """The reason to ignore a file, judged by its path, or None."""
+    if parts == ("",):
+        return "no name"
     if parts[0] == "" or ".." in parts:
         return "path leads out of the zip"
     if "__MACOSX" in parts or any(part.startswith(".") for part in parts):
@@ -234,20 +249,35 @@ def _litter(parts: tuple[str, ...]) -> str | None:
 
 
 def _open_zip(path: pathlib.Path) -> zipfile.ZipFile:
+    no_zip = SourceError(f"The source {path} is neither a folder nor a zip file.")
+    if not path.is_file():  # A pipe, for example: opening it would wait forever.
+        raise no_zip
     try:
         with path.open("rb") as file:
-            is_cut = file.read(4) == b"PK\x03\x04"
+            begins_as_zip = file.read(4) == b"PK\x03\x04"
         return zipfile.ZipFile(path)
-    except zipfile.BadZipFile as error:
-        if is_cut:
-            raise SourceError(f"The zip {path} is cut short or damaged: {error}.") from error
-        raise SourceError(f"The source {path} is neither a folder nor a zip.") from error
     except OSError as error:
         raise SourceError(f"The source {path} can't be read: {error.strerror}.") from error
+    except Exception as error:  # Damage makes zipfile raise nearly anything, from BadZipFile to UnicodeDecodeError.
+        if not begins_as_zip:
+            raise no_zip from error
+        raise SourceError(f"The zip file {path} is cut short or damaged: {error}.") from error
+
+
+def _read_file(path: pathlib.Path) -> bytes:
+    if path.exists() and not path.is_file():  # A pipe, for example: reading it would wait forever.
+        raise OSError("it is not a regular file")
+    _check_size(path.stat().st_size)
+    return path.read_bytes()
+
+
+def _check_size(size: int) -> None:
+    if size > MAX_FILE_BYTES:
+        raise OSError(f"it has {size:,} bytes, more than the limit of {MAX_FILE_BYTES >> 20} MiB")
 
 
 def _list_folder(folder: pathlib.Path) -> list[tuple[str, int]]:
-    """Lists (path relative to folder, bytes) of every file; follows links to folders, but not in circles."""
+    """Lists (relative path, size in bytes) of every file. Follows links to folders, but not in circles."""
     files = []
     seen = set()
     top = folder.resolve()
@@ -264,7 +294,7 @@ def _list_folder(folder: pathlib.Path) -> list[tuple[str, int]]:
             seen.add(target)
         for filename in filenames:
             path = pathlib.Path(directory, filename)
-            # A link to nothing is listed with no bytes, and later found unreadable.
+            # A broken link is listed with size 0. Reading it will fail.
             size = path.stat().st_size if path.exists() else 0
             files.append((path.relative_to(folder).as_posix(), size))
     return files
@@ -272,7 +302,13 @@ def _list_folder(folder: pathlib.Path) -> list[tuple[str, int]]:
 
 @dataclasses.dataclass
 class ImageFacts:
-    """What the bytes of an image say: sha256 in hex, height and width in pixels, number of channels."""
+    """What the bytes of an image say.
+
+    Attributes:
+        sha256: of the bytes, in hex.
+        height, width: in pixels, of the image as its EXIF orientation shows it.
+        channels: 1 is grey, 3 is RGB.
+    """
 
     sha256: str
     height: int
@@ -284,23 +320,24 @@ def read_facts(source: Source, path: str) -> ImageFacts:
     """Reads one image, decodes it completely and describes it.
 
     Raises:
-        SourceError: it can't be read, or does not decode.
+        SourceError: the file can't be read, or is not an image that `images.open_image` accepts and Pillow decodes.
     """
     data = source.read(path)
     if not data:
         raise SourceError(f"{path} in {source.name} is empty (zero bytes).")
     try:
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
-            image.load()
-            return ImageFacts(hashlib.sha256(data).hexdigest(), image.height, image.width, len(image.getbands()))
+        image = open_image(data)
+        image.load()
     except Exception as error:  # Damaged bytes make Pillow raise nearly anything, from SyntaxError to struct.error.
-        # Pillow's own message for unknown bytes names a memory address.
-        reason = "it is neither JPEG nor PNG" if isinstance(error, Image.UnidentifiedImageError) else error
-        raise SourceError(f"{path} in {source.name} does not decode: {reason}.") from error
+        raise SourceError(f"{path} in {source.name} does not decode: {error}.") from error
+    width, height = image.size
+    if read_orientation(image) in SWAPPED_SIDES:
+        width, height = height, width
+    return ImageFacts(hashlib.sha256(data).hexdigest(), height, width, len(image.getbands()))
 
 
 def map_images(source: Source) -> Iterator[tuple[ImageFile, ImageFacts | SourceError]]:
-    """Yields each image of the source with its facts, or with the error that reading it gave."""
+    """Yields each image of the source with its facts, or with the error from reading it."""
 
     def describe(image: ImageFile) -> ImageFacts | SourceError:
         try:

@@ -1,4 +1,4 @@
-"""Groups images by patient and by identical bytes, and cuts train and validation from the official training images."""
+"""Groups images by patient, and splits the official training images into train and validation."""
 
 import collections
 import dataclasses
@@ -19,32 +19,26 @@ class Xray:
     """One image as the data set holds it, without its bytes.
 
     Attributes:
-        path: where it lies in the source.
+        path: where the file is in the source.
         folder: official folder, train (with Kaggle's val) or test.
         label: NORMAL or PNEUMONIA.
         subtype: NORMAL, BACTERIA or VIRUS.
-        series, number: the patient as the file name counts.
+        patient_id: official folder, series and number of the file name, such as `train/person/135`.
         filename: base name.
         facts: sha256, height, width, channels.
         size: bytes.
-        duplicate_of: filename of the first byte-identical image of the test split, or empty.
+        duplicate_of: file name of the first byte-identical image of the test split, or empty.
     """
 
     path: str
     folder: str
     label: str
     subtype: str
-    series: str
-    number: str
+    patient_id: str
     filename: str
     facts: sources.ImageFacts
     size: int
     duplicate_of: str = ""
-
-    @property
-    def patient_id(self) -> str:
-        """The patient as far as file names tell; numbers start anew in each folder, class and series."""
-        return f"{self.folder}/{self.subtype}/{self.series}/{self.number}"
 
 
 def make_xray(image: sources.ImageFile, facts: sources.ImageFacts) -> Xray:
@@ -54,13 +48,13 @@ def make_xray(image: sources.ImageFile, facts: sources.ImageFacts) -> Xray:
         SourceError: no layout knows the file name, or it contradicts the class folder.
     """
     name = sources.parse_name(image.filename, image.label)
+    folder = "test" if image.folder == "test" else "train"  # Kaggle's val holds 16 images of train.
     return Xray(
         path=image.path,
-        folder="test" if image.folder == "test" else "train",  # Kaggle's val is 16 images moved out of train.
+        folder=folder,
         label=image.label,
         subtype=name.subtype,
-        series=name.series,
-        number=name.number,
+        patient_id=f"{folder}/{name.series}/{name.number}",
         filename=image.filename,
         facts=facts,
         size=image.size,
@@ -68,54 +62,37 @@ def make_xray(image: sources.ImageFile, facts: sources.ImageFacts) -> Xray:
 
 
 def assign_splits(xrays: Iterable[Xray]) -> tuple[dict[str, list[Xray]], dict[str, int]]:
-    """Cuts the splits; the result does not depend on the order of the xrays.
+    """Assigns each image to a split; no patient is in two splits. The order of the xrays does not matter.
 
-    The official test images stay as they are, redundant ones marked in `duplicate_of`. From the training images are
-    left out: redundant copies (the first by name stays), bytes that the test split has too, and bytes filed under two
-    subtypes, whose truth is unknown.
+    Patients of one official folder who share a byte-identical image become one patient: `patient_id` is set to the
+    first name among them. The official test images all stay, and redundant ones are marked in `duplicate_of`. Three
+    kinds of training images are left out: redundant copies (the first by file name stays), copies of a test image, and
+    copies filed under two subtypes, since their true subtype is unknown.
 
     Args:
         xrays: every image of the source.
 
     Returns:
-        Xrays of each split sorted by file name (no "test" where the source has none), and how many images were left
+        The xrays of each split, sorted by file name (no "test" if the source has none), and how many images were left
         out or marked, by reason.
 
     Raises:
-        SourceError: too few patients to cut a validation split, or two images of one split share a name.
+        SourceError: too few patients for a validation split, or two images of one split share a file name.
     """
     xrays = sorted(xrays, key=lambda xray: (xray.filename, xray.path))
+    _join_patients(xrays)
     test = [xray for xray in xrays if xray.folder == "test"]
-    training = [xray for xray in xrays if xray.folder == "train"]
     first_in_test: dict[str, str] = {}
     for xray in test:
         first = first_in_test.setdefault(xray.facts.sha256, xray.filename)
         xray.duplicate_of = "" if first == xray.filename else first
-
-    subtypes_of_bytes = collections.defaultdict(set)
-    for xray in xrays:
-        subtypes_of_bytes[xray.facts.sha256].add(xray.subtype)
-    kept, seen = [], set()
-    left_out = dict.fromkeys(("left_out_redundant", "left_out_in_test", "left_out_contradictory"), 0)
-    for xray in training:
-        digest = xray.facts.sha256
-        if digest in first_in_test:
-            left_out["left_out_in_test"] += 1
-        elif len(subtypes_of_bytes[digest]) > 1:
-            left_out["left_out_contradictory"] += 1
-        elif digest in seen:
-            left_out["left_out_redundant"] += 1
-        else:
-            seen.add(digest)
-            kept.append(xray)
-
-    clusters = _cluster(training)
+    training, left_out = _drop_copies(xrays, set(first_in_test))
     in_validation = choose_share(
-        [clusters[_person(xray)] for xray in kept], [xray.subtype for xray in kept], VALIDATION_FRACTION
+        [xray.patient_id for xray in training], [xray.subtype for xray in training], VALIDATION_FRACTION
     )
     splits = {
-        "train": [xray for xray in kept if clusters[_person(xray)] not in in_validation],
-        "validation": [xray for xray in kept if clusters[_person(xray)] in in_validation],
+        "train": [xray for xray in training if xray.patient_id not in in_validation],
+        "validation": [xray for xray in training if xray.patient_id in in_validation],
     }
     if test:
         splits["test"] = test
@@ -129,68 +106,90 @@ def assign_splits(xrays: Iterable[Xray]) -> tuple[dict[str, list[Xray]], dict[st
     return splits, left_out | {"marked_in_test": sum(bool(xray.duplicate_of) for xray in test)}
 
 
-def name_person(patient_id: str) -> str:
-    """Groups for a split more carefully than patient_id: person135 of bacteria and of virus may be one child."""
-    return "/".join(patient_id.split("/")[-2:])
+def _join_patients(xrays: list[Xray]) -> None:
+    """Gives patients of one official folder who share an image's bytes the same patient_id, the first of theirs."""
+    parent = {xray.patient_id: xray.patient_id for xray in xrays}
 
+    def find(patient_id: str) -> str:
+        while parent[patient_id] != patient_id:
+            patient_id = parent[patient_id]
+        return patient_id
 
-def _person(xray: Xray) -> str:
-    return name_person(xray.patient_id)
-
-
-def _cluster(xrays: list[Xray]) -> dict[str, str]:
-    """Joins persons who share an image's bytes: person -> name of the cluster, its first person."""
-    parent = {_person(xray): _person(xray) for xray in xrays}
-
-    def find(person: str) -> str:
-        while parent[person] != person:
-            person = parent[person]
-        return person
-
-    person_of_bytes: dict[str, str] = {}
+    patient_of_bytes: dict[tuple[str, str], str] = {}
     for xray in xrays:
-        one, other = sorted((find(_person(xray)), find(person_of_bytes.setdefault(xray.facts.sha256, _person(xray)))))
-        parent[other] = one
-    return {person: find(person) for person in parent}
+        other_id = patient_of_bytes.setdefault((xray.folder, xray.facts.sha256), xray.patient_id)
+        first, second = sorted((find(xray.patient_id), find(other_id)))
+        parent[second] = first
+    for xray in xrays:
+        xray.patient_id = find(xray.patient_id)
 
 
-def choose_share(groups: Sequence[str], subtypes: Sequence[str], share: float, salt: str = "") -> set[str]:
-    """Chooses whole groups that hold a share of the images.
+def _drop_copies(xrays: list[Xray], test_digests: set[str]) -> tuple[list[Xray], dict[str, int]]:
+    """The training images that are kept, in the given order, and how many are left out, by reason."""
+    subtypes_of_bytes = collections.defaultdict(set)
+    for xray in xrays:
+        subtypes_of_bytes[xray.facts.sha256].add(xray.subtype)
+    kept, seen = [], set()
+    left_out = dict.fromkeys(("left_out_redundant", "left_out_in_test", "left_out_contradictory"), 0)
+    for xray in xrays:
+        digest = xray.facts.sha256
+        if xray.folder != "train":
+            continue
+        if digest in test_digests:
+            left_out["left_out_in_test"] += 1
+        elif len(subtypes_of_bytes[digest]) > 1:
+            left_out["left_out_contradictory"] += 1
+        elif digest in seen:
+            left_out["left_out_redundant"] += 1
+        else:
+            seen.add(digest)
+            kept.append(xray)
+    return kept, left_out
 
-    Groups are stratified by the subtypes they hold, since half of the persons occur with bacteria and with virus, and
-    ordered by the hash of their name. Each stratum gives its first groups until the share of its images is reached, so
-    a few images more or less in the source move the border by a group instead of shuffling everything.
+
+def choose_share(patient_ids: Sequence[str], subtypes: Sequence[str], share: float, salt: str = "") -> set[str]:
+    """Chooses patients who hold a share of the images.
+
+    Patients are stratified by the set of subtypes they have, since half of the pneumonia patients have images of
+    bacteria and of virus. Each stratum is ordered by a hash of the patient's name, and gives its first patients until
+    they hold the share of its images. A few images more or less in the source therefore change the choice by a patient
+    or two, instead of shuffling everything.
 
     Args:
-        groups: name of each image's group.
+        patient_ids: of each image.
         subtypes: of each image.
-        share: between 0 and 1.
-        salt: another one orders the groups otherwise.
+        share: share of the images, between 0 and 1.
+        salt: another salt gives another order.
 
     Returns:
-        Names of the chosen groups; each stratum keeps one at least.
+        The chosen patient_ids. At least one patient of each stratum is not chosen.
     """
-    held, sizes = collections.defaultdict(set), collections.Counter(groups)
-    for group, subtype in zip(groups, subtypes, strict=True):
-        held[group].add(subtype)
+    held, sizes = collections.defaultdict(set), collections.Counter(patient_ids)
+    for patient_id, subtype in zip(patient_ids, subtypes, strict=True):
+        held[patient_id].add(subtype)
     strata = collections.defaultdict(list)
-    for group, of_group in held.items():
-        strata[tuple(sorted(of_group))].append(group)
+    for patient_id, of_patient in held.items():
+        strata[tuple(sorted(of_patient))].append(patient_id)
     chosen = set()
     for members in strata.values():
-        members.sort(key=lambda group: hashlib.sha256((salt + group).encode()).hexdigest())
-        target = share * sum(sizes[group] for group in members)
+        members.sort(key=lambda patient_id: (_hash_name(patient_id, salt), patient_id))
+        target = share * sum(sizes[patient_id] for patient_id in members)
         taken = 0
-        for group in members[:-1]:
-            if taken and abs(taken + sizes[group] - target) > abs(taken - target):
+        for patient_id in members[:-1]:
+            if taken and abs(taken + sizes[patient_id] - target) > abs(taken - target):
                 break
-            chosen.add(group)
-            taken += sizes[group]
+            chosen.add(patient_id)
+            taken += sizes[patient_id]
     return chosen
 
 
+def _hash_name(patient_id: str, salt: str) -> str:
+    """Hashes series and number without the official folder, as version 1.0.0 did: the splits stay the same."""
+    return hashlib.sha256((salt + patient_id.partition("/")[2]).encode()).hexdigest()
+
+
 def describe_splits(splits: dict[str, list[Xray]]) -> dict[str, Any]:
-    """Counts what the splits hold: images by subtype, patients, RGB images, sizes in pixels, bytes, fingerprints."""
+    """Describes the splits: images of each subtype, patients, RGB images, sizes in pixels, bytes, fingerprints."""
     rows = {
         split: [
             (split, xray.filename, xray.facts.sha256, xray.label, xray.subtype, xray.patient_id, xray.duplicate_of)
@@ -219,12 +218,21 @@ def describe_splits(splits: dict[str, list[Xray]]) -> dict[str, Any]:
 
 
 def compute_fingerprint(rows: Iterable[tuple[str, ...]]) -> str:
-    """Identifies what a set holds, whatever the order of its rows.
+    """Identifies what a data set holds, whatever the order of its rows.
 
     Args:
         rows: (split, filename, sha256, label, subtype, patient_id, duplicate_of) of each image.
+
+    Returns:
+        A sha256 in hex.
     """
-    return hashlib.sha256("\n".join(sorted("\t".join(row) for row in rows)).encode()).hexdigest()
+    lines = []
+    for *facts, subtype, patient_id, duplicate_of in rows:
+        # Version 1.0.0 had the subtype in patient_id. It stays in the hashed text, so that the same images in the same
+        # splits keep their fingerprint.
+        folder, _, name = patient_id.partition("/")
+        lines.append("\t".join((*facts, subtype, f"{folder}/{subtype}/{name}", duplicate_of)))
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
 
 def _spread(values: list[int]) -> dict[str, int]:

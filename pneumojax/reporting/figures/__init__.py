@@ -1,5 +1,5 @@
-"""Pictures, as PNG files: a module for each subject, one style.
+"""Figures as PNG files, in one style; each module holds the figures of one subject.
 
-Each function draws numbers or images as one picture and replaces the file atomically, so that a reader never finds an
-incomplete one. Where there is nothing to draw, the picture says why; the set of files is the same for every split.
+Each function draws one figure and replaces its file atomically, so that a reader never finds an incomplete one. Where
+there is nothing to draw, the figure says why, so every split has the same set of files.
 """

@@ -1,4 +1,4 @@
-"""Pictures of a data set: its images, classes, patients and files."""
+"""Figures of a data set: its images, classes, patients and files."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from pneumojax.reporting.figures.style import (
     use_style,
 )
 
-# Of NORMAL, BACTERIA, VIRUS; shapes and dashes too, for print in grey.
+# For NORMAL, BACTERIA, VIRUS. Markers and dashes tell the classes apart in a grey print.
 CLASS_COLOURS = (BLUE, ORANGE, GREEN)
 CLASS_MARKERS = ("o", "s", "^")
 CLASS_LINES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
@@ -26,14 +26,14 @@ CLASS_LINES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
 def save_images(
     path: str | Path, images: Sequence[np.ndarray], columns: int, captions: Sequence[str] = (), title: str = ""
 ) -> None:
-    """Draws grey images side by side, pixel by pixel.
+    """Draws grey images side by side, without interpolation.
 
     Args:
       path: PNG file to write; its folder exists.
       images: [H, W] uint8 each, 0..255.
-      columns: images in a row.
-      captions: one over each image, or none.
-      title: of the picture.
+      columns: number of images in a row.
+      captions: one above each image, or none.
+      title: heading of the figure.
 
     Raises:
       OSError: the file cannot be written.
@@ -59,7 +59,7 @@ def save_class_counts(path: str | Path, counts: Mapping[str, Mapping[str, int]],
 
     Args:
       path: PNG file to write; its folder exists.
-      counts: {split: {class: images}}, of the same classes, at most three.
+      counts: {split: {class: number of images}}. All splits have the same classes, at most three.
       title: what was counted.
 
     Raises:
@@ -70,15 +70,15 @@ def save_class_counts(path: str | Path, counts: Mapping[str, Mapping[str, int]],
         axes = figure.add_subplot()
         axes.set_title(join_heading("Classes", title))
         on_bar = {"color": "white", "weight": "bold"}
-        for place, numbers in enumerate(counts.values()):
+        for position, numbers in enumerate(counts.values()):
             total, left = max(1, sum(numbers.values())), 0.0
             for colour, (name, number) in zip(CLASS_COLOURS, numbers.items(), strict=False):
                 share = number / total
-                axes.barh(place, share, left=left, height=0.7, color=colour, edgecolor="white")
-                if share > 0.12:  # Else the text is wider than its part of the bar.
-                    axes.text(left + share / 2, place, f"{name} {number:,}", ha="center", va="center", **on_bar)
+                axes.barh(position, share, left=left, height=0.7, color=colour, edgecolor="white")
+                if share > 0.12:  # The text does not fit into a shorter part of the bar.
+                    axes.text(left + share / 2, position, f"{name} {number:,}", ha="center", va="center", **on_bar)
                 left += share
-            axes.text(1.01, place, f"{total:,} images", va="center")
+            axes.text(1.01, position, f"{total:,} images", va="center")
         axes.set_yticks(range(len(counts)), list(counts))
         axes.set(xlim=(0, 1), ylim=(len(counts) - 0.5, -0.5), xlabel="Share of the split's images")
         axes.xaxis.set_major_formatter("{x:.0%}")
@@ -89,11 +89,12 @@ def save_class_counts(path: str | Path, counts: Mapping[str, Mapping[str, int]],
 
 
 def save_average_images(path: str | Path, averages: Mapping[str, np.ndarray], title: str = "") -> None:
-    """Draws the average image of each class and, below, the differences of each two of them on one symmetric scale.
+    """Draws the average image of each class and, below, the difference of each pair on one symmetric colour scale.
 
     Args:
       path: PNG file to write; its folder exists.
-      averages: {class: [H, W] float, 0..255}, at most three; of one class alone, the picture says so.
+      averages: {class: [H, W] float, 0..255}, at most three. With one class there is nothing to
+        compare, and the figure says so.
       title: what was averaged.
 
     Raises:
@@ -101,7 +102,7 @@ def save_average_images(path: str | Path, averages: Mapping[str, np.ndarray], ti
     """
     names, heading = list(averages), join_heading("Average images, and their differences", title)
     if len(names) < 2:
-        return save_reason(path, heading, {"reason": f"There is no class but {names[0]} to compare."})
+        return save_reason(path, heading, {"reason": f"{names[0]} is the only class, so there is nothing to compare."})
     pairs = [(a, b) for i, b in enumerate(names) for a in names[i + 1 :]]
     differences = [averages[a] - averages[b] for a, b in pairs]
     most = max(np.abs(difference).max() for difference in differences) or 1
@@ -131,7 +132,7 @@ def save_sizes(
     names: Sequence[str],
     title: str = "",
 ) -> None:
-    """Draws the size of each original file; where all have one size, the picture says so.
+    """Draws the size of each original file as a point. Where all files have one size, the figure says so.
 
     Args:
       path: PNG file to write; its folder exists.
@@ -146,13 +147,15 @@ def save_sizes(
     """
     heading = join_heading("Size of the original files", title)
     if len(np.unique(widths)) == len(np.unique(heights)) == 1:
-        reason = f"All {len(widths):,} files have {widths[0]} x {heights[0]} pixels: resized before they were packaged."
+        reason = (
+            f"All {len(widths):,} files have {widths[0]} x {heights[0]} pixels: they were resized before packaging."
+        )
         return save_reason(path, heading, {"reason": reason})
     with use_style():
         figure = make_figure(6.0, 4.6)
         axes = figure.add_subplot()
         axes.set_title(heading)
-        # One scatter in a shuffled order: no class hides another.
+        # The files are drawn in a shuffled order, so that no class hides another.
         order = np.random.default_rng(0).permutation(len(widths))
         for part in np.array_split(order, 20):
             for c in range(len(names)):
@@ -170,15 +173,15 @@ def save_sizes(
 def save_distributions(
     path: str | Path, values: np.ndarray, classes: np.ndarray, names: Sequence[str], label: str, title: str = ""
 ) -> None:
-    """Draws how a number is distributed in each class, as shares of the class's images in 32 equal ranges.
+    """Draws the distribution of a number in each class: a histogram of 32 equal bins, as shares of the class's images.
 
     Args:
       path: PNG file to write; its folder exists.
       values: [N] float.
       classes: [N] int, 0..C - 1.
       names: C class names, at most three.
-      label: of the number, with its unit.
-      title: of the picture.
+      label: the number's name and unit.
+      title: heading of the figure.
 
     Raises:
       OSError: the file cannot be written.
@@ -199,11 +202,11 @@ def save_distributions(
 
 
 def save_images_per_patient(path: str | Path, numbers: np.ndarray, title: str = "") -> None:
-    """Draws how many patients have one image, two, and so on, on a logarithmic scale.
+    """Draws the number of patients with one image, two images and so on, on a logarithmic scale.
 
     Args:
       path: PNG file to write; its folder exists.
-      numbers: [patients] int, images of each patient, 1 or more.
+      numbers: [patients] int, number of images of each patient, 1 or more.
       title: whose images.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Pictures of a scored split."""
+"""Figures of a scored split."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,7 +36,7 @@ def save_roc(
       path: PNG file to write; its folder exists.
       curve: of `metrics.compute_roc_curve`; None draws the reason instead.
       metrics: of `metrics.compute_metrics`; auroc, sensitivity and specificity are read.
-      threshold: of the operating point.
+      threshold: the threshold of the operating point, or that of each fold.
       title: what was scored, as "test, 624 images".
 
     Raises:
@@ -61,7 +61,7 @@ def save_roc(
         lines.append((INK, f"sensitivity {format_interval(metrics['sensitivity'])}"))
         lines.append((INK, f"specificity {format_interval(metrics['specificity'])}"))
         if curve["band"] is not None:
-            lines.append((GREY, "brackets, band: 95 % interval"))
+            lines.append((GREY, "brackets and band: 95 % interval"))
         write_lines(axes, lines, x=0.97, bottom=0.04, align="right")
         save_figure(figure, path)
 
@@ -74,9 +74,9 @@ def save_precision_recall(
     Args:
       path: PNG file to write; its folder exists.
       curve: of `metrics.compute_pr_curve`; None draws the reason instead.
-      metrics: of `metrics.compute_metrics`; auprc, sensitivity and precision are read. Without any positive decision
-        the operating point has no precision and is not drawn.
-      threshold: of the operating point.
+      metrics: of `metrics.compute_metrics`; auprc, sensitivity and precision are read. Where no image is
+        predicted positive, the operating point has no precision and is not drawn.
+      threshold: the threshold of the operating point, or that of each fold.
       title: what was scored, as "test, 624 images".
 
     Raises:
@@ -101,19 +101,19 @@ def save_precision_recall(
         if metrics["precision"]["value"] is not None:
             _mark_operating_point(axes, metrics["sensitivity"]["value"], metrics["precision"]["value"])
         lines.append((INK, f"sensitivity {format_interval(metrics['sensitivity'])}"))
-        lines.append((INK, f"precision {format_interval(metrics['precision'])}"))
+        lines.append((INK, f"precision {format_interval(metrics['precision'], missing='does not exist')}"))
         if curve["band"] is not None:
-            lines.append((GREY, "brackets, band: 95 % interval"))
+            lines.append((GREY, "brackets and band: 95 % interval"))
         write_lines(axes, lines, x=0.03, bottom=0.04, align="left")
         save_figure(figure, path)
 
 
 def save_confusion_matrix(path: str | Path, confusion: np.ndarray, class_names: Sequence[str], title: str = "") -> None:
-    """Draws counts of images by true and decided class, coloured by the share of the true class.
+    """Draws the number of images by true and predicted class, coloured by the share of the true class.
 
     Args:
       path: PNG file to write; its folder exists.
-      confusion: [C, C] int, rows are the true class, as of `metrics.compute_confusion`. A class without images has no
+      confusion: [C, C] int of `metrics.compute_confusion`; rows are the true class. A class without images has no
         shares.
       class_names: C names.
       title: what was scored, as "test, 624 images, threshold 0.31".
@@ -144,7 +144,7 @@ def save_confusion_matrix(path: str | Path, confusion: np.ndarray, class_names: 
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0)
-        # White seams between the cells: two light neighbours stay two cells.
+        # White lines separate the cells where two neighbours are light.
         for edge in np.arange(0.5, classes - 1):
             axes.axhline(edge, color="white", linewidth=2)
             axes.axvline(edge, color="white", linewidth=2)
@@ -152,7 +152,7 @@ def save_confusion_matrix(path: str | Path, confusion: np.ndarray, class_names: 
 
 
 def save_reliability(path: str | Path, reliability: Mapping, calibration: Mapping, title: str = "") -> None:
-    """Draws the share of pneumonia over the score, before and after the temperature.
+    """Draws the share of pneumonia over the score, before and after temperature scaling.
 
     Args:
       path: PNG file to write; its folder exists.
@@ -171,7 +171,7 @@ def save_reliability(path: str | Path, reliability: Mapping, calibration: Mappin
         for when, colour, size in (("before", GREY, 4), ("after", BLUE, 6)):
             bins = reliability[when]
             below, above = (np.abs(np.subtract(bins[bound], bins["share"])) for bound in ("low", "high"))
-            # Before and after lie over each other where the temperature is near 1: the first is thin and open.
+            # Where the temperature is near 1 the two curves coincide, so the first has small open markers.
             marker = {"marker": "o", "markersize": size, "markerfacecolor": colour if when == "after" else "white"}
             axes.errorbar(
                 bins["mean_score"], bins["share"], [below, above], color=colour, linewidth=1.4, elinewidth=0.9, **marker
@@ -186,22 +186,27 @@ def save_reliability(path: str | Path, reliability: Mapping, calibration: Mappin
             text = ", ".join("none" if number is None else f"{number:.3f}" for number in numbers)
             lines.append((colour, f"{words}: {text}"))
         lines.append((GREY, "bars: 95 % interval of the share"))
-        write_lines(axes, lines, x=0.97, bottom=0.04, align="right")
+        # The text stands on the side of the diagonal that the curve leaves free.
+        is_below = np.mean(np.subtract(reliability["after"]["share"], reliability["after"]["mean_score"])) < 0
+        corner = (
+            {"x": 0.03, "bottom": 0.77, "align": "left"} if is_below else {"x": 0.97, "bottom": 0.04, "align": "right"}
+        )
+        write_lines(axes, lines, **corner)
         save_figure(figure, path)
 
 
 def save_predictive_values(
     path: str | Path, values: Mapping, counts: Mapping, threshold: float | Sequence[float], title: str = ""
 ) -> None:
-    """Draws the predictive values of the decision over the prevalence of pneumonia, with their 95 % bands.
+    """Draws the predictive values at the threshold over the prevalence of pneumonia, with 95 % bands.
 
     Args:
       path: PNG file to write; its folder exists.
       values: {"prevalence": G floats, "ppv", "npv": G times {"value", "ci95"}}, of
-        `calibration.compute_predictive_values`. A value that does not exist is not drawn; where none does, the picture
+        `calibration.compute_predictive_values`. Missing values are not drawn; where all are missing, the figure
         says why.
-      counts: of the evaluation; images and classes are read, for the split's own prevalence.
-      threshold: of the operating point.
+      counts: "counts" of metrics.json; images and classes are read for the prevalence of the split.
+      threshold: the threshold of the operating point, or that of each fold.
       title: what was scored, as "test, 624 images".
 
     Raises:
@@ -218,10 +223,10 @@ def save_predictive_values(
         axes.text(own - 0.015, 0.5, "this split", color=GREY, rotation=90, ha="right", va="center")
         lines = [(INK, f"At threshold {format_score(threshold)}")]
         for name, colour, words in (
-            ("ppv", ORANGE, "PPV: pneumonia among those decided for"),
-            ("npv", BLUE, "NPV: NORMAL among the others"),
+            ("ppv", ORANGE, "positive predictive value (PPV)"),
+            ("npv", BLUE, "negative predictive value (NPV)"),
         ):
-            if not drawn[name]:  # As at a threshold that nobody reaches.
+            if not drawn[name]:  # For example at a threshold above all scores.
                 lines.append((colour, f"{name.upper()} does not exist"))
                 continue
             lines.append((colour, words))
@@ -235,7 +240,7 @@ def save_predictive_values(
 
 
 def save_decision_curve(path: str | Path, curve: Mapping, title: str = "") -> None:
-    """Draws the net benefit of the score over the threshold probability, beside deciding for all and for nobody.
+    """Draws the net benefit of the score over the threshold probability, with those of treating all and treating none.
 
     Args:
       path: PNG file to write; its folder exists.
@@ -249,7 +254,7 @@ def save_decision_curve(path: str | Path, curve: Mapping, title: str = "") -> No
         figure = make_figure(4.8, 4.2)
         axes = figure.add_subplot()
         axes.set_title(join_heading("Decision curve", title))
-        # The best there is: a hit for each patient with pneumonia and no false alarm. Harm is cut off far below.
+        # The best possible net benefit has all true positives and no false positive. Large negative values are cut off.
         best = max(curve["treat_all"][0], 0.05)
         axes.set(xlabel="Threshold probability", ylabel="Net benefit", xlim=(0, 1), ylim=(-0.15 * best, 1.1 * best))
         axes.axhline(0, **REFERENCE)
@@ -258,9 +263,9 @@ def save_decision_curve(path: str | Path, curve: Mapping, title: str = "") -> No
             axes.fill_between(curve["threshold"], curve["band"]["low"], curve["band"]["high"], **BAND)
         axes.plot(curve["threshold"], curve["net_benefit"], color=BLUE)
         lines = [
-            (BLUE, "by the calibrated score"),
-            (ORANGE, "for pneumonia in all images"),
-            (GREY, "for nobody (dashed)"),
+            (BLUE, "decided by the calibrated score"),
+            (ORANGE, "all called pneumonia"),
+            (GREY, "all called NORMAL (dashed)"),
         ]
         if curve["band"] is not None:
             lines.append((GREY, "band: 95 % interval"))

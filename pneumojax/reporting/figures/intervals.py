@@ -1,4 +1,4 @@
-"""Pictures of numbers with their intervals, one under the other."""
+"""Figures of numbers with their intervals, one below the other."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,11 +19,11 @@ from pneumojax.reporting.format import format_interval
 
 
 def save_intervals(path: str | Path, groups: Mapping[str, Mapping[str, Mapping]], title: str = "") -> None:
-    """Draws areas under the ROC curve as dots with their 95 % intervals, one under the other, beside chance.
+    """Draws areas under the ROC curve as dots with their 95 % intervals, one below the other, and the line of chance.
 
     Args:
       path: PNG file to write; its folder exists.
-      groups: {heading: {row: {"value", "ci95"}}}, in order; a value that does not exist is written, not drawn.
+      groups: {heading: {row: {"value", "ci95"}}}, in order. A missing value is written, not drawn.
       title: what was scored, as "test, 624 images".
 
     Raises:
@@ -37,33 +37,33 @@ def save_intervals(path: str | Path, groups: Mapping[str, Mapping[str, Mapping]]
         axes = figure.add_subplot()
         axes.set_title(join_heading("AUROC, pneumonia against NORMAL", title))
         axes.axvline(0.5, **REFERENCE)
-        place, places, names = 0.0, [], []
+        y, positions, names = 0.0, [], []
         for colour, (heading, metrics) in zip((BLUE, ORANGE), groups.items(), strict=True):
-            beside = axes.get_yaxis_transform()
-            axes.text(-0.02, place, heading, color=colour, ha="right", va="center", weight="bold", transform=beside)
+            margin = axes.get_yaxis_transform()
+            axes.text(-0.02, y, heading, color=colour, ha="right", va="center", weight="bold", transform=margin)
             for name, row in metrics.items():
-                place += 1
-                places, names = [*places, place], [*names, name]
-                axes.text(1.02, place, format_interval(row), va="center", transform=beside)
+                y += 1
+                positions, names = [*positions, y], [*names, name]
+                axes.text(1.02, y, format_interval(row, missing="does not exist"), va="center", transform=margin)
                 if row["value"] is not None:
                     reach = [[abs(row["value"] - bound)] for bound in row["ci95"] or ()] or None
-                    axes.errorbar(row["value"], place, xerr=reach, fmt="o", markersize=5, color=colour, elinewidth=1.4)
-            place += 1.5
-        axes.text(0.5, place - 1, " chance", color=GREY, va="center")
-        axes.set_yticks(places, names)
-        axes.set(xlim=(lowest - 0.02, 1.01), ylim=(place - 0.5, -0.6), xlabel="AUROC, 95 % interval")
+                    axes.errorbar(row["value"], y, xerr=reach, fmt="o", markersize=5, color=colour, elinewidth=1.4)
+            y += 1.5
+        axes.text(0.5, y - 1, " chance", color=GREY, va="center")
+        axes.set_yticks(positions, names)
+        axes.set(xlim=(lowest - 0.02, 1.01), ylim=(y - 0.5, -0.6), xlabel="AUROC, 95 % interval")
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         save_figure(figure, path)
 
 
 def save_reported(path: str | Path, rows: Sequence[Mapping], split: str) -> None:
-    """Draws figures that others report beside ours, a line each.
+    """Draws figures that other projects report together with ours, one in each line.
 
     Args:
       path: PNG file to write; its folder exists.
       rows: {"name", "reported": float, "ours": {"value", "ci95"}} each, from top to bottom.
-      split: that ours were scored on.
+      split: the split that ours were scored on.
 
     Raises:
       OSError: the file cannot be written.

@@ -1,4 +1,4 @@
-"""Pictures of a search for hyperparameters."""
+"""Figures of a hyperparameter search."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 
 def save_search(path: str | Path, rows: Sequence[Mapping], scales: Mapping, importances: Mapping | None) -> None:
-    """Draws a search: the trials in their order, the validation AUROC over each field, and what each field explains.
+    """Draws a search: the trials in order, the validation AUROC over each field, and the importance of each field.
 
     Args:
       path: PNG file to write; its folder exists.
-      rows: of `search.list_trials`.
-      scales: {field: "linear", "log" or "choices"}, for each field a panel.
-      importances: of `search.compute_importances`.
+      rows: returned by `search.list_trials`.
+      scales: {field: "linear", "log" or "choices"}; each field has a panel.
+      importances: returned by `search.compute_importances`; None where there are too few trials.
 
     Raises:
       OSError: the file cannot be written.
@@ -48,22 +48,22 @@ def save_search(path: str | Path, rows: Sequence[Mapping], scales: Mapping, impo
         _draw_importances(bars, importances)
         for i, (field, scale) in enumerate(scales.items()):
             axes = below.add_subplot(lines, 3, i + 1, sharey=history)
-            places = [row["values"][field] for _, row in numbered]
+            positions = [row["values"][field] for _, row in numbered]
             if scale == "choices":
-                choices = sorted(set(places))
-                places = [choices.index(value) for value in places]
+                choices = sorted(set(positions))
+                positions = [choices.index(value) for value in positions]
                 words = [",".join(map(str, value)) if isinstance(value, tuple) else str(value) for value in choices]
                 axes.set_xticks(range(len(words)), words)
                 axes.set_xlim(-0.6, len(words) - 0.4)
             else:
                 axes.set_xscale(scale)
-            _draw_trials(axes, [(place, row) for place, (_, row) in zip(places, numbered, strict=True)])
+            _draw_trials(axes, [(x, row) for x, (_, row) in zip(positions, numbered, strict=True)])
             axes.set(title=field, ylabel="" if i % 3 else "Validation AUROC")
         save_figure(figure, path)
 
 
 def _draw_trials(axes: "Axes", points: Sequence[tuple[float, Mapping]]) -> None:
-    """A dot for each trial: full where it is complete, open where it was pruned or diverged."""
+    """Draws a dot for each trial: filled if it is complete, open if it was pruned or diverged."""
     for state, face, edge in (
         ("pruned", "white", GREY),
         ("diverged", "white", ORANGE),
@@ -80,10 +80,10 @@ def _draw_importances(axes: "Axes", importances: Mapping | None) -> None:
     axes.grid(axis="y", visible=False)
     if importances is None:
         axes.set_axis_off()
-        axes.text(0, 0.9, "Needs four complete trials\nthat differ.", color=GREY, va="top")
+        axes.text(0, 0.9, "Needs at least four complete\ntrials that differ.", color=GREY, va="top")
         return
     names = list(importances)
     axes.barh(range(len(names)), importances.values(), color=BLUE, height=0.6)
     axes.set_yticks(range(len(names)), names)
-    axes.set(ylim=(len(names) - 0.4, -0.6), xlim=(0, 1), xlabel="Share of the differences explained")
+    axes.set(ylim=(len(names) - 0.4, -0.6), xlim=(0, 1), xlabel="Share of the variance explained")
     axes.tick_params(axis="y", length=0)

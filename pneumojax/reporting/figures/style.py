@@ -1,4 +1,4 @@
-"""The look that all pictures share: palette, figures, headings, text, and how a file is written."""
+"""What all figures share: colours, layout, headings, text, and how a file is written."""
 
 import os
 from collections.abc import Mapping
@@ -10,17 +10,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito, Color universal design, 2008: told apart by colour-blind readers too.
+# Okabe and Ito, Color universal design, 2008: colour-blind readers can tell these apart.
 BLUE, ORANGE, GREEN, GREY, INK = "#0072B2", "#D55E00", "#009E73", "#767676", "#222222"
 
-# The same palette, in the order in which curves take them.
+# The same palette, in the order in which curves use it.
 COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#E69F00")
 
 BAND = {"color": BLUE, "alpha": 0.18, "linewidth": 0}
 REFERENCE = {"color": GREY, "linewidth": 1, "linestyle": (0, (4, 3))}
 
 STYLE = {
-    "font.family": "DejaVu Sans",  # Ships with matplotlib, so a picture looks the same everywhere.
+    "font.family": "DejaVu Sans",  # Ships with matplotlib, so a figure looks the same everywhere.
     "font.size": 9,
     "text.color": INK,
     "axes.labelcolor": INK,
@@ -40,39 +40,47 @@ STYLE = {
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
     "lines.linewidth": 1.8,
-    "figure.constrained_layout.w_pad": 0.12,  # Inches of white around everything.
+    "figure.constrained_layout.w_pad": 0.12,  # Inches of white around each figure.
     "figure.constrained_layout.h_pad": 0.12,
     "savefig.dpi": 150,
 }
 
 
 def use_style() -> AbstractContextManager:
-    """A `with` block in which matplotlib draws in STYLE."""
+    """Returns a context in which matplotlib draws in STYLE."""
     import matplotlib
 
     return matplotlib.rc_context(STYLE)
 
 
 def make_figure(width_inches: float, height_inches: float) -> "Figure":
-    """An empty figure that fits its axes and texts into its size."""
-    # Its own, not pyplot's: nothing to close, and no window system is asked for.
+    """Returns an empty figure whose layout fits axes and texts into its size."""
+    # A figure of pyplot would have to be closed, and would look for a window system.
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width_inches, height_inches), layout="constrained")
 
 
 def make_unit_square(heading: str, x_label: str, y_label: str) -> tuple["Figure", "Axes"]:
-    """A figure with one square pair of axes from 0 to 1."""
+    """Returns a figure and its axes: one square from 0 to 1 in both directions."""
     figure = make_figure(4.8, 5.0)
     axes = figure.add_subplot()
-    # A little room around: curves of good models run along the edges.
+    # A small margin, because the curves of good models run along the edges.
     axes.set(xlabel=x_label, ylabel=y_label, xlim=(-0.015, 1.015), ylim=(-0.015, 1.015), aspect="equal")
     axes.set_title(heading)
     return figure, axes
 
 
 def write_lines(axes: "Axes", lines: list[tuple[str, str]], x: float, bottom: float, align: str) -> None:
-    """Writes coloured lines of text into a corner that the curve leaves free; the last line stands at bottom."""
+    """Writes coloured lines of text into the axes, upwards from the last line.
+
+    Args:
+      axes: where to write.
+      lines: (colour, text) of each line, from top to bottom.
+      x: horizontal position in axes coordinates, 0..1.
+      bottom: position of the last line in axes coordinates, 0..1.
+      align: "left", "center" or "right".
+    """
     for i, (colour, text) in enumerate(reversed(lines)):
         axes.text(
             x,
@@ -82,21 +90,21 @@ def write_lines(axes: "Axes", lines: list[tuple[str, str]], x: float, bottom: fl
             ha=align,
             va="bottom",
             transform=axes.transAxes,
-            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.9, "pad": 1},
         )
 
 
 def join_heading(what: str, title: str) -> str:
-    """The heading: what is drawn and, below, of what."""
+    """Returns a heading of two lines: what is drawn and, below, what it was computed from."""
     return f"{what}\n{title}" if title else what
 
 
 def save_figure(figure: "Figure", path: str | Path) -> None:
-    """Writes a PNG file in one go; what stood there stays where that fails."""
+    """Writes a PNG file atomically: if writing fails, an earlier file is unchanged."""
     path = Path(path)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        # Without the software's version in it, equal numbers make equal files.
+        # Without the software's version in the file, equal numbers give equal files.
         figure.savefig(unfinished, format="png", metadata={"Software": None})
         os.replace(unfinished, path)
     finally:
@@ -104,7 +112,7 @@ def save_figure(figure: "Figure", path: str | Path) -> None:
 
 
 def save_reason(path: str | Path, heading: str, metric: Mapping) -> None:
-    """Draws why there is no picture: the metric's "reason"."""
+    """Draws a figure that says why there is no plot: the metric's "reason"."""
     with use_style():
         figure = make_figure(4.8, 1.6)
         figure.text(0.04, 0.9, heading, size=10, va="top")

@@ -1,4 +1,4 @@
-"""experiments/benchmark.py: what is planned, what is made of the samples, and each measure once in miniature."""
+"""experiments/benchmark.py: planned cases, the summary of samples, and each measure once in miniature."""
 
 import functools
 import json
@@ -11,7 +11,7 @@ from absl import flags
 from forked import run_script
 
 from experiments import benchmark
-from experiments.benchmarks import measure
+from experiments.benchmarks import cases, measure, workers
 from experiments.benchmarks import page as benchmark_page
 from pneumojax.config import config_from_dict
 from pneumojax.errors import UserError
@@ -20,7 +20,7 @@ TINY = {"model": "mlp", "mlp_widths": "8", "image_px": "32", "batch_size": "8"}
 
 
 def plan(*words):
-    return benchmark.plan_cases(benchmark.parse(list(words)))
+    return cases.plan_cases(benchmark.parse(list(words)))
 
 
 @pytest.fixture
@@ -30,10 +30,10 @@ def run_benchmark(processes, tmp_path):
 
 
 def test_a_case_for_each_combination():
-    cases = plan("--what=step,predict", "--model=resnet18,flatiron", "--image_px=32,64", "--devices=1,2")
-    assert len(cases) == 16
-    assert len({json.dumps(case) for case in cases}) == 16
-    assert {(case["config"]["model"], case["config"]["image_px"], case["devices"]) for case in cases} == {
+    planned = plan("--what=step,predict", "--model=resnet18,flatiron", "--image_px=32,64", "--devices=1,2")
+    assert len(planned) == 16
+    assert len({json.dumps(case) for case in planned}) == 16
+    assert {(case["config"]["model"], case["config"]["image_px"], case["devices"]) for case in planned} == {
         (model, px, devices) for model in ("resnet18", "flatiron") for px in (32, 64) for devices in (1, 2)
     }
     (case,) = plan("--model=cnn", "--cnn_widths=4,8")
@@ -48,11 +48,11 @@ def test_a_step_is_augmented_by_geometry_or_not_at_all():
 
 
 @pytest.mark.parametrize("suite", ["cpu", "gpu"])
-def test_suites_can_be_planned_with_peers_and_flags_beside_them_win(suite):
+def test_suites_can_be_planned_with_peers_and_other_flags_replace_theirs(suite):
     for line in benchmark.SUITES[suite]:
-        cases = plan(*shlex.split(line), "--peer=torch,keras,pillow", "--image_px=32", "--batch_size=8")
-        assert {(case["config"]["image_px"], case["config"]["batch_size"]) for case in cases} == {(32, 8)}
-        for case in cases:
+        planned = plan(*shlex.split(line), "--peer=torch,keras,pillow", "--image_px=32", "--batch_size=8")
+        assert {(case["config"]["image_px"], case["config"]["batch_size"]) for case in planned} == {(32, 8)}
+        for case in planned:
             wanted = {"step": ["torch", "keras"], "epoch": ["torch", "keras"], "decode": ["pillow"]}
             assert case["peers"] == wanted.get(case["what"], [])
 
@@ -67,8 +67,8 @@ def test_suites_can_be_planned_with_peers_and_flags_beside_them_win(suite):
         (["--peer=jax"], "--peer=jax is unknown"),
         (["--limit=0"], "--limit=0 must be a whole number above 0"),
         (["--devices=3"], "--batch_size=32 is not divisible by --devices=3"),
-        (["--peer=torch", "--model=cnn"], "--peer=torch does not know --model=cnn"),
-        (["--peer=keras", "--model=resnet18", "--optimizer=sgd"], "--peer=keras does not know --optimizer=sgd"),
+        (["--peer=torch", "--model=cnn"], "--peer=torch does not implement --model=cnn"),
+        (["--peer=keras", "--model=resnet18", "--optimizer=sgd"], "--peer=keras does not implement --optimizer=sgd"),
     ],
 )
 def test_bad_input_is_a_sentence(words, sentence):
@@ -78,9 +78,9 @@ def test_bad_input_is_a_sentence(words, sentence):
 
 def test_a_python_without_the_peer_is_named():
     with pytest.raises(UserError, match=r"cannot import torch, PIL \(.*extra `peers`"):
-        benchmark.check_peer("/bin/false", "torch")
+        workers.check_peer("/bin/false", "torch")
     with pytest.raises(UserError, match="--peer_python=/nowhere/python cannot be started: No such file"):
-        benchmark.check_peer("/nowhere/python", "keras")
+        workers.check_peer("/nowhere/python", "keras")
 
 
 def fake_workers(monkeypatch, seconds, parameters=None):
@@ -103,17 +103,17 @@ def fake_workers(monkeypatch, seconds, parameters=None):
         def close(self):
             order.append("closed")
 
-    monkeypatch.setattr(benchmark, "Worker", Worker)
+    monkeypatch.setattr(workers, "Worker", Worker)
     return order
 
 
-def test_frameworks_work_in_turn_and_the_ratio_is_to_the_best(monkeypatch, tmp_path):
+def test_frameworks_work_in_turn_and_the_ratio_is_to_the_fastest_peer(monkeypatch, tmp_path):
     names = ["pneumojax", "torch", "torch channels_last", "keras"]
     scales = zip(names, (1, 3, 2, 5), strict=True)
     seconds = {name: [scale * second for second in (4, 1, 8, 2, 16)] for name, scale in scales}
     order = fake_workers(monkeypatch, seconds)
     (case,) = plan("--peer=torch,keras", "--model=resnet18", "--repeats=5")
-    rows = benchmark.measure_in_turn(case, tmp_path, "python")
+    rows = workers.measure_in_turn(case, tmp_path, "python")
     assert order == names * 5 + ["closed"] * 4
     assert [row["framework"] for row in rows] == names
     ours = rows[0]
@@ -125,10 +125,10 @@ def test_frameworks_work_in_turn_and_the_ratio_is_to_the_best(monkeypatch, tmp_p
     assert "ratio" not in rows[1] and "peak_flops" not in ours
 
 
-def test_the_first_epoch_stands_apart(monkeypatch, tmp_path):
+def test_the_first_epoch_is_reported_on_its_own(monkeypatch, tmp_path):
     fake_workers(monkeypatch, {"pneumojax": [10, 1, 3, 2], "keras": [30, 4, 4, 4]})
     case = plan("--what=epoch", "--peer=keras", "--model=resnet18", "--repeats=4", "--limit=4")[0]
-    ours, keras = benchmark.measure_in_turn(case, tmp_path, "python")
+    ours, keras = workers.measure_in_turn(case, tmp_path, "python")
     assert (ours["first_seconds"], ours["seconds"]["median"], ours["repeats"]) == (10, 2, 3)
     assert (ours["first_ratio"], ours["ratio"]) == (pytest.approx(3), pytest.approx(2))
     assert keras["first_seconds"] == 30
@@ -137,11 +137,11 @@ def test_the_first_epoch_stands_apart(monkeypatch, tmp_path):
 def test_other_work_and_other_devices_are_refused(monkeypatch, tmp_path):
     fake_workers(monkeypatch, {"pneumojax": [1] * 8, "keras": [1] * 8}, {"keras": 6})
     with pytest.raises(UserError, match="networks differ"):
-        benchmark.measure_in_turn(plan("--peer=keras", "--model=resnet18")[0], tmp_path, "python")
+        workers.measure_in_turn(plan("--peer=keras", "--model=resnet18")[0], tmp_path, "python")
     with pytest.raises(UserError, match="--devices=4: there are 2 of chip"):
-        benchmark.measure_in_turn(plan("--devices=4")[0], tmp_path, "python")
+        workers.measure_in_turn(plan("--devices=4")[0], tmp_path, "python")
     with pytest.raises(UserError, match="there are 0 JPEG files"):
-        benchmark.measure_in_turn(plan("--what=decode", f"--images={tmp_path}")[0], tmp_path, "python")
+        workers.measure_in_turn(plan("--what=decode", f"--images={tmp_path}")[0], tmp_path, "python")
 
 
 def test_files_are_taken_evenly_of_both_classes(tmp_path):
@@ -149,7 +149,7 @@ def test_files_are_taken_evenly_of_both_classes(tmp_path):
         (tmp_path / name).mkdir()
         for i in range(10):
             (tmp_path / name / f"{i}.jpeg").write_text("")
-    files = json.loads(benchmark.list_files(str(tmp_path), 4, tmp_path).read_text())
+    files = json.loads(cases.list_files(str(tmp_path), 4, tmp_path).read_text())
     assert [(pathlib.Path(path).name, label) for path, label in files] == [
         ("0.jpeg", 0),
         ("5.jpeg", 0),
@@ -159,7 +159,7 @@ def test_files_are_taken_evenly_of_both_classes(tmp_path):
 
 
 def test_each_measure_has_its_word():
-    assert list(benchmark.WHAT) == list(measure.MEASURES)
+    assert list(cases.WHAT) == list(measure.MEASURES)
 
 
 @pytest.mark.parametrize("what", [what for what in measure.MEASURES if what != "start"])
@@ -168,7 +168,7 @@ def test_each_measure_runs(what, data_dir, tmp_path):
     fields |= {"rotate_degrees": "0", "shift": "0", "zoom": "0"}  # They would compile longest.
     (case,) = plan(f"--what={what}", "--steps=2", *(f"--{name}={value}" for name, value in (TINY | fields).items()))
     if what in ("epoch", "decode"):
-        case |= {"files": str(benchmark.list_files(None, 17, tmp_path)), "framework": "pneumojax"}
+        case |= {"files": str(cases.list_files(None, 17, tmp_path)), "framework": "pneumojax"}
     ready, repeat = measure.MEASURES[what](config_from_dict(case["config"]), case)
     first, second = repeat(), repeat()
     expected = {"step": 16, "predict": 16, "epoch": 16, "decode": 17, "save": None, "restore": None}
@@ -212,7 +212,7 @@ def test_suites_run_in_miniature(run_benchmark, suite, data_dir, tmp_path):
 
 
 def make_row(what="step", seconds=1.0, **choices):
-    row = {name: None for name in benchmark_page.COLUMNS} | {"what": what, "framework": "pneumojax"}
+    row = {name: None for name in cases.KEY_COLUMNS} | {"what": what, "framework": "pneumojax"}
     row |= {"model": "cnn", "image_px": 64, "batch_size": 32, "dtype": "float32", "fields": {}, "devices": None}
     speed = {"median": 320 / seconds, "low": 300 / seconds, "high": 340 / seconds}
     row |= {"seconds": {"median": seconds, "low": seconds, "high": seconds}, "images_per_second": speed}
@@ -242,7 +242,7 @@ def test_the_page_shows_ratios_speeds_roofline_and_growth(tmp_path, draw_picture
     rows[0]["load"] = 7.0
     with draw_pictures():
         page = benchmark_page.write_page(tmp_path / "rows.jsonl", rows).read_text()
-    for text in ("Beside PyTorch and Keras", "1.25", "How cost grows", "Roofline", "1 of 8 cases began", "2.00"):
+    for text in ("Compared with PyTorch and Keras", "1.25", "How cost grows", "Roofline", "1 of 8 cases began", "2.00"):
         assert text in page
     assert {path.name for path in tmp_path.glob("*.png")} == {"step_image_px.png", "step_devices.png", "roofline.png"}
     assert page.count("data:image/png") == 3

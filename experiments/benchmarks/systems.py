@@ -1,11 +1,11 @@
-"""The reference systems: public projects on the same X-rays, and what they report on the official test split.
+"""The reference systems: public projects on the same X-rays, and the figures that they report on test.
 
-How each is built again stands in presets/<name>.flags.
+The figures are of the official test split. experiments/presets/<name>.flags says how each system is rebuilt here.
 """
 
 import dataclasses
 
-# Figures that are reported beside the metrics' own names.
+# Names of the reported figures.
 FIGURES = {
     "accuracy": "accuracy",
     "sensitivity": "recall of pneumonia",
@@ -23,8 +23,8 @@ class System:
     """A published system.
 
     Attributes:
-      project: its name.
-      network: what it did, in a few words.
+      project: name of the project.
+      network: the network in a few words.
       reported: {metric of `metrics.compute_metrics`: value on the official test split}.
     """
 
@@ -34,7 +34,7 @@ class System:
 
 
 def _macro(accuracy: float, precision: float, recall: float, f1: float) -> dict[str, float]:
-    """The figures of project e: means over both classes. Its AUC is of the hard decision, which is the mean recall."""
+    """Figures of project e: means over both classes. Its AUC is that of the hard decision, which is the mean recall."""
     return {"accuracy": accuracy, "precision_macro": precision, "balanced_accuracy": recall, "f1_macro": f1}
 
 
@@ -55,5 +55,5 @@ SYSTEMS = {
     "e3": System(_E, "VGG16", _macro(0.92, 0.92, 0.90, 0.91)),
 }
 
-# Project e's other protocol: every model also with its epoch and threshold chosen on test. Not a system of its own.
+# Not a system but a protocol of project e: epoch and threshold of each model are chosen on test.
 LEAKY = "e4"

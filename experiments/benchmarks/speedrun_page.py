@@ -1,33 +1,41 @@
-"""What speedrun.py measured: summarised over the seeds, as lines of text, and of all commands as a page of Markdown."""
+"""What speedrun.py measured: a summary over the seeds, lines of text, and a Markdown page of all commands."""
 
 import math
 import statistics
 
+from experiments.flags import format_value
 from pneumojax.config import Config, config_to_dict
+from pneumojax.reporting.format import format_interval
+from pneumojax.reporting.tables import Table
 
 
 def is_of(row: dict, same: dict) -> bool:
-    """Whether a row is of this command at this commit, or of that of another row."""
+    """Returns whether a row has the same commit and command.
+
+    Args:
+      row: a row of the results file.
+      same: another row, or {"commit", "command"}.
+    """
     return all(row[name] == same[name] for name in ("commit", "command"))
 
 
 def find_trainings(rows: list[dict], same: dict) -> list[dict]:
-    """The trainings of a command at a commit; of a seed that was timed twice the last one."""
+    """Returns the trainings of a command at a commit. Where a seed was measured twice, the last row counts."""
     those = {row["seed"]: row for row in rows if row["what"] == "training" and is_of(row, same)}
     return sorted(those.values(), key=lambda row: row["seed"])
 
 
 def summarise(trainings: list[dict], target: float) -> dict:
-    """The figures of all trainings of a command.
+    """Summarises the trainings of a command over their seeds.
 
     Args:
       trainings: rows of `Racer.time`, at least two.
-      target: AUROC to be reached.
+      target: AUROC to reach.
 
     Returns:
-      {"seconds", "cpu_seconds", "auroc"}: of each {"mean", "deviation", "low", "high"}: of the sample, and its
-      extremes; "auroc_interval": of the mean, see `compute_interval`; "reached": how many have the target;
-      "images_per_second" and "evaluation_seconds": medians; "seeds", "target", "images".
+      "seconds", "cpu_seconds", "auroc": {"mean", "deviation" (standard deviation), "low", "high" (extremes)} each;
+      "auroc_interval": of `compute_interval`; "reached": number of seeds that reach the target; "images_per_second",
+      "evaluation_seconds": medians; "seeds", "target", "images".
     """
     columns = {name: [row[name] for row in trainings] for name in trainings[0]}
     spread = {
@@ -52,21 +60,24 @@ def summarise(trainings: list[dict], target: float) -> dict:
 
 
 def compute_interval(values: list[float]) -> list[float]:
-    """The 95 % interval of the mean of at least two values, by Student's t: for other seeds, not for other images."""
-    from scipy.special import stdtrit  # JAX does not go without scipy.
+    """Returns the 95 % interval of the mean of at least two values, by Student's t.
+
+    The interval is over seeds: it does not cover other images.
+    """
+    from scipy.special import stdtrit
 
     half = stdtrit(len(values) - 1, 0.975) * statistics.stdev(values) / math.sqrt(len(values))
     return [statistics.fmean(values) - half, statistics.fmean(values) + half]
 
 
 def format_training(row: dict) -> str:
-    """A line of progress."""
+    """Formats a training as a line of the log."""
     times = f"{row['seconds']:.3f} s ({row['cpu_seconds']:.3f} s of CPU)"
     return f"seed {row['seed']}: {times}, AUROC {row['auroc']:.4f}, scored in {row['evaluation_seconds']:.3f} s"
 
 
 def format_summary(row: dict) -> str:
-    """All that the row of a command says, in lines."""
+    """Formats the row of a command as lines of text."""
     auroc, seconds, cpu = row["auroc"], row["seconds"], row["cpu_seconds"]
     low, high = row["auroc_interval"]
     reaches = "reaches" if auroc["mean"] >= row["target"] else "does not reach"
@@ -75,12 +86,13 @@ def format_summary(row: dict) -> str:
         (
             f"Validation AUROC {auroc['mean']:.4f} ± {auroc['deviation']:.4f} over {len(row['seeds'])} seeds "
             f"({auroc['low']:.4f} to {auroc['high']:.4f}); 95 % interval of the mean {low:.4f} to {high:.4f} "
-            f"(t, over seeds). The mean {reaches} {row['target']:g}; {row['reached']} of {len(row['seeds'])} seeds do.",
+            f"(Student's t, over seeds). The mean {reaches} {row['target']:g}; "
+            f"{row['reached']} of {len(row['seeds'])} seeds do.",
             f"Seconds {_format_seconds(seconds)} ({seconds['low']:.3f} to {seconds['high']:.3f}), of CPU "
             f"{_format_seconds(cpu)}; {row['images_per_second']:,.0f} images/s.",
-            f"With compilation, from an empty compile cache: {row['seconds_with_compilation']:.2f} s, "
-            f"{row['compile_seconds']:.2f} s of it for the steps. Warm-up: that training, of another seed.",
-            f"Outside of the clock: validation, {row['evaluation_seconds']:.3f} s each time.",
+            f"The warm-up with another seed, from an empty compile cache, took "
+            f"{row['seconds_with_compilation']:.2f} s, {row['compile_seconds']:.2f} s of it to compile the steps.",
+            f"Scoring validation took {row['evaluation_seconds']:.3f} s each time, which is not counted.",
             f"{device['count']} x {device['kind']}, {row['cores']} cores, load at the start {row['load']:.1f}; "
             f"{versions}; commit {row['commit']}.",
             f"Command: {row['command']}",
@@ -89,11 +101,11 @@ def format_summary(row: dict) -> str:
 
 
 def format_page(rows: list[dict]) -> str:
-    """The table of all commands as Markdown.
+    """Formats all commands as a page of Markdown.
 
     Args:
-      rows: of the results file. Of commands with the same fields on the same device the last one counts. The first
-        command of a network on a device is what its others are compared with, seed by seed.
+      rows: rows of the results file. Of commands with the same fields on the same device, the last one counts. Each
+        command is compared, seed by seed, with the first command of the same network on the same device.
     """
     races, bases = {}, {}
     for row in rows:
@@ -104,26 +116,36 @@ def format_page(rows: list[dict]) -> str:
     lines = [
         "# Speedrun",
         "",
-        "Whole trainings of fixed length; the clock starts when the decoded cache is opened and stops when the weights "
-        "are ready on the device. Warm-up: one discarded training of another seed. Mean ± standard deviation over the "
-        "seeds; intervals are t-intervals of means over seeds. AUROC is of validation, where presets were tuned: it "
-        "is optimistic. A network's first row has all its fields, the others what they change; difference: AUROC "
-        "less that of the first row, seed by seed. Reached: how many seeds have the target, 0.99 unless a command says "
-        "otherwise. Seconds under load mean little. Made by experiments/speedrun.py.",
+        "Each row is a command that trains one network with several seeds, for a fixed number of steps. The clock "
+        "starts when the decoded cache is opened and stops when the weights are ready on the device. One training of "
+        "another seed warms up and is discarded. Numbers are mean ± standard deviation over the seeds; intervals are "
+        "95 % t-intervals of the mean. AUROC is of validation, on which the presets were tuned, so it is optimistic. "
+        "The first row of a network lists all fields that are not at their default; its other rows list what they "
+        "change, and the difference of their AUROC from the first row's over the seeds of both. Reached: the number "
+        "of seeds that reach the target, which is 0.99 unless the command sets --target. Seconds of a busy machine "
+        "mean little. Made by experiments/speedrun.py.",
         "",
-        "| fields | seeds | AUROC | difference | reached | seconds | CPU seconds | with compilation | images/s |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
+    columns = ("fields", "seeds", "AUROC", "difference", "reached", "seconds", "CPU seconds", "with compilation")
+    cells = []
     for row in races.values():
-        auroc, (low, high), base = row["auroc"], row["auroc_interval"], bases[_find_class(row)]
-        lines.append(
-            f"| {_format_fields(row, base)} | {_format_seeds(row['seeds'])} "
-            f"| {auroc['mean']:.4f} ± {auroc['deviation']:.4f} ({low:.4f} to {high:.4f}) "
-            f"| {_format_difference(rows, row, base)} | {row['reached']} of {len(row['seeds'])} "
-            f"| {_format_seconds(row['seconds'])} | {_format_seconds(row['cpu_seconds'])} "
-            f"| {row['seconds_with_compilation']:.1f} | {row['images_per_second']:,.0f} |"
+        auroc, base = row["auroc"], bases[_find_class(row)]
+        metric = {"value": auroc["mean"], "standard_deviation": auroc["deviation"], "ci95": row["auroc_interval"]}
+        cells.append(
+            (
+                _format_fields(row, base),
+                _format_seeds(row["seeds"]),
+                format_interval(metric, ".4f"),
+                _format_difference(rows, row, base),
+                f"{row['reached']} of {len(row['seeds'])}",
+                _format_seconds(row["seconds"]),
+                _format_seconds(row["cpu_seconds"]),
+                f"{row['seconds_with_compilation']:.1f}",
+                f"{row['images_per_second']:,.0f}",
+            )
         )
-    lines += ["", "Commands, devices and loads, in this order:", ""]
+    lines.append(Table((*columns, "images/s"), cells).format_markdown())
+    lines += ["", "The commands in the same order, with their device and the load of the machine at the start:", ""]
     for row in races.values():
         device = f"{row['device']['count']} x {row['device']['kind']}, {row['cores']} cores, load {row['load']:.1f}"
         lines.append(f"- `{row['command']}`: {device}, jax {row['versions']['jax']}, commit {row['commit']}")
@@ -131,13 +153,12 @@ def format_page(rows: list[dict]) -> str:
 
 
 def _format_fields(row: dict, base: dict) -> str:
-    """All fields of a first row; of another those that are not the first's."""
+    """The fields of a first row; for another row, the fields that differ from the first row's."""
     fields, defaults = row["fields"], config_to_dict(Config())
     if row is not base:
         names = [name for name in base["fields"] | fields if base["fields"].get(name) != fields.get(name)]
         fields = {name: fields.get(name, defaults[name]) for name in names}
-    words = (f"{k}={','.join(map(str, v)) if isinstance(v, list) else v}" for k, v in fields.items())
-    return ", ".join(words)
+    return ", ".join(f"{name}={format_value(value)}" for name, value in fields.items())
 
 
 def _find_class(row: dict) -> str:
@@ -145,8 +166,8 @@ def _find_class(row: dict) -> str:
 
 
 def _format_seconds(spread: dict) -> str:
-    digits = 3 if spread["mean"] < 1 else 2
-    return f"{spread['mean']:.{digits}f} ± {spread['deviation']:.{digits}f}"
+    spec = ".3f" if spread["mean"] < 1 else ".2f"
+    return format_interval({"value": spread["mean"], "standard_deviation": spread["deviation"], "ci95": None}, spec)
 
 
 def _format_seeds(seeds: list[int]) -> str:
@@ -161,5 +182,5 @@ def _format_difference(rows: list[dict], row: dict, base: dict) -> str:
     differences = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
     if len(differences) < 2:
         return ""
-    low, high = compute_interval(differences)
-    return f"{statistics.fmean(differences):+.4f} ({low:+.4f} to {high:+.4f}), {len(differences)} seeds"
+    mean = {"value": statistics.fmean(differences), "ci95": compute_interval(differences)}
+    return f"{format_interval(mean, '+.4f')}, {len(differences)} seeds"

@@ -1,0 +1,190 @@
+"""The results of reproduce.py as Markdown, CSV and a page: reported figures compared with ours."""
+
+import dataclasses
+import json
+import pathlib
+import re
+import statistics
+
+from experiments.benchmarks.systems import FIGURES, LEAKY, SYSTEMS
+from pneumojax.files import write_text
+from pneumojax.reporting.caveats import describe_synthetic
+from pneumojax.reporting.format import format_interval
+from pneumojax.reporting.html import Section, load_picture, render_page
+from pneumojax.reporting.tables import Table, format_csv
+
+TITLE = "Reference systems: reported and ours"
+PRESETS = pathlib.Path(__file__).parents[1] / "presets"
+
+METRICS = {
+    "auroc": "AUROC",
+    "specificity_at_sensitivity_0.95": "specificity at sensitivity 0.95",
+    "accuracy": "accuracy",
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
+}
+
+
+def write_results(workdir: pathlib.Path, paths: list[pathlib.Path], split: str, metadata: dict, quick: bool) -> None:
+    """Writes results.md, results.csv, results.png and results.html.
+
+    Args:
+      workdir: folder to write to.
+      paths: folders of the runs that are finished.
+      split: the split that was scored.
+      metadata: of the prepared data set.
+      quick: whether the runs are a smoke test, whose figures mean nothing.
+    """
+    from pneumojax.reporting.figures.intervals import save_reported
+
+    results = collect_results(paths, split)
+    if not results:
+        return
+    info = json.loads((paths[0] / "config.json").read_text())
+    write_text(workdir / "results.csv", format_results(results, split))
+    sections = make_sections(results, split)
+    lead = describe(results, split, metadata, info)
+    smoke_test = "A smoke test of one epoch at 32 px: its figures mean nothing."
+    warning = smoke_test if quick else describe_synthetic(metadata)
+    write_text(workdir / "results.md", format_markdown(lead, warning, sections))
+    reported = list_reported(results)
+    if reported:
+        rows = [
+            {"name": f"{figure}  {name}", "reported": value, "ours": ours} for name, figure, value, ours in reported
+        ]
+        save_reported(workdir / "results.png", rows, split)
+        picture = load_picture(workdir / "results.png", "Reported figures compared with ours", wide=True)
+        sections[0] = dataclasses.replace(sections[0], blocks=[picture, *sections[0].blocks])
+    page = render_page(TITLE, lead, [*sections, describe_presets(results)], warning)
+    write_text(workdir / "results.html", page)
+
+
+def collect_results(paths: list[pathlib.Path], split: str) -> dict[str, dict]:
+    """Collects the metrics and costs of each system over its seeds.
+
+    Args:
+      paths: folders of the runs, <workdir>/<system>/seed_<n>.
+      split: the split that was scored.
+
+    Returns:
+      {system, or system with the suffix of the leaky protocol: {"metrics": of `compute_mean_metrics`, "seeds",
+      "seconds", "images_per_second"}}.
+    """
+    from pneumojax.evaluation.prediction_files import read_predictions
+    from pneumojax.evaluation.summary import compute_mean_metrics
+
+    runs_of = {}
+    for path in paths:
+        runs_of.setdefault(path.parent.name, []).append(path)
+    results = {}
+    for name, runs in sorted(runs_of.items(), key=lambda item: (LEAKY in item[0], item[0])):
+        costs = [json.loads((path / "cost.json").read_text()) for path in runs]
+        rates = [cost["images_per_second"] for cost in costs if cost["images_per_second"]]
+        results[name] = {
+            "metrics": compute_mean_metrics([read_predictions(path, split) for path in runs]),
+            "seeds": len(runs),
+            "seconds": statistics.mean(cost["seconds"] for cost in costs),
+            "images_per_second": statistics.median(rates) if rates else None,
+        }
+    return results
+
+
+def list_reported(results: dict) -> list[tuple[str, str, float, dict]]:
+    """Returns (system, figure, reported, ours) for each figure that a project reports."""
+    return [
+        (name, FIGURES[metric], reported, results[name]["metrics"][metric])
+        for name in results
+        if name in SYSTEMS
+        for metric, reported in SYSTEMS[name].reported.items()
+    ]
+
+
+def describe(results: dict, split: str, metadata: dict, info: dict) -> list[str]:
+    """Describes what was scored, on which data and how.
+
+    Args:
+      results: of `collect_results`.
+      split: the split that was scored.
+      metadata: of the prepared data set.
+      info: content of a run's config.json.
+    """
+    seeds = max(result["seeds"] for result in results.values())
+    device, versions = info["device"], info["versions"]
+    systems = len({name.removesuffix(f"_{LEAKY}") for name in results})
+    how = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
+    first = (
+        f"{systems} system{'s' * (systems > 1)}, {how}, with the 95 % interval of the mean (bootstrap by patient). "
+        f"Reported figures are of the official test split; ours are of {split}"
+    )
+    first += "." if split == "test" else ", because this data set has no test split. These are not the same images."
+    second = (
+        f"Data {metadata['fingerprint'][:12]} ({split}: {sum(metadata['counts'][split].values())} images), "
+        f"{info['image_px']} px, devices: {device['count']} ({device['kind']}), "
+        f"jax {versions['jax']}, flax {versions['flax']}. Made by experiments/reproduce.py."
+    )
+    return [first, second]
+
+
+def make_sections(results: dict, split: str) -> list[Section]:
+    """Returns the sections with tables."""
+    reported = [
+        (name, SYSTEMS[name].network, figure, f"{value:.2f}", format_interval(ours))
+        for name, figure, value, ours in list_reported(results)
+    ]
+    honest = {name: result for name, result in results.items() if name in SYSTEMS}
+    leaky = {name: result for name, result in results.items() if name not in SYSTEMS}
+    sections = []
+    if honest:
+        columns = ("system", "network", "figure", "reported, test", f"ours, {split}")
+        sections.append(Section("Reported and ours", (), [Table(columns, reported)]))
+        sections.append(Section(f"Ours on {split}", (), [make_table(honest)]))
+    if leaky:
+        text = (
+            f"{LEAKY}: the same systems, with epoch, threshold and temperature chosen on the images that are scored, "
+            "as in many publications. These figures are worth nothing; the difference shows what the leak adds.",
+        )
+        sections.append(Section("Leaky protocol, for comparison only", text, [make_table(leaky)]))
+    return sections
+
+
+def make_table(results: dict) -> Table:
+    """Returns a table with the metrics and the cost of each system."""
+    rows = []
+    for name, result in results.items():
+        cells = [format_interval(result["metrics"][metric]) for metric in METRICS]
+        rate = result["images_per_second"]
+        rows.append([name, *cells, f"{result['seconds']:.0f}", f"{rate:,.0f}" if rate else "-"])
+    return Table(("system", *METRICS.values(), "seconds", "images/s"), rows)
+
+
+def describe_presets(results: dict) -> Section:
+    """Returns the comments of the presets: what is published of each system, and how it is rebuilt here."""
+    names = dict.fromkeys(name.removesuffix(f"_{LEAKY}") for name in results)
+    texts = [(PRESETS / f"{name}.flags").read_text() for name in names]
+    paragraphs = [" ".join(re.findall(r"^# *(.*)$", text, re.MULTILINE)) for text in texts]
+    return Section("The systems", paragraphs)
+
+
+def format_markdown(lead: list[str], warning: str, sections: list[Section]) -> str:
+    """Formats the lead and the tables as Markdown."""
+    paragraphs = [f"# {TITLE}", *([f"**{warning}**"] if warning else []), *lead]
+    for section in sections:
+        paragraphs += [f"## {section.heading}", *section.text, *(table.format_markdown() for table in section.blocks)]
+    return "\n\n".join(paragraphs) + "\n"
+
+
+def format_results(results: dict, split: str) -> str:
+    """Formats CSV text with a row for each system and metric."""
+    columns = ("system", "protocol", "split", "metric", "reported_on_test", "mean", "standard_deviation", "low", "high")
+    rows = []
+    for name, result in results.items():
+        system = name.removesuffix(f"_{LEAKY}")
+        honest = name == system
+        protocol = "chosen on validation" if honest else "chosen on test (leaky)"
+        for metric, ours in result["metrics"].items():
+            reported = SYSTEMS[system].reported.get(metric) if honest else None
+            low, high = ours["ci95"] or (None, None)
+            numbers = (ours["value"], ours["standard_deviation"], low, high)
+            costs = (result["seeds"], result["seconds"], result["images_per_second"])
+            rows.append((system, protocol, split, metric, reported, *numbers, *costs))
+    return format_csv((*columns, "seeds", "seconds", "images_per_second"), rows)

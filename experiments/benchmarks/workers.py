@@ -1,0 +1,171 @@
+"""Processes that measure: one for each framework of a case. They repeat their work in turn."""
+
+import contextlib
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+
+from experiments.benchmarks.cases import READS_FILES, describe_choices, find_batch_size, list_files
+from experiments.benchmarks.records import ROOT, set_ratio, summarise_samples
+from pneumojax.errors import UserError
+
+# Packages that the Python of --peer_python needs.
+NEEDS = {"torch": "torch, PIL", "keras": "keras, tensorflow"}
+
+
+def check_peer(python: str, name: str) -> None:
+    """Checks that a Python has the packages of a peer.
+
+    Args:
+      python: path of the interpreter.
+      name: a key of NEEDS.
+
+    Raises:
+      UserError: it has not, or it cannot be started; the sentence says what to do.
+    """
+    command = [python, "-c", f"import {NEEDS[name]}"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, env=_make_environment())
+    except OSError as error:
+        raise UserError(f"--peer_python={python} cannot be started: {error.strerror}.") from error
+    if done.returncode:
+        reason = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "it fails"
+        raise UserError(
+            f"--peer_python={python} cannot import {NEEDS[name]} ({reason}). Make an environment with the packages of "
+            "the extra `peers` in pyproject.toml and name its Python."
+        )
+
+
+def _make_environment() -> dict[str, str]:
+    """The environment variables without those that belong to our own Python."""
+    return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+
+
+class Worker:
+    """A process that measures one case in one framework, each time it is asked to.
+
+    Args:
+      case: one of `plan_cases`; "files" names the list of JPEG files if the case reads them.
+      framework: pneumojax, pillow, or a peer with its variant, such as "torch channels_last".
+      python: interpreter for the peers.
+    """
+
+    def __init__(self, case: dict, framework: str, python: str):
+        self.framework = framework
+        ours = framework in ("pneumojax", "pillow")
+        program = (
+            [sys.executable, "-m", "experiments.benchmarks.measure"]
+            if ours
+            else [python, str(ROOT / "experiments/benchmarks/peers.py")]
+        )
+        environment = _make_environment() | ({"PYTHONPATH": str(ROOT)} if ours else {})
+        if case["peers"]:
+            # All frameworks share the GPU's memory, so JAX must not reserve most of it.
+            environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+        if case["devices"]:
+            environment["JAX_NUM_CPU_DEVICES"] = str(case["devices"])
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, range(case["devices"])))
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self.process = subprocess.Popen(
+            [*program, json.dumps(case | {"framework": framework})],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+            env=environment,
+        )
+
+    def read(self) -> dict:
+        """Reads the next line of the process.
+
+        Raises:
+          UserError: the process reports an error that the user can mend.
+          ChildProcessError: the process has ended.
+        """
+        line = self.process.stdout.readline()
+        if not line:
+            self.process.wait()
+            self.log.seek(0)
+            lines = [line for line in self.log.read().splitlines() if re.match(r"[\w.]+(Error|Exception)\b", line)]
+            reason = lines[-1] if lines else f"the process ended with code {self.process.returncode}"
+            raise ChildProcessError(f"{self.framework}: {reason}")
+        content = json.loads(line)
+        if "error" in content:
+            raise UserError(content["error"])
+        return content
+
+    def repeat(self) -> dict:
+        """Measures once; returns {"seconds", ...} as `read` does."""
+        with contextlib.suppress(BrokenPipeError):  # The process has ended; read() reports why.
+            self.process.stdin.write("\n")
+            self.process.stdin.flush()
+        return self.read()
+
+    def close(self) -> None:
+        """Ends the process."""
+        self.process.terminate()
+        self.process.wait()
+        for file in (self.process.stdin, self.process.stdout, self.log):
+            with contextlib.suppress(BrokenPipeError):
+                file.close()
+
+
+def measure_in_turn(case: dict, folder: pathlib.Path, peer_python: str) -> list[dict]:
+    """Measures a case in all of its frameworks, which repeat the work in turn.
+
+    Args:
+      case: one of `plan_cases`.
+      folder: for temporary files.
+      peer_python: interpreter for the peers.
+
+    Returns:
+      A row for each framework, ours first.
+
+    Raises:
+      UserError: the input is wrong, or a peer's network differs from ours.
+      ChildProcessError: a process has ended.
+    """
+    load = os.getloadavg()[0]
+    if case["what"] in READS_FILES:
+        case = case | {"files": str(list_files(case["images"], case["limit"], folder))}
+    with contextlib.ExitStack() as stack:
+
+        def start(framework):
+            worker = Worker(case, framework, peer_python)
+            stack.callback(worker.close)
+            return worker, worker.read()
+
+        # The processes start one after another, so that they do not compile at the same time.
+        started = [start("pneumojax")]
+        device = started[0][1]["device"]
+        if case["devices"] not in (None, device["count"]):
+            raise UserError(f"--devices={case['devices']}: there are {device['count']} of {device['kind']}.")
+        started += [start(name) for name in list_frameworks(case["peers"], device["platform"])]
+        sizes = {worker.framework: ready["parameters"] for worker, ready in started if "parameters" in ready}
+        if len(set(sizes.values())) > 1:
+            raise UserError(f"the networks differ, so this is not the same work: parameters {sizes}.")
+        samples = [[] for _ in started]
+        for _ in range(case["repeats"]):
+            for (worker, _), own in zip(started, samples, strict=True):
+                own.append(worker.repeat())
+    is_epoch = case["what"] == "epoch"
+    rows = [
+        describe_choices(case, worker.framework)
+        | summarise_samples(own, ready, find_batch_size(case), first_is_apart=is_epoch)
+        | {"cores": case["cores"], "load": load}
+        for (worker, ready), own in zip(started, samples, strict=True)
+    ]
+    set_ratio(rows)
+    return rows
+
+
+def list_frameworks(peers: list[str], platform: str) -> list[str]:
+    """Returns the variants of the peers that are measured on a platform."""
+    variants = {"torch": ["torch", "torch channels_last"]}
+    if platform != "cpu":
+        variants["torch"].append("torch compile channels_last")
+    return [variant for peer in peers for variant in variants.get(peer, [peer])]

@@ -1,0 +1,55 @@
+"""Which images of a data set a run uses: the splits of a fold, or a share of the patients. No patient is split up."""
+
+import numpy as np
+
+from pneumojax.errors import UserError
+from tfds_builder import kermany_pneumonia
+
+
+def cut_fold(patient_ids: np.ndarray, subtypes: np.ndarray, folds: int, fold: int) -> dict[str, np.ndarray]:
+    """Splits all training images into the train, validation and test split of one fold.
+
+    No patient is in two of the splits, and each split has about the same share of each subtype.
+
+    Args:
+      patient_ids: [N] strings.
+      subtypes: [N] int, index into NORMAL, BACTERIA, VIRUS.
+      folds: number of folds.
+      fold: index of the fold, from 0.
+
+    Returns:
+      {"train", "validation", "test"}: [N] bool each. test is the fold itself. validation is a share of the other
+      images, as large as in the prepared data set, and differs from fold to fold.
+    """
+
+    def choose(among: np.ndarray, share: float, salt: str) -> np.ndarray:
+        chosen = kermany_pneumonia.choose_share(patient_ids[among].tolist(), subtypes[among].tolist(), share, salt)
+        return among & np.isin(patient_ids, list(chosen))
+
+    rest = np.ones(len(patient_ids), bool)
+    for i in range(fold + 1):
+        test = choose(rest, 1 / (folds - i), "folds") if i < folds - 1 else rest
+        rest = rest & ~test
+    validation = choose(~test, kermany_pneumonia.VALIDATION_FRACTION, f"fold {fold}")
+    return {"train": ~test & ~validation, "validation": validation, "test": test}
+
+
+def choose_patients(patient_ids: np.ndarray, subtypes: np.ndarray, share: float) -> np.ndarray:
+    """Chooses the images of patients who hold a share of each class; the same patients each time.
+
+    Args:
+      patient_ids: [N] strings.
+      subtypes: [N] int, index into NORMAL, BACTERIA, VIRUS.
+      share: share of the images, above 0 and below 1.
+
+    Returns:
+      [N] bool.
+
+    Raises:
+      UserError: the share is so small that a class would have no image.
+    """
+    chosen = kermany_pneumonia.choose_share(patient_ids.tolist(), subtypes.tolist(), share, "train_share")
+    mask = np.isin(patient_ids, list(chosen))
+    if len(np.unique(subtypes[mask])) < len(np.unique(subtypes)):
+        raise UserError(f"train_share={share} is too small: a class would have no training image.")
+    return mask

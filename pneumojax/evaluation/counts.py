@@ -1,0 +1,83 @@
+"""Weighted counts of images, and the metrics that follow from them.
+
+Each row of weights is a resample: an image of weight 2 counts twice. A metric is NaN in the rows in which it does not
+exist.
+
+Letters in addition to those of the package: K distinct scores.
+"""
+
+import numpy as np
+
+
+def count_positives(
+    positive: np.ndarray, scores: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Counts true and false positives at each distinct score.
+
+    Args:
+      positive: [N] bool.
+      scores: [N] float, higher for positive.
+      weights: [R, N] float, 0 or more: how often each image counts.
+
+    Returns:
+      True positives [R, K] and false positives [R, K] of the decision score >= threshold, and the thresholds [K]: the
+      distinct scores, from the highest to the lowest.
+    """
+    order = np.argsort(-scores, kind="stable")
+    scores, positive, weights = scores[order], positive[order], weights[:, order]
+    # Images of equal score cross the threshold together: only the last of them is a point of the curve.
+    last = np.append(scores[:-1] != scores[1:], True)
+    true_positives = np.cumsum(weights * positive, axis=1)[:, last]
+    false_positives = np.cumsum(weights * ~positive, axis=1)[:, last]
+    return true_positives, false_positives, scores[last]
+
+
+def divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """Divides element by element; NaN where the denominator is 0."""
+    return np.divide(numerator, denominator, out=np.full(np.shape(denominator), np.nan), where=denominator != 0)
+
+
+def area_under_roc(true_positives: np.ndarray, false_positives: np.ndarray) -> np.ndarray:
+    """[R, K] counts -> [R]: the trapezoids under the curve, which equal the rank statistic with midranks for ties."""
+    steps = np.diff(false_positives, axis=1, prepend=0)
+    twice_height = 2 * true_positives - np.diff(true_positives, axis=1, prepend=0)
+    area = np.einsum("rk,rk->r", steps, twice_height)
+    return divide(area, 2 * true_positives[:, -1] * false_positives[:, -1])
+
+
+def average_precision(true_positives: np.ndarray, false_positives: np.ndarray) -> np.ndarray:
+    """[R, K] counts -> [R]. A score without images in a resample gains no recall, so its precision has no effect."""
+    predicted = true_positives + false_positives
+    precision = np.divide(true_positives, predicted, out=np.zeros_like(predicted), where=predicted > 0)
+    gained = np.diff(true_positives, axis=1, prepend=0)
+    return divide(np.einsum("rk,rk->r", gained, precision), true_positives[:, -1])
+
+
+def specificity_at_sensitivity(true_positives: np.ndarray, false_positives: np.ndarray, target: float) -> np.ndarray:
+    """[R, K] counts -> [R]: specificity at the largest threshold whose sensitivity reaches the target."""
+    positives = true_positives[:, -1:]
+    reached = np.argmax(divide(true_positives, np.broadcast_to(positives, true_positives.shape)) >= target, axis=1)
+    false_positives_there = np.take_along_axis(false_positives, reached[:, None], axis=1)[:, 0]
+    negatives = false_positives[:, -1]
+    specificity = divide(negatives - false_positives_there, negatives)
+    return np.where(positives[:, 0] > 0, specificity, np.nan)
+
+
+def count_confusions(labels: np.ndarray, decisions: np.ndarray, classes: int, weights: np.ndarray) -> np.ndarray:
+    """[R, C, C] float64: the weight of the images of each true class (row) with each predicted class (column)."""
+    cell_of_image = np.eye(classes * classes)[labels * classes + decisions]
+    return (weights @ cell_of_image).reshape(-1, classes, classes)
+
+
+def one_vs_rest(confusions: np.ndarray, c: int) -> dict[str, np.ndarray]:
+    """Rates [R] of the prediction of class c against all others, from [R, C, C]."""
+    true_positives = confusions[:, c, c]
+    false_positives = confusions[:, :, c].sum(axis=1) - true_positives
+    false_negatives = confusions[:, c, :].sum(axis=1) - true_positives
+    true_negatives = confusions.sum(axis=(1, 2)) - true_positives - false_positives - false_negatives
+    return {
+        "sensitivity": divide(true_positives, true_positives + false_negatives),
+        "specificity": divide(true_negatives, true_negatives + false_positives),
+        "precision": divide(true_positives, true_positives + false_positives),
+        "f1": divide(2 * true_positives, 2 * true_positives + false_positives + false_negatives),
+    }

@@ -1,0 +1,182 @@
+"""Operating points: rules that choose a threshold on one split, and the metrics of thresholds on another."""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from pneumojax.evaluation.bootstrap import PatientBootstrap, summarise
+from pneumojax.evaluation.checks import check_binary, check_same_length
+from pneumojax.evaluation.counts import count_positives
+from pneumojax.evaluation.metrics import (
+    TARGET_SENSITIVITIES,
+    compute_confusion,
+    compute_decision_values,
+    compute_decisions,
+    count_binary_denominators,
+    explain,
+)
+
+
+def choose_threshold(
+    labels: ArrayLike,
+    scores: ArrayLike,
+    rule: str,
+    *,
+    target_sensitivity: float | None = None,
+    cost_ratio: float | None = None,
+    prevalence: float | None = None,
+    fixed: float | None = None,
+) -> float:
+    """Chooses the threshold of the decision score >= threshold. The split must not be the one that is evaluated.
+
+    Rules:
+      target_sensitivity: the largest threshold whose sensitivity reaches the target.
+      youden: the threshold with the largest sensitivity + specificity - 1. Among ties it is the smallest, which has
+        the fewest false negatives.
+      cost_ratio: the threshold with the smallest expected cost, where a false negative costs as much as `cost_ratio`
+        false positives and a share `prevalence` of images is positive. Among ties it is the smallest. Where predicting
+        no positives costs least, it is the next float above the highest score.
+      fixed: the threshold that is given.
+
+    Except for the last two cases, the threshold is exactly one of the scores. JSON keeps every float64, so a threshold
+    that is written and read again makes the same decisions (`compute_decisions` compares in float64). Counts are
+    compared as whole numbers, so ties do not depend on rounding.
+
+    Args:
+      labels: [N] int or bool; 0 is negative (NORMAL), all others are positive.
+      scores: [N] float, higher for positive.
+      rule: target_sensitivity, youden, cost_ratio or fixed.
+      target_sensitivity: above 0, at most 1; required by the rule of that name.
+      cost_ratio: above 0; required by the rule of that name.
+      prevalence: between 0 and 1, for the rule cost_ratio; None: the share of positive images in this split.
+      fixed: 0..1; required by the rule of that name.
+
+    Returns:
+      The threshold as a Python float.
+
+    Raises:
+      ValueError: the rule is unknown, its number is missing or out of range, or the split lacks the required images.
+
+    References:
+      Youden, Index for rating diagnostic tests, 1950.
+      Metz, Basic principles of ROC analysis, 1978: the threshold with the smallest expected cost.
+    """
+    if rule == "fixed":
+        if fixed is None or not 0 <= fixed <= 1:
+            raise ValueError(f"The rule fixed needs a threshold between 0 and 1, not {fixed}.")
+        return float(fixed)
+    if rule not in ("target_sensitivity", "youden", "cost_ratio"):
+        raise ValueError(
+            f"Unknown threshold rule {rule!r}; the rules are target_sensitivity, youden, cost_ratio and fixed."
+        )
+    positive, scores = check_binary(labels, scores)
+    if not positive.any():
+        raise ValueError(f"The rule {rule} needs positive images, and the split has none.")
+    true_positives, false_positives, thresholds = count_positives(positive, scores, np.ones((1, len(scores))))
+    true_positives, false_positives = true_positives[0], false_positives[0]
+    positives, negatives = true_positives[-1], false_positives[-1]
+
+    if rule == "target_sensitivity":
+        if target_sensitivity is None or not 0 < target_sensitivity <= 1:
+            raise ValueError(f"The target sensitivity must be above 0 and at most 1, not {target_sensitivity}.")
+        # A quotient, not a product: 19 / 20 is the same float as 0.95, while 0.07 * 100 is more than 7.
+        return float(thresholds[np.argmax(true_positives / positives >= target_sensitivity)])
+    if negatives == 0:
+        raise ValueError(f"The rule {rule} needs negative images, and the split has none.")
+    if rule == "cost_ratio":
+        return _minimise_cost(true_positives, false_positives, thresholds, cost_ratio, prevalence)
+    youden = true_positives * negatives - false_positives * positives
+    return float(thresholds[np.flatnonzero(youden == youden.max())[-1]])
+
+
+def _minimise_cost(
+    true_positives: np.ndarray,
+    false_positives: np.ndarray,
+    thresholds: np.ndarray,
+    cost_ratio: float | None,
+    prevalence: float | None,
+) -> float:
+    """The rule cost_ratio of `choose_threshold`, from the counts [K] at each threshold [K]."""
+    positives, negatives = true_positives[-1], false_positives[-1]
+    if cost_ratio is None or not 0 < cost_ratio < math.inf:
+        raise ValueError(
+            f"The cost of a false negative, in false positives, must be a number above 0, not {cost_ratio}."
+        )
+    if prevalence is None:
+        prevalence = positives / (positives + negatives)
+    if not 0 < prevalence < 1:
+        raise ValueError(f"The prevalence must be between 0 and 1, not {prevalence}.")
+    # The first candidate predicts no positives.
+    sensitivity = np.append(0.0, true_positives / positives)
+    false_positive_rate = np.append(0.0, false_positives / negatives)
+    cost = cost_ratio * prevalence * (1 - sensitivity) + (1 - prevalence) * false_positive_rate
+    # Equal costs can differ in their last bits.
+    cheapest = np.flatnonzero(cost <= cost.min() + 1e-12 * max(cost_ratio, 1.0))[-1]
+    return float(np.append(np.nextafter(thresholds[0], np.inf), thresholds)[cheapest])
+
+
+def choose_operating_points(labels: ArrayLike, scores: ArrayLike) -> dict[str, float | None]:
+    """Chooses the thresholds that are always reported, in addition to the threshold of the run.
+
+    Args:
+      labels: [N] int or bool; 0 is negative (NORMAL), all others are positive.
+      scores: [N] float, higher for positive.
+
+    Returns:
+      {"target_sensitivity_0.95", "target_sensitivity_0.975", "target_sensitivity_0.99", "youden": threshold each}, None
+      where the split lacks the images that the rule needs.
+
+    Raises:
+      ValueError: lengths differ, there are no images, or a score is not finite.
+    """
+    positive, scores = check_binary(labels, scores)
+    points: dict[str, float | None] = {}
+    for target in TARGET_SENSITIVITIES:
+        name = f"target_sensitivity_{target:g}"
+        points[name] = None
+        if positive.any():
+            points[name] = choose_threshold(positive, scores, "target_sensitivity", target_sensitivity=target)
+    has_both = positive.any() and not positive.all()
+    return points | {"youden": choose_threshold(positive, scores, "youden") if has_both else None}
+
+
+def compute_operating_points(
+    labels: ArrayLike, scores: ArrayLike, thresholds: Mapping[str, ArrayLike | None], bootstrap: PatientBootstrap
+) -> dict[str, dict]:
+    """Computes the metrics of several thresholds that were chosen on another split.
+
+    Args:
+      labels: [N] int or bool; 0 is negative (NORMAL), all others are positive.
+      scores: [N] float, higher for positive.
+      thresholds: {name: threshold}, as of `choose_operating_points`; each one for all images, or [N].
+      bootstrap: resamples of the split's patients.
+
+    Returns:
+      {name: {"threshold": as given, "metrics": {name: {"value", "ci95"}}, "confusion_matrix": [2, 2]}}. The metrics
+      are those of `compute_threshold_metrics`, with intervals as in `compute_metrics`. A threshold of None gives
+      {"threshold": None, "reason": why}.
+
+    Raises:
+      ValueError: lengths differ, there are no images, or a score is not finite.
+    """
+    positive, scores = check_binary(labels, scores)
+    check_same_length(scores=scores, patient_ids=bootstrap.patient_ids)
+    points = {}
+    for name, threshold in thresholds.items():
+        if threshold is None:
+            reason = "The split on which this threshold is chosen lacks the images that the rule needs."
+            points[name] = {"threshold": None, "reason": reason}
+            continue
+        values = compute_decision_values(positive, scores, threshold, bootstrap.weights)
+        patients = count_binary_denominators(positive, scores, threshold, bootstrap)
+        confusion = compute_confusion(positive.astype(np.int64), compute_decisions(scores, threshold), 2)
+        points[name] = {
+            "threshold": threshold,
+            "metrics": {
+                metric: summarise(value, explain(metric), patients.get(metric)) for metric, value in values.items()
+            },
+            "confusion_matrix": confusion.tolist(),
+        }
+    return points

@@ -1,0 +1,48 @@
+"""The input pipeline: what a compiled chunk receives besides the state and the key, in the order of the run."""
+
+from collections.abc import Generator
+
+import jax
+import numpy as np
+
+from pneumojax import steps
+from pneumojax.data.batches import make_epoch_batches
+from pneumojax.data.stream import stream_rows
+from pneumojax.sharding import put
+from pneumojax.training.plan import TrainingPlan
+
+
+def make_chunk_inputs(
+    plan: TrainingPlan, columns: tuple[np.ndarray, ...], key: jax.Array, first_step: int
+) -> Generator[tuple]:
+    """Yields the arguments of each chunk after the state.
+
+    With `loader=resident` the columns are put on every device once and a chunk receives index batches. With
+    `loader=stream` a chunk receives its own rows, which are read ahead from the host's memory map.
+
+    Args:
+      plan: the training.
+      columns: arrays [N, ...] of equal length: the images, or features of them, and their labels if they are used.
+      key: the PRNG key of the run.
+      first_step: step at which the run starts or resumes.
+
+    Yields:
+      (*columns, index batches, key), or with `loader=stream` (*rows, key).
+    """
+    config, mesh = plan.config, plan.mesh
+
+    def choose(number: int) -> np.ndarray:
+        epoch, chunk = divmod(number, plan.chunks)
+        batches = make_epoch_batches(
+            len(plan.data), config.train.batch_size, plan.chunks, plan.chunk_steps, config.train.seed, epoch
+        )
+        return batches[chunk]
+
+    numbers = range(first_step // plan.chunk_steps, config.train.epochs * plan.chunks)
+    if config.train.loader == "stream":
+        rows = stream_rows(columns, lambda number: steps.shape_batches(choose(number), config, mesh), numbers, mesh)
+        yield from ((*chunk, key) for chunk in rows)
+    else:
+        columns = tuple(put(column, mesh) for column in columns)
+        for number in numbers:
+            yield *columns, steps.put_batches(choose(number), config, mesh), key

@@ -1,0 +1,68 @@
+"""Folds and shares of the training images: whole patients, whatever their names and classes."""
+
+import collections
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+
+from pneumojax.data.folds import choose_patients, cut_fold
+from pneumojax.errors import UserError
+
+PATIENTS = st.one_of(st.integers(0, 40).map("train/person/{}".format), st.integers(0, 40).map("train/IM/{}".format))
+IMAGES = st.lists(st.tuples(PATIENTS | st.text(max_size=4), st.integers(0, 2)), min_size=1, max_size=150)
+THOROUGH = hypothesis.settings(max_examples=200, deadline=None, derandomize=True)
+
+
+def unzip(images):
+    return np.array([patient for patient, _ in images]), np.array([subtype for _, subtype in images], np.int32)
+
+
+def assert_whole_patients(patients, masks):
+    sides = [set(patients[mask].tolist()) for mask in masks]
+    assert sum(map(len, sides)) == len(set.union(*sides))
+
+
+@THOROUGH
+@hypothesis.given(images=IMAGES, folds=st.integers(2, 6), data=st.data())
+def test_each_image_is_in_one_split_of_a_fold_and_each_patient_is_whole(images, folds, data):
+    patients, subtypes = unzip(images)
+    parts = cut_fold(patients, subtypes, folds, data.draw(st.integers(0, folds - 1)))
+    assert list(parts) == ["train", "validation", "test"]
+    np.testing.assert_array_equal(np.sum([*parts.values()], axis=0), 1)
+    assert_whole_patients(patients, parts.values())
+
+
+@THOROUGH
+@hypothesis.given(images=IMAGES, folds=st.integers(2, 6))
+def test_each_image_is_held_out_in_one_fold(images, folds):
+    patients, subtypes = unzip(images)
+    held_out = [cut_fold(patients, subtypes, folds, fold)["test"] for fold in range(folds)]
+    np.testing.assert_array_equal(np.sum(held_out, axis=0), 1)
+    assert_whole_patients(patients, held_out)
+
+
+@THOROUGH
+@hypothesis.given(images=IMAGES, share=st.floats(0.05, 0.95))
+def test_a_share_is_of_whole_patients_and_near_the_wish_for_each_kind_of_patient(images, share):
+    patients, subtypes = unzip(images)
+    try:
+        chosen = choose_patients(patients, subtypes, share)
+    except UserError:  # A class would have no image: see the test below.
+        return
+    assert_whole_patients(patients, [chosen, ~chosen])
+    assert set(subtypes[chosen]) == set(subtypes)
+    sizes, held = collections.Counter(patients.tolist()), collections.defaultdict(set)
+    for patient, subtype in images:
+        held[patient].add(subtype)
+    for kind in {frozenset(of) for of in held.values()}:
+        of_kind = np.array([held[patient] == kind for patient in patients.tolist()])
+        largest = max(sizes[patient] for patient in patients[of_kind].tolist())
+        assert abs(np.sum(chosen & of_kind) - share * of_kind.sum()) <= largest
+
+
+def test_a_share_without_an_image_of_each_class_is_refused():
+    patients, subtypes = np.array([f"train/person/{i}" for i in range(9)]), np.array([0] * 4 + [1] * 4 + [2])
+    with pytest.raises(UserError, match="train_share=0.5 is too small: a class would have no training image"):
+        choose_patients(patients, subtypes, 0.5)

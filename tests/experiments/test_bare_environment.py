@@ -1,0 +1,32 @@
+"""The environment of a bare GPU image: training and benchmarks need no package that only reads or prepares data."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+ABSENT = ("tensorflow_datasets", "array_record", "grain", "optuna", "importlib_resources")
+BLOCK = f"import sys; sys.modules.update(dict.fromkeys({ABSENT}))"
+
+
+def run_without(program):
+    """Runs a program in a process of its own, in which the packages of ABSENT cannot be imported."""
+    done = subprocess.run([sys.executable, "-c", f"{BLOCK}\n{program}"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_training_and_benchmarks_are_imported_without_the_packages_that_prepare_data():
+    modules = ("experiments.train", "experiments.benchmark", "experiments.benchmarks.measure")
+    modules += ("pneumojax.training.replicas", "pneumojax.training.fit", "pneumojax.evaluation.evaluate")
+    run_without(f"import {', '.join(modules)}")
+
+
+@pytest.mark.slow
+def test_the_tests_for_accelerators_are_collected_without_the_packages_that_prepare_data():
+    listed = run_without(
+        "import pytest; sys.exit(pytest.main('-n 0 -p no:cacheprovider --collect-only -q -m gpu'.split()))"
+    )
+    assert "test_accelerator.py" in listed and "error" not in listed

@@ -1,0 +1,73 @@
+"""Opens image files: the formats, the size limit and the orientation that the builder and the decoder agree on."""
+
+import io
+
+from PIL import ExifTags, Image
+
+FORMATS = ("JPEG", "PNG")
+
+# The largest detectors have about 20 megapixels. A file can declare far more in a few bytes, and decoding would then
+# take gigabytes of memory (a "decompression bomb").
+MAX_PIXELS = 50_000_000
+
+# What turns the stored pixels into the picture, by the value of EXIF's orientation tag (EXIF 2.32, section 4.6.4).
+TRANSPOSITIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+SWAPPED_SIDES = (5, 6, 7, 8)  # Orientations that exchange width and height.
+
+# Bytes 24 and 25 of a PNG file are the bit depth and the colour type of its header.
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_GREY = 0
+
+
+def open_image(data: bytes) -> Image.Image:
+    """Reads the header of an image file; the pixels are not decoded yet.
+
+    Args:
+        data: the bytes of a JPEG or PNG file.
+
+    Returns:
+        The image. Its `load` decodes the pixels and may raise nearly anything if the file is damaged.
+
+    Raises:
+        OSError: the bytes are not a JPEG or PNG image, the image has more than MAX_PIXELS pixels, or it is a PNG with
+            16 bits per channel that is not plain grey. Pillow reads only the upper 8 bits of such a file, so that an
+            image with 12 bits of content would come out nearly black.
+    """
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.UnidentifiedImageError as error:  # Its message names a memory address.
+        raise OSError("it is neither JPEG nor PNG") from error
+    except Image.DecompressionBombError as error:
+        raise OSError(f"it has more than {MAX_PIXELS:,} pixels") from error
+    except Exception as error:  # Damaged headers raise nearly anything, from SyntaxError to struct.error.
+        raise OSError(str(error)) from error
+    if image.width * image.height > MAX_PIXELS:
+        raise OSError(f"it has {image.width} x {image.height} pixels, more than the limit of {MAX_PIXELS:,}")
+    if data.startswith(PNG_SIGNATURE) and data[24] == 16 and data[25] != PNG_GREY:
+        raise OSError("it is a PNG with 16 bits per channel in colour or with transparency; save it as 16-bit grey")
+    return image
+
+
+def read_orientation(image: Image.Image) -> int:
+    """Reads EXIF's orientation tag.
+
+    Args:
+        image: an opened image.
+
+    Returns:
+        1 (as stored) to 8. 1 where the tag is missing, unknown, or in an EXIF block that cannot be read: image viewers
+        ignore a damaged block, too.
+    """
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # A damaged EXIF block raises nearly anything.
+        return 1
+    return orientation if orientation in TRANSPOSITIONS else 1
