@@ -106,7 +106,7 @@ def test_a_replica_with_all_swept_values_is_near_the_run_alone(sweep, monkeypatc
     config = replicas_config(2, sweep)
     (state, metrics), (alone, alone_metrics) = train_replicas(1, config), each_alone(config)
     assert_near(metrics, alone_metrics, 2e-5)
-    # The gradient moves where a maximum, or a ReLU, falls to the other side.
+    # Rounding can move a maximum to another position, or a ReLU to its other half, and the gradient with it.
     assert_near(state, alone, 2e-3)
 
 

@@ -49,11 +49,11 @@ def test_it_is_five_stages_of_plain_convolutions(image_px, dense_widths):
     np.testing.assert_allclose(ours, plain, atol=1e-5)
 
 
-@pytest.mark.parametrize("side", [1, 3, 7, 15])
-def test_pool_to_averages_the_places_that_each_place_covers(side):
-    images = np.random.default_rng(side).normal(size=(2, side, side, 3)).astype(np.float32)
-    first = [i * side // 7 for i in range(7)]
-    last = [-(-(i + 1) * side // 7) for i in range(7)]
+@pytest.mark.parametrize("px", [1, 3, 7, 15])
+def test_pool_to_averages_the_positions_that_each_position_covers(px):
+    images = np.random.default_rng(px).normal(size=(2, px, px, 3)).astype(np.float32)
+    first = [i * px // 7 for i in range(7)]
+    last = [-(-(i + 1) * px // 7) for i in range(7)]
     expected = np.array([
         [images[:, first[i] : last[i], first[j] : last[j]].mean((1, 2)) for j in range(7)] for i in range(7)
     ])  # fmt: skip

@@ -288,8 +288,8 @@ def make_stored(name):
     else:
         widths = [w if w == "M" else w // 32 for w in torchvision.models.vgg.cfgs["D"]]
         network = torchvision.models.VGG(torchvision.models.vgg.make_layers(widths), num_classes=5)
-        for place, layer in ((0, (16 * 49, 8)), (3, (8, 6)), (6, (6, 5))):
-            network.classifier[place] = torch.nn.Linear(*layer)
+        for position, layer in ((0, (16 * 49, 8)), (3, (8, 6)), (6, (6, 5))):
+            network.classifier[position] = torch.nn.Linear(*layer)
     # Half precision on disk: the logits are those of the rounded weights.
     network = randomise(network, torch).half().float()
     with torch.no_grad():
