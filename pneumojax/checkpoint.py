@@ -33,7 +33,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from pneumojax.config import config_fields, config_from_dict, config_to_dict
 from pneumojax.errors import Diverged, UserError
-from pneumojax.sharding import put, tells_lost_process
+from pneumojax.sharding import is_lost_process, put
 from pneumojax.state import TrainState
 
 # How often a checkpoint is read if a training keeps removing the one that is being read.
@@ -82,7 +82,7 @@ def open_checkpoints(
             yield checkpoints
         except Exception as error:
             # The lost process would never finish its part of a save that is under way, and JAX would abort.
-            waits = not tells_lost_process(error)
+            waits = not is_lost_process(error)
             raise
         finally:
             if waits:

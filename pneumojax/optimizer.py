@@ -1,4 +1,4 @@
-"""The optimizer and its schedule."""
+"""The optimizer and its learning rate schedule."""
 
 import functools
 import math
@@ -11,25 +11,35 @@ from pneumojax.config import CLASSIFIER, OptimizerConfig
 
 
 def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
-    """Learning rate of each step: straight up from 0, then a cosine down to 0. The largest may be an array."""
+    """Makes the learning rate schedule: a linear warm-up from 0, then a cosine decay to 0.
+
+    Args:
+      config: the optimizer. Its learning_rate, the peak of the schedule, may be an array.
+      total_steps: training steps of the whole run.
+    """
     warmup_steps = round(config.warmup * total_steps)
     decay_steps = max(total_steps - warmup_steps, 1)
-    # optax.warmup_cosine_decay_schedule is the same, but takes no array for its peak.
+    # optax.warmup_cosine_decay_schedule is the same schedule, but its peak cannot be an array.
     rise = optax.linear_schedule(0.0, config.learning_rate, warmup_steps)
     return optax.join_schedules([rise, optax.cosine_decay_schedule(config.learning_rate, decay_steps)], [warmup_steps])
 
 
 def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
-    """AdamW, or SGD with Nesterov momentum and weight decay in the gradient, or Muon with AdamW beside it.
+    """Makes AdamW, SGD with Nesterov momentum, or Muon.
 
-    Only kernels decay: biases and normalisation have one axis. Muon is for the kernels of hidden layers. It makes their
-    updates orthogonal, as matrices from all that a kernel sums over to its outputs, and as large as AdamW's: one
-    learning rate serves both.
+    Weight decay applies to kernels only, which have more than one axis; biases and normalisations have one. SGD adds
+    it to the gradient. Muon orthogonalises the updates of the hidden layers' kernels, as matrices from all input axes
+    to the output axis, and scales them to the size of AdamW's updates, so that one learning rate serves both. All other
+    parameters are updated by Adam.
+
+    Args:
+      config: the optimizer.
+      total_steps: training steps of the whole run.
 
     References:
       Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019.
       Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024.
-      Liu et al., "Muon is Scalable for LLM Training", 2025: the size of its updates.
+      Liu et al., "Muon is Scalable for LLM Training", 2025: the size of the updates.
     """
 
     def is_kernel(params):
@@ -53,7 +63,7 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
         return tx
 
     def scale_backbone(updates, params):
-        # Both optimizers' updates are the learning rate times something that does not depend on it.
+        # The updates of all optimizers are proportional to the learning rate.
         del params
         scale = config.backbone_learning_rate_scale
         return {
@@ -65,7 +75,7 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
 
 
 def _choose_rules(params):
-    """muon or adam for each leaf: Muon is for the kernels of hidden layers, not for the head's."""
+    """muon or adam for each leaf. The kernel of the head is not one of a hidden layer."""
 
     def choose(hidden, leaf):
         return "muon" if hidden and leaf.ndim > 1 else "adam"
@@ -80,7 +90,7 @@ def _scale_by_muon() -> optax.GradientTransformation:
 
     def scale(update, params):
         del params
-        # 0.2: about the root mean square of AdamW's updates (Liu et al.).
+        # 0.2 is about the root mean square of AdamW's updates (Liu et al.).
         return 0.2 * math.sqrt(max(update.size // update.shape[-1], update.shape[-1])) * update
 
     return optax.chain(scale_by_muon(weight_dimension_numbers=find_axes), optax.stateless_with_tree_map(scale))

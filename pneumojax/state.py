@@ -1,4 +1,4 @@
-"""What training changes."""
+"""The state of training."""
 
 import dataclasses
 from typing import Any
@@ -9,14 +9,15 @@ import jax
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Arrays only, in nested dicts with string keys; the same on every device.
+    """Everything that a training step updates, as arrays in nested dicts with string keys, replicated over the devices.
 
     Attributes:
-      step: [] int32, steps done.
+      step: [] int32, number of completed steps.
       params: the network's parameters, float32.
-      batch_stats: running mean and variance of its batch normalisations, float32.
+      batch_stats: running means and variances of the batch normalisations, float32.
       opt_state: the optimizer's state.
-      ema: moving averages {"params", "batch_stats"} that are evaluated in their place; {} without averaging.
+      ema: moving averages {"params", "batch_stats"}, which are evaluated in place of the current values; {} if the run
+        does not average.
     """
 
     step: jax.Array
@@ -26,5 +27,5 @@ class TrainState:
     ema: dict[str, Any]
 
     def eval_variables(self) -> dict[str, Any]:
-        """{"params", "batch_stats"} to predict with."""
+        """The {"params", "batch_stats"} that predictions use."""
         return self.ema or {"params": self.params, "batch_stats": self.batch_stats}

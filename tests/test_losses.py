@@ -6,6 +6,7 @@ from sklearn.metrics import log_loss
 from sklearn.utils.class_weight import compute_class_weight
 
 from pneumojax.losses import (
+    TEMPERATURE,
     as_class_logits,
     compute_class_weights,
     compute_contrastive,
@@ -97,6 +98,17 @@ def test_the_contrastive_loss_is_its_definition():
         assert correct[i] == (partner == max(others, key=lambda j: cosines[j]))
     assert 0 < correct.sum() < 12
     np.testing.assert_allclose(compute_contrastive(np.float32(7 * embeddings))[0], losses, rtol=1e-4)
+
+
+def test_the_contrastive_loss_and_its_gradients_are_optax_s():
+    embeddings = np.random.default_rng(1).normal(size=(8, 2, 5)).astype(np.float32)
+
+    def compute_optax(embeddings):
+        return optax.losses.ntxent(embeddings.reshape(16, 5), np.repeat(np.arange(8), 2), TEMPERATURE)
+
+    ours = jax.value_and_grad(lambda embeddings: compute_contrastive(embeddings)[0].mean())(embeddings)
+    np.testing.assert_allclose(ours[0], compute_optax(embeddings), rtol=1e-6)
+    np.testing.assert_allclose(ours[1], jax.grad(compute_optax)(embeddings), atol=1e-6)
 
 
 def test_the_contrastive_loss_of_equal_embeddings_is_that_of_chance_and_its_gradient_is_finite():

@@ -14,6 +14,7 @@ from trainer import CLASS_WEIGHTS, PLAIN, RANDOM, Trainer, draw_batches, make_me
 from pneumojax import steps
 from pneumojax.config import AugmentConfig, config_from_dict
 from pneumojax.data.augment import make_augment
+from pneumojax.inference import make_predict
 from pneumojax.optimizer import make_optimizer
 from pneumojax.sharding import put
 
@@ -92,11 +93,11 @@ def test_an_accelerator_gets_plain_convolutions_in_the_compute_type_and_the_rest
     assert {shape.split("x")[-1] for shapes in convolutions for shape in shapes} == {"bf16"}
     # Images lie as they are, through the gradients too.
     assert not [shapes for shapes in find_shapes(text, "transpose") if shapes[0].count("x") >= 4]
-    # XLA's own pooling, and none of the forms for CPUs.
+    # XLA's own pooling, and none of the algorithms for CPUs.
     assert text.count('"stablehlo.reduce_window"') == text.count('"stablehlo.select_and_scatter"') == pools
     assert "optimization_barrier" not in text
     assert "callback" not in text and not [word for word in ("infeed", "outfeed", ".send", ".recv") if word in text]
-    # What needs more digits has them: sums over places or images, powers, roots, logarithms, the state, the sums.
+    # What needs float32 has it: sums over positions or images, powers, roots, logarithms, the state, the sums.
     for operation in ("exponential", "log", "log_plus_one", "rsqrt", "sqrt", "power"):
         assert not [line for line in text.splitlines() if f"stablehlo.{operation} " in line and "bf16" in line]
     added = [line for line in text.splitlines() if "stablehlo.reduce(" in line and "applies stablehlo.add" in line]
@@ -127,7 +128,7 @@ def test_all_geometry_takes_one_resampling(names):
 
 def test_predictions_in_between_and_a_restored_state_need_no_other_program():
     trainer, batches = Trainer(8, ema_decay=0.9), draw_batches(2)
-    predict = steps.make_predict(steps.make_graph(trainer.config), trainer.mesh)
+    predict = make_predict(steps.make_graph(trainer.config), trainer.mesh)
     images = trainer.constants[0]
     rows = put(draw_batches(1), trainer.mesh, axis=1)
     for _ in range(2):

@@ -45,6 +45,14 @@ RANDOM = {
 DRAWS = {"brightness": 0.2, "mixup_alpha": 0.4, "dropout": 0.3, "ema_decay": 0.9}
 SGD = {"optimizer": "sgd", "learning_rate": 0.05}
 CLASS_WEIGHTS = np.array([1.5, 0.75], np.float32)
+SWEEP_RATES = """
+learning_rate = [0.02, 0.05]
+weight_decay = [0.0, 0.3]
+"""
+SWEEP = f"""{SWEEP_RATES}
+label_smoothing = [0.3, 0]
+augment_strength = [0.5, 1.2]
+"""
 PARALLEL = ("jit", "shard_map", "pmap")
 
 

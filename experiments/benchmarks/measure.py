@@ -35,6 +35,7 @@ from pneumojax.errors import UserError
 from pneumojax.evaluation.evaluate import evaluate
 from pneumojax.evaluation.run import Run
 from pneumojax.files import read_rows
+from pneumojax.inference import make_predict
 from pneumojax.ops.convolution import uses_xla_algorithms, xla_algorithms
 from pneumojax.optimizer import make_optimizer
 from pneumojax.sharding import initialize, make_mesh, put
@@ -180,7 +181,7 @@ def start_predict(config: Config, case: dict) -> Measure:
     # All batches are of the same images, so that they need little memory.
     images = put(draw_images(batches.shape[1], config.data.image_px)[0], mesh)
     arguments = (state.eval_variables(), images, put(batches % batches.shape[1], mesh, axis=1))
-    predict, ready = compile_counted(steps.make_predict(steps.make_graph(config), mesh), arguments, mesh.size, False)
+    predict, ready = compile_counted(make_predict(steps.make_graph(config), mesh), arguments, mesh.size, False)
     jax.block_until_ready(predict(*arguments))
 
     def repeat():

@@ -10,8 +10,9 @@ from jax.sharding import Mesh
 from pneumojax.config import AugmentConfig, Config
 from pneumojax.data.batches import make_eval_batches
 from pneumojax.data.stream import stream_rows
+from pneumojax.inference import make_predict
 from pneumojax.sharding import put
-from pneumojax.steps import make_graph, make_predict
+from pneumojax.steps import make_graph
 
 
 def make_predict_images(
@@ -23,8 +24,8 @@ def make_predict_images(
       config: the run.
       images: [N, H, W] uint8, 0..255, or features (see `cached`).
       mesh: the devices.
-      views: as in `steps.make_predict`.
-      cached: as in `steps.make_predict`.
+      views: as in `inference.make_predict`.
+      cached: as in `inference.make_predict`.
 
     Returns:
       `predict_images(variables) -> logits`: variables {"params", "batch_stats"} on every device, logits [N, C] float32.

@@ -1,4 +1,4 @@
-"""The networks. Each maps float images [B, H, W, 1] to logits [B, outputs]; a binary network has one output."""
+"""The networks. Each maps images [B, H, W, 1] to logits [B, outputs]; a binary network has one output."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ MODELS = {
     "resnet50": lambda config, image_px, **common: _make_resnet((3, 4, 6, 3), True, config, common),
 }
 
-# Units of a projector's two layers. SimCLR's are 2048 and 128, for ResNet-50.
+# Units of the projector's two layers. SimCLR has 2048 and 128 with ResNet-50.
 PROJECTOR_WIDTHS = (512, 128)
 
 
@@ -40,22 +40,22 @@ def _make_resnet(stage_blocks, bottleneck, config, common):
 
 
 def make_model(config: ModelConfig, image_px: int, key, axis_name: str | None = None) -> nnx.Module:
-    """Makes the configured network with fresh parameters.
+    """Makes the configured network with random parameters.
 
     Args:
-      config: which network, its widths, task and compute type.
+      config: the network, its widths, task and compute dtype.
       image_px: height and width of the images.
-      key: PRNG key of the initialisation.
-      axis_name: mapped axis over which batch statistics are averaged, if any.
+      key: PRNG key for the initialisation.
+      axis_name: mapped axis over which batch statistics are averaged; None: no such axis.
 
     Returns:
-      A module called as `model(images, train, keys)`: images [B, H, W, 1] float, keys [B] PRNG keys of the dropout
-      (None when not training); returns [B, outputs] float32 logits. It is `model.extract(images, train)`, the backbone,
-      and `model.classify(features, train, keys)`, the classifier, one after the other.
+      A module with `model(images, train, keys)`: images [B, H, W, 1] float32, keys [B] PRNG keys for the dropout (None
+      unless training); returns [B, outputs] float32 logits. The call is the composition of the backbone
+      `model.extract(images, train)` and the classifier `model.classify(features, train, keys)`.
 
     Raises:
-      UserError: `frozen` names a stage that the network does not have, leaves nothing to train, or leaves a part of the
-        backbone to train whose features `cached_views` would keep.
+      UserError: `frozen` names an unknown stage or all stages, or `cached_views` is set and a stage of the backbone is
+        not frozen.
     """
     classes = len(CLASS_NAMES[config.task])
     model = MODELS[config.model](
@@ -75,35 +75,35 @@ def make_model(config: ModelConfig, image_px: int, key, axis_name: str | None = 
         raise UserError("frozen names all stages: nothing is left to train.")
     backbone = [name for name in stages if not name.startswith(CLASSIFIER)]
     if config.cached_views and not set(backbone) <= set(config.frozen):
-        raise UserError(
-            f"cached_views keeps the features of a backbone that stays as it is: give --frozen={','.join(backbone)}."
-        )
+        raise UserError(f"cached_views needs a frozen backbone: give --frozen={','.join(backbone)}.")
     return model
 
 
 def make_pretraining_model(config: ModelConfig, image_px: int, key, axis_name: str | None = None) -> nnx.Module:
-    """Makes the configured network with a projector in the place of its head; see `make_model`.
+    """Makes the configured network with a projector in place of its head; see `make_model`.
 
     Raises:
-      UserError: the network has dense layers, which the projector would not stand in for.
+      UserError: the network has dense layers, which the projector would not replace.
     """
     model = make_model(config, image_px, key, axis_name)
     if hasattr(model, "dense1"):
-        raise UserError(f"only a backbone is pretrained, and {config.model} has dense layers: give none of them.")
+        raise UserError(
+            f"only a backbone is pretrained, and {config.model} has dense layers: give --vgg_dense_widths=."
+        )
     width = model.head.linear.in_features
     model.head = Projector(width, PROJECTOR_WIDTHS, axis_name, nnx.Rngs(jax.random.fold_in(key, 1)))
     return model
 
 
 def split_frozen(tree: dict[str, Any], frozen: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Splits parameters, or batch statistics, by stage: what precedes the first underscore in the name of a layer.
+    """Splits parameters or batch statistics by stage, the part of a layer's name before the first underscore.
 
     Args:
-      tree: nested dicts; the outermost names are those of the network's layers.
-      frozen: names of stages.
+      tree: nested dicts, with the names of the network's layers at the top level.
+      frozen: names of the frozen stages.
 
     Returns:
-      (the layers of other stages, the layers of these stages).
+      (the layers of the other stages, the layers of the frozen stages).
     """
     kept = {name: layer for name, layer in tree.items() if name.split("_")[0] in frozen}
     return {name: layer for name, layer in tree.items() if name not in kept}, kept

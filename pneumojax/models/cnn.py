@@ -8,7 +8,7 @@ from pneumojax.ops.pooling import max_pool
 
 
 class CNN(nnx.Module):
-    """For each width: 3x3 convolution, batch normalisation, ReLU, 2x2 max-pooling. Then the average over all places."""
+    """For each width a 3x3 convolution, batch normalisation, ReLU and 2x2 max-pooling; then global average pooling."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class CNN(nnx.Module):
         return self.classify(self.extract(images, train), train, keys)
 
     def extract(self, images: jax.Array, train: bool) -> jax.Array:
-        """What the backbone makes of the images: [B, F] features."""
+        """The backbone: [B, H, W, 1] images -> [B, F] features."""
         x = images
         for i in range(self.depth):
             x = getattr(self, f"conv{i + 1}")(x)

@@ -1,4 +1,4 @@
-"""The network of a student project, published layer by layer."""
+"""The network of a published student project."""
 
 import jax
 from flax import nnx
@@ -11,11 +11,11 @@ class Flatiron(nnx.Module):
     """Two convolutions, three poolings, two dense layers; 3,011,169 parameters at 224 px with one output.
 
     Conv 32 3x3 tanh, MaxPool 2, Conv 32 4x4 ReLU, MaxPool 2 'same', LeakyReLU 0.3, MaxPool 2 'same', dropout,
-    Dense 128 ReLU, Dense 64 ReLU, head. The convolutions are not padded. The LeakyReLU follows a
-    ReLU and so changes nothing; it stands here because it stands there.
+    Dense 128 ReLU, Dense 64 ReLU, head. The convolutions are not padded. The LeakyReLU follows a ReLU and so has no
+    effect; it is kept because the published network has it.
 
     References:
-      Project flatiron_phase4_project (Keras): its published layers, with Keras's defaults where it says nothing.
+      Project flatiron_phase4_project (Keras): its published layers, with Keras's defaults for all unpublished options.
     """
 
     def __init__(
@@ -25,9 +25,9 @@ class Flatiron(nnx.Module):
         self.conv1 = Conv(1, 32, 3, 1, dtype, rngs, pad=0, bias=True)
         self.conv2 = Conv(32, 32, 4, 1, dtype, rngs, pad=0, bias=True)
         self.dropout = dropout
-        side = (image_px - 2) // 2 - 3
-        side = -(-side // 4)  # Two halvings, each rounded up.
-        self.dense1 = nnx.Linear(32 * side**2, 128, dtype=dtype, rngs=rngs)
+        px = (image_px - 2) // 2 - 3
+        px = -(-px // 4)  # Two poolings halve it, rounded up.
+        self.dense1 = nnx.Linear(32 * px**2, 128, dtype=dtype, rngs=rngs)
         self.dense2 = nnx.Linear(128, 64, dtype=dtype, rngs=rngs)
         self.head = Head(64, num_outputs, 0.0, rngs)
 
@@ -35,7 +35,7 @@ class Flatiron(nnx.Module):
         return self.classify(self.extract(images, train), train, keys)
 
     def extract(self, images: jax.Array, train: bool) -> jax.Array:
-        """What the convolutions make of the images: [B, P, P, 32] features."""
+        """The backbone: [B, H, W, 1] images -> [B, P, P, 32] features."""
         del train
         x = nnx.tanh(self.conv1.add_bias(max_pool(self.conv1.convolve(images), 2, valid=True)))
         x = nnx.relu(self.conv2.add_bias(max_pool(self.conv2.convolve(x), 2)))

@@ -8,7 +8,7 @@ from pneumojax.ops.convolution import convolve
 
 
 class Conv(nnx.Module):
-    """A square convolution, padded by kernel // 2 on each side (as PyTorch's; 'SAME' differs at stride 2) unless told.
+    """A square convolution. By default it is padded by size // 2 at each edge, which differs from 'SAME' at stride 2.
 
     References:
       He et al., "Delving Deep into Rectifiers", 2015: the initialisation.
@@ -33,28 +33,28 @@ class Conv(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """[B, H, W, I] -> [B, H', W', O] in the compute type; see `convolve` for H' and W'."""
+        """[B, H, W, I] -> [B, H', W', O] in the compute dtype; see `convolve` for H' and W'."""
         return self.add_bias(self.convolve(images))
 
     def convolve(self, images: jax.Array) -> jax.Array:
-        """The same without the bias."""
+        """The convolution without the bias."""
         return convolve(images.astype(self.dtype), self.kernel[...].astype(self.dtype), self.stride, self.pad)
 
     def add_bias(self, images: jax.Array) -> jax.Array:
-        """To [B, H, W, O] images. It may follow a max-pooling, with the same result and less to do."""
-        # In float32, as the bias's gradient is a sum over all places of all images.
+        """Adds the bias to [B, H, W, O] images. After max-pooling it costs less, with the same result."""
+        # In float32, as the gradient of the bias is a sum over all positions of all images.
         return images if self.bias is None else (images + self.bias[...]).astype(self.dtype)
 
 
 def add_ones(images: jax.Array) -> jax.Array:
-    """[B, H, W, 1] -> [B, H, W, 2]: a plane of ones beside the grey one, for pretrained.py to fold offsets into."""
+    """[B, H, W, 1] -> [B, H, W, 2]: adds a plane of ones, for the offsets that weight_import.py folds."""
     return jnp.concatenate([images, jnp.ones_like(images)], -1)
 
 
 def make_batch_norm(
     channels: int, dtype: str, axis_name: str | None, rngs: nnx.Rngs, initial_scale: float = 1.0
 ) -> nnx.BatchNorm:
-    """Batch normalisation with PyTorch's constants; statistics are float32 whatever the compute type."""
+    """Batch normalisation with PyTorch's constants. Its statistics are float32 for every compute dtype."""
     return nnx.BatchNorm(
         channels,
         momentum=0.9,
@@ -71,16 +71,18 @@ def drop(features: jax.Array, rate: float, keys: jax.Array) -> jax.Array:
 
     Args:
       features: [B, ...].
-      rate: share that becomes 0; the others grow by 1 / (1 - rate).
-      keys: [B] PRNG keys. One for each image, not for each device's share: the mask does not depend on how many devices
-        there are.
+      rate: probability that a feature becomes 0. The others are multiplied by 1 / (1 - rate).
+      keys: [B] PRNG keys, one for each image, so that the mask does not depend on the number of devices.
+
+    Returns:
+      [B, ...], of the same dtype.
     """
     keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, features.shape[1:]))(keys)
     return jnp.where(keep, features / (1 - rate), 0)
 
 
 class Projector(nnx.Module):
-    """Two linear layers, with batch normalisation and ReLU between them: stands in the head's place in pretraining.
+    """Replaces the head in pretraining: two linear layers, with batch normalisation and ReLU between them.
 
     References:
       Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", 2020.

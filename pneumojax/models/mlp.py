@@ -1,4 +1,4 @@
-"""A multilayer perceptron on the pixels: the baseline that cannot see shapes."""
+"""A multilayer perceptron on the pixels, as a baseline without spatial structure."""
 
 import jax
 from flax import nnx
@@ -31,7 +31,7 @@ class MLP(nnx.Module):
         return self.classify(self.extract(images, train), train, keys)
 
     def extract(self, images: jax.Array, train: bool) -> jax.Array:
-        """What the hidden layers make of the images: [B, F] features."""
+        """The hidden layers: [B, H, W, 1] images -> [B, F] features."""
         x = images.reshape(len(images), -1)
         for i in range(self.depth):
             x = nnx.relu(getattr(self, f"hidden{i + 1}")(x))

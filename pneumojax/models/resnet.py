@@ -1,8 +1,8 @@
 """Residual networks for grey images.
 
 References:
-  He et al., "Deep Residual Learning for Image Recognition", 2016. There the stride of a bottleneck sits in its first
-  1x1 convolution, as in Keras; PyTorch and the field have it in the 3x3 convolution (v1.5). The last normalisation of
+  He et al., "Deep Residual Learning for Image Recognition", 2016. There a bottleneck has its stride in the
+  first 1x1 convolution, as in Keras; PyTorch has it in the 3x3 convolution (v1.5). The last normalisation of
   each block starts at zero (Goyal et al., "Accurate, Large Minibatch SGD", 2017).
 """
 
@@ -14,7 +14,7 @@ from pneumojax.ops.pooling import max_pool
 
 
 class Block(nnx.Module):
-    """A shortcut plus two 3x3 convolutions, or, as a bottleneck, plus 1x1, 3x3 and 1x1 with four times the width."""
+    """A residual block of two 3x3 convolutions, or a bottleneck of 1x1, 3x3 and 1x1 with four times the width."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class Block(nnx.Module):
 
 
 class ResNet(nnx.Module):
-    """Stem (7x7 at stride 2, max-pooling at stride 2), four stages of blocks, the average over all places, the head."""
+    """Stem (7x7 at stride 2, max-pooling at stride 2), four stages of blocks, global average pooling, head."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class ResNet(nnx.Module):
         return self.classify(self.extract(images, train), train, keys)
 
     def extract(self, images: jax.Array, train: bool) -> jax.Array:
-        """What the backbone makes of the images: [B, F] features."""
+        """The backbone: [B, H, W, 1] images -> [B, F] features."""
         x = add_ones(images) if self.ones_plane else images
         x = self.stem_norm(self.stem_conv(x), use_running_average=not train or "stem" in self.frozen)
         x = nnx.relu(max_pool(x, 3))

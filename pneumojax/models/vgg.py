@@ -13,16 +13,16 @@ from pneumojax.models.layers import Conv, Head, add_ones, drop
 from pneumojax.ops.pooling import max_pool
 
 STAGE_CONVOLUTIONS = (2, 2, 3, 3, 3)
-# Height and width in front of the dense layers: that of 224 px after five poolings.
+# Height and width of the features that the dense layers take: that of 224 px images after five poolings.
 DENSE_PX = 7
 
 
 class VGG16(nnx.Module):
     """Five stages of 3x3 convolutions with ReLU and 2x2 max-pooling; dense layers with ReLU and dropout; the head.
 
-    In front of the dense layers the places are averaged to 7 x 7, or repeated where there are fewer, as torchvision
-    does: an image of another size than 224 px fits the same layers. Without dense layers the head takes the average
-    over all places. An image below 32 px is halved until one place is left.
+    Adaptive average pooling brings the features of the last stage to 7 x 7, as in torchvision, so the dense layers take
+    images of any size. Without dense layers the head takes the global average. An image below 32 px is pooled until one
+    position is left.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class VGG16(nnx.Module):
         return self.classify(self.extract(images, train), train, keys)
 
     def extract(self, images: jax.Array, train: bool) -> jax.Array:
-        """What the convolutions make of the images: [B, P, P, F] features; without dense layers [B, F]."""
+        """The backbone: [B, H, W, 1] images -> [B, P, P, F] features; without dense layers [B, F]."""
         del train
         x = add_ones(images) if self.ones_plane else images
         for stage, convolutions in enumerate(STAGE_CONVOLUTIONS):
@@ -68,29 +68,30 @@ class VGG16(nnx.Module):
 
     def classify(self, features: jax.Array, train: bool, keys: jax.Array | None = None) -> jax.Array:
         """[B, P, P, F] or [B, F] features -> [B, outputs] logits."""
-        x = average_to(features, DENSE_PX).reshape(len(features), -1) if self.depth else features
+        x = pool_to(features, DENSE_PX).reshape(len(features), -1) if self.depth else features
         for i in range(self.depth):
             x = nnx.relu(getattr(self, f"dense{i + 1}")(x))
-            if train and self.dropout and i < self.depth - 1:  # The head drops its own input.
+            if train and self.dropout and i < self.depth - 1:  # The head has a dropout of its own.
                 x = drop(x, self.dropout, jax.vmap(jax.random.fold_in, (0, None))(keys, i))
         return self.head(x, train, keys)
 
 
-def average_to(images: jax.Array, size: int) -> jax.Array:
-    """Averages (or repeats) places so that the result has a fixed size; PyTorch's adaptive average pooling.
+def pool_to(images: jax.Array, size: int) -> jax.Array:
+    """Adaptive average pooling to a fixed size, as in PyTorch: averages positions, or repeats them if there are fewer.
 
     Args:
       images: [B, H, H, C].
-      size: height and width of the result; its place i averages places floor(i H / size) to ceil((i + 1) H / size) - 1.
+      size: height and width of the result. Its position i averages the positions floor(i H / size) to
+        ceil((i + 1) H / size) - 1.
 
     Returns:
       [B, size, size, C].
     """
-    side = images.shape[1]
-    if side == size:
+    px = images.shape[1]
+    if px == size:
         return images
-    first = np.arange(size) * side // size
-    last = -(-(np.arange(size) + 1) * side // size)
-    inside = (np.arange(side) >= first[:, None]) & (np.arange(side) < last[:, None])
+    first = np.arange(size) * px // size
+    last = -(-(np.arange(size) + 1) * px // size)
+    inside = (np.arange(px) >= first[:, None]) & (np.arange(px) < last[:, None])
     weights = jnp.asarray(inside / inside.sum(1, keepdims=True), images.dtype)
     return jnp.einsum("ph,bhwc,qw->bpqc", weights, images, weights)

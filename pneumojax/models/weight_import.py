@@ -1,22 +1,19 @@
-"""Weights to start from: our own backbones, and ImageNet's of torchvision, timm and Keras without torch or TensorFlow.
+"""Initial weights: our own pretrained backbones, and ImageNet weights of torchvision, timm and Keras.
 
-The published networks take three colours, each with its own mean and standard deviation taken off. Ours takes one
-grey plane in its own scaling. For a grey image every colour is y = gain * grey + offset, so over the colours the first
-kernel sums to one kernel for the grey plane (weighted by the gains) and one for a plane of ones (weighted by the
-offsets). A bias instead of the second would be wrong along the border: there the kernel reaches into zeros, which are
-zeros of y (logits are then off by 0.1 to 0.5 % of their scale). The plane of ones is zero there too, so the folded
-network equals the published one to the last pixel (1e-6).
+The published networks take three colours, each normalised by its own mean and standard deviation. Ours take one grey
+plane with a scaling of its own. For a grey image every colour is y = gain * grey + offset. Summed over the colours, the
+first kernel therefore becomes one kernel for the grey plane (weighted by the gains) and one for a plane of ones
+(weighted by the offsets). A bias cannot replace the second kernel: at the border the kernel reaches into the padding,
+which is zero in y, and the logits would be off by 0.1 to 0.5 % of their scale. The plane of ones is padded with zeros
+too, so the folded network equals the published one at every pixel (1e-6).
 """
 
 import difflib
 import hashlib
-import io
 import json
 import logging
 import pathlib
-import pickle
 import re
-import zipfile
 from typing import Any
 
 import jax
@@ -25,11 +22,12 @@ import numpy as np
 from pneumojax.config import CLASSIFIER, ModelConfig
 from pneumojax.errors import UserError
 from pneumojax.files import write_bytes
+from pneumojax.models.weight_files import read_info, read_tensors
 
 logger = logging.getLogger(__name__)
 
 SOURCES = {"torch": "torchvision or timm", "keras": "Keras", "pneumojax": "experiments/pretrain.py"}
-# What of the config shapes a backbone, by network.
+# The config fields that determine the shapes of a backbone, by network.
 SHAPING = {
     "cnn": ("cnn_widths",),
     "vgg16": ("vgg_width",),
@@ -37,26 +35,20 @@ SHAPING = {
     "resnet34": ("resnet_width",),
     "resnet50": ("resnet_width", "resnet_stride"),
 }
-# Our kernels that see the image.
+# Our kernels that are applied to the image.
 STEM_KERNELS = (("stem_conv", "kernel"), ("stage1_conv1", "kernel"))
-# Mean and standard deviation of pixels 0..1 that the published networks were trained with, in their order of channels.
-# Torchvision and timm: RGB. Keras's VGG16 and ResNet50 ("caffe" mode): BGR, pixels 0..255 less a mean, not divided.
+# Mean and standard deviation of pixels 0..1 with which the published networks were trained, in their order of channels.
+# Torchvision and timm: RGB. Keras's VGG16 and ResNet50 ("caffe" mode): BGR pixels 0..255 minus a mean, not divided.
 NORMALISATION = {
     "torch": (np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])),
     "keras": (np.array([103.939, 116.779, 123.68]) / 255, np.full(3, 1 / 255)),
 }
-# Keras's ResNet50 adds this to the variance; ours, as PyTorch, adds 1e-5.
-KERAS_EPSILON = 1.001e-5
-EPSILON = 1e-5
-
 LEAVES = {
     "torch": {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"},
     "keras": {"kernel": "kernel", "scale": "gamma", "bias": "bias", "mean": "moving_mean", "var": "moving_variance"},
 }
-# Places of VGG16's convolutions in torchvision's list of layers, by stage; ReLU and pooling take the others.
-VGG_PLACES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
-# timm's names of VGG16's last layers, which are convolutions there.
-TIMM_NAMES = {"pre_logits.fc1.": "classifier.0.", "pre_logits.fc2.": "classifier.3.", "head.fc.": "classifier.6."}
+# Positions of VGG16's convolutions in torchvision's list of layers, by stage. ReLU and pooling have the others.
+VGG_POSITIONS = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
 RESNET_BLOCKS = {
     ((2, 2, 2, 2), False): "resnet18",
     ((3, 4, 6, 3), False): "resnet34",
@@ -67,20 +59,20 @@ RESNET_BLOCKS = {
 def load_pretrained(
     path: str | pathlib.Path, config: ModelConfig, variables: dict[str, Any], pixel_mean: float, pixel_std: float
 ) -> dict[str, Any]:
-    """Reads weights into a network. Where the file's classifier is missing or does not fit, ours stays fresh.
+    """Loads the weights of a file into a network. A classifier that is missing or does not fit stays at random weights.
 
     Args:
       path: from `save_backbone`; .safetensors, .pth, .pt or .bin of torchvision or timm; .h5 or .keras of Keras.
       config: the network.
       variables: {"params", "batch_stats"} of the fresh network; its first kernel takes grey and a plane of ones.
-      pixel_mean: what the network's own scaling takes off pixels of 0..1.
-      pixel_std: what it divides them by.
+      pixel_mean: our scaling of pixels x in 0..1 is (x - pixel_mean) / pixel_std.
+      pixel_std: see pixel_mean.
 
     Returns:
       {"params", "batch_stats"} of the same structure.
 
     Raises:
-      UserError: the file cannot be read, is of another network, or lacks or adds a tensor; names the nearest match.
+      UserError: the file cannot be read, is of another network, or has missing or additional tensors.
     """
     path = pathlib.Path(path).expanduser()
     source, tensors = read_tensors(path)
@@ -104,7 +96,7 @@ def load_pretrained(
         value = _convert(source, key, tensors[names[key]])
         if key[1:] in STEM_KERNELS and value.shape[2] == 3:
             value = fold_normalisation(value, *NORMALISATION[source], pixel_mean, pixel_std)
-        elif key[1:] in STEM_KERNELS and source == "pneumojax":  # Nothing to fold: the plane of ones adds nothing.
+        elif key[1:] in STEM_KERNELS and source == "pneumojax":  # Our backbones saw the grey plane only.
             value = np.concatenate([value, np.zeros_like(value)], 2)
         if value.shape != leaf.shape:
             raise UserError(
@@ -114,14 +106,14 @@ def load_pretrained(
         if not np.isfinite(value).all():
             raise UserError(f"{path}: {names[key]} holds numbers that are not finite. The file is damaged.")
         loaded.append(value.astype(np.float32))
-    logger.info("Start from %s (%s); fresh: %s", path, source, ", ".join(fresh) or "nothing")
+    logger.info("Initial weights from %s (%s); random: %s", path, source, ", ".join(fresh) or "nothing")
     return jax.tree_util.tree_unflatten(structure, loaded)
 
 
 def fold_normalisation(
     kernel: np.ndarray, mean: np.ndarray, std: np.ndarray, pixel_mean: float, pixel_std: float
 ) -> np.ndarray:
-    """Sums a kernel over the colours of a grey image and takes the colours' normalisation into it.
+    """Sums a kernel over the colours of a grey image and folds the normalisation of the colours into it.
 
     Args:
       kernel: [K, K, 3, O], for pixels (x - mean) / std, x in 0..1.
@@ -131,20 +123,20 @@ def fold_normalisation(
       pixel_std: see pixel_mean.
 
     Returns:
-      [K, K, 2, O], for our grey plane and a plane of ones.
+      [K, K, 2, O] float64, for our grey plane and a plane of ones.
     """
     gain, offset = pixel_std / std, (pixel_mean - mean) / std
     return np.einsum("hwco,pc->hwpo", kernel.astype(np.float64), np.stack([gain, offset]))
 
 
 def save_backbone(path: pathlib.Path, config: ModelConfig, variables: dict[str, Any], data_fingerprint: str) -> None:
-    """Writes a network without its classifier, in our own names and layout.
+    """Saves a network without its classifier, with our own names and layout.
 
     Args:
       path: .safetensors file to write.
       config: the network.
       variables: its {"params", "batch_stats"} as numpy arrays.
-      data_fingerprint: of the split that it was trained on.
+      data_fingerprint: fingerprint of the split on which it was trained.
     """
     import safetensors.numpy
 
@@ -157,23 +149,23 @@ def save_backbone(path: pathlib.Path, config: ModelConfig, variables: dict[str, 
 
 
 def check_pretraining_images(path: str | pathlib.Path, data_fingerprint: str) -> None:
-    """Warns where a backbone of ours was pretrained on another training split: it may have seen what will be scored.
+    """Warns if a backbone of ours was pretrained on another training split, which may contain images to be evaluated.
 
     Args:
       path: file that `load_pretrained` has read.
-      data_fingerprint: of the split that is trained on now.
+      data_fingerprint: fingerprint of the present training split.
     """
-    info = _read_info(pathlib.Path(path).expanduser())
+    info = read_info(pathlib.Path(path).expanduser())
     if info and info["data_fingerprint"] != data_fingerprint:
         logger.warning(
-            "%s was pretrained on another training split than this one: images that are scored now may have been among "
-            "them. Read the figures with that in mind.",
+            "%s was pretrained on another training split than this one. Images that are evaluated now may be in it, "
+            "and the metrics may then be too good.",
             path,
         )
 
 
 def compute_sha256(path: str | pathlib.Path) -> str | None:
-    """Of a file's content; None where it cannot be read, of which `load_pretrained` tells the reason."""
+    """Hashes a file; None if it cannot be read, for which `load_pretrained` raises an error."""
     try:
         with pathlib.Path(path).expanduser().open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -181,148 +173,8 @@ def compute_sha256(path: str | pathlib.Path) -> str | None:
         return None
 
 
-def read_tensors(path: pathlib.Path) -> tuple[str, dict[str, np.ndarray]]:
-    """Reads all tensors of a file.
-
-    Returns:
-      (torch, keras or pneumojax, {name: array}), in the names and layout of torchvision, Keras's layers or our own.
-
-    Raises:
-      UserError: there is no such file, it is damaged or of another kind, or a pickle that holds more than tensors.
-    """
-    readers = {
-        ".safetensors": _read_safetensors,
-        ".pth": _read_pickle,
-        ".pt": _read_pickle,
-        ".bin": _read_pickle,
-        ".h5": _read_h5,
-        ".keras": _read_keras,
-    }
-    if path.is_dir():
-        raise UserError(f"pretrained: {path} is a folder. Name the file, as {path / 'backbone.safetensors'}.")
-    if path.suffix not in readers:
-        raise UserError(f"pretrained: {path} must end in {', '.join(readers)}.")
-    if not path.is_file():
-        raise UserError(f"pretrained: there is no file {path}.")
-    damages = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RuntimeError, zipfile.BadZipFile)
-    try:
-        tensors = readers[path.suffix](path)
-        ours = _read_info(path) is not None
-    except damages as error:
-        raise UserError(
-            f"pretrained: {path} cannot be read ({_first_line(error)}): damaged, or of another kind."
-        ) from error
-    if ours:
-        return "pneumojax", tensors
-    if path.suffix in (".h5", ".keras"):
-        return "keras", _fold_keras_biases(tensors)
-    return "torch", _rename_timm(tensors)
-
-
-def _read_safetensors(path):
-    import safetensors
-    import safetensors.numpy
-
-    try:
-        return safetensors.numpy.load_file(path)
-    except safetensors.SafetensorError as error:
-        raise ValueError(error) from error
-
-
-def _read_info(path):
-    """What `save_backbone` wrote beside the arrays; None where the file is not of it."""
-    if path.suffix != ".safetensors":
-        return None
-    import safetensors
-
-    with safetensors.safe_open(path, "numpy") as file:
-        return json.loads((file.metadata() or {}).get("pneumojax", "null"))
-
-
-def _read_pickle(path):
-    try:
-        import torch
-    except ImportError as error:
-        raise UserError(
-            f"pretrained: {path} is a pickle, which only torch reads safely, and torch is not installed. "
-            "Save it as .safetensors where torch is, or install torch beside pneumojax."
-        ) from error
-    try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"pretrained: {path} holds more than tensors, or is damaged. Such a pickle can run any program when it is "
-            "opened, so it is refused. Save its state_dict alone, best as .safetensors."
-        ) from error
-    tensors = tensors.get("state_dict", tensors)  # timm's own checkpoints keep it under that name.
-    return {name: tensor.float().numpy() for name, tensor in tensors.items()}
-
-
-def _read_h5(path):
-    import h5py
-
-    with h5py.File(path) as file:
-        return _read_layers(file)
-
-
-def _read_keras(path):
-    import h5py
-
-    with zipfile.ZipFile(path) as archive, h5py.File(io.BytesIO(archive.read("model.weights.h5"))) as file:
-        return _read_layers(file)
-
-
-def _read_layers(file):
-    """{layer.weight: array} of a Keras file: of version 3 (`layers/*/vars`, named by an attribute) or before."""
-    import h5py
-
-    layers = {}
-
-    def visit(place, item):
-        if not isinstance(item, h5py.Group):
-            return
-        if place.endswith("/vars") and "name" in item.attrs:
-            layers[_text(item.attrs["name"])] = [item[str(i)] for i in range(len(item))]
-        elif "weight_names" in item.attrs:
-            layers[place.split("/")[-1]] = [item[_text(name)] for name in item.attrs["weight_names"]]
-
-    file.visititems(visit)
-    tensors = {}
-    for layer, weights in layers.items():
-        kinds = ("gamma", "beta", "moving_mean", "moving_variance") if len(weights) == 4 else ("kernel", "bias")
-        tensors |= {f"{layer}.{kind}": np.asarray(weight) for kind, weight in zip(kinds, weights, strict=False)}
-    if not tensors:
-        raise ValueError("it holds no layers of Keras with names")
-    return tensors
-
-
-def _text(name):
-    return name.decode() if isinstance(name, bytes) else str(name)
-
-
-def _fold_keras_biases(tensors):
-    """Keras's ResNet50 has biases in front of its normalisations, and adds another epsilon to the variance there."""
-    for name in [name for name in tensors if name.endswith("_conv.bias")]:
-        norm = name.removesuffix("_conv.bias") + "_bn"
-        if f"{norm}.moving_mean" in tensors:
-            tensors[f"{norm}.moving_mean"] = tensors[f"{norm}.moving_mean"] - tensors.pop(name)
-            tensors[f"{norm}.moving_variance"] = tensors[f"{norm}.moving_variance"] + (KERAS_EPSILON - EPSILON)
-    return tensors
-
-
-def _rename_timm(tensors):
-    renamed = {}
-    for name, tensor in tensors.items():
-        for theirs, torchvisions in TIMM_NAMES.items():
-            if name.startswith(theirs):
-                name = torchvisions + name.removeprefix(theirs)
-                tensor = tensor.reshape(len(tensor), -1) if tensor.ndim == 4 else tensor
-        renamed[name] = tensor
-    return renamed
-
-
 def _name(source, model, key):
-    """The file's name for ours: ("params", "stage1_block2", "conv1", "kernel") -> layer1.1.conv1.weight."""
+    """Our name in the naming of the source: ("params", "stage1_block2", "conv1", "kernel") -> layer1.1.conv1.weight."""
     if source == "pneumojax":
         return "/".join(key)
     *modules, leaf = key[1:]
@@ -331,7 +183,7 @@ def _name(source, model, key):
         layer = {"stem_conv": ("conv1", "conv1_conv"), "stem_norm": ("bn1", "conv1_bn")}[module][not torch]
     elif match := re.fullmatch(r"stage(\d)_conv(\d)", module):
         stage, i = map(int, match.groups())
-        layer = f"features.{VGG_PLACES[stage - 1][i - 1]}" if torch else f"block{stage}_conv{i}"
+        layer = f"features.{VGG_POSITIONS[stage - 1][i - 1]}" if torch else f"block{stage}_conv{i}"
     elif match := re.fullmatch(r"stage(\d)_block(\d)/(conv|norm)(\d)", module):
         stage, block, kind, i = int(match[1]), int(match[2]), match[3], match[4]
         theirs = {"conv": ("conv", "conv"), "norm": ("bn", "bn")}[kind][0]
@@ -350,7 +202,7 @@ def _name(source, model, key):
 
 
 def _convert(source, key, tensor):
-    """A tensor in our layout: kernels [K, K, I, O] and [I, O]; places in front of dense layers in the order H, W, C."""
+    """A tensor in our layout: kernels [K, K, I, O] and [I, O]; the first dense layer's inputs in H, W, C order."""
     if source != "torch" or key[-1] != "kernel":
         return tensor
     if tensor.ndim == 4:
@@ -361,7 +213,7 @@ def _convert(source, key, tensor):
 
 
 def _find_fresh(wanted, names, source, tensors):
-    """Layers of the classifier from the first on that the file does not have in this shape."""
+    """The layers of the classifier from the first one on that the file lacks or has in another shape."""
     layers = sorted({key[1] for key in wanted if key[1].startswith(CLASSIFIER)})
     for i, layer in enumerate(layers):
         for key in (key for key in wanted if key[1] == layer):
@@ -376,7 +228,7 @@ def _find_fresh(wanted, names, source, tensors):
 
 
 def _check_names(path, model, source, tensors, expected):
-    unused = ("fc.", "fc1.", "fc2.", "classifier.", "predictions.")  # Of a classifier that is not taken over.
+    unused = ("fc.", "fc1.", "fc2.", "classifier.", "predictions.")  # Classifiers that are not loaded.
     known = {*expected, *(name for name in tensors if name.startswith(unused) or name.endswith(".num_batches_tracked"))}
     missing, extra = [name for name in expected if name not in tensors], [name for name in tensors if name not in known]
     if not missing and not extra:
@@ -396,7 +248,7 @@ def _check_names(path, model, source, tensors, expected):
 
 
 def _check_backbone(path, config):
-    info = _read_info(path)
+    info = read_info(path)
     fields = ("model", *SHAPING[config.model])
     made, wanted = ({name: format_value(values.get(name)) for name in fields} for values in (info, vars(config)))
     if made["model"] != wanted["model"]:
@@ -407,12 +259,12 @@ def _check_backbone(path, config):
 
 
 def format_value(value: object) -> str:
-    """A value of a config field as its flag is given."""
+    """Formats a value of a config field as its flag takes it."""
     return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 def _recognise(source, tensors):
-    """Which of our networks the names look like, or None."""
+    """The network of ours to which the names belong, or None."""
     if ("features.28.weight" if source == "torch" else "block5_conv3.kernel") in tensors:
         return "vgg16"
     pattern = (
@@ -425,17 +277,13 @@ def _recognise(source, tensors):
 
 
 def _check_stride(path, source, config):
-    place = "3x3" if source == "torch" or config.model != "resnet50" else "1x1"
-    if config.model == "resnet50" and config.resnet_stride != place:
+    expected = "3x3" if source == "torch" or config.model != "resnet50" else "1x1"
+    if config.model == "resnet50" and config.resnet_stride != expected:
         raise UserError(
-            f"{path}: the blocks of {SOURCES[source]}'s ResNet50 take their stride in the {place} convolution: "
-            f"give --resnet_stride={place}."
+            f"{path}: the blocks of {SOURCES[source]}'s ResNet50 have their stride in the {expected} convolution: "
+            f"give --resnet_stride={expected}."
         )
 
 
 def _shape(array):
     return "x".join(map(str, array.shape))
-
-
-def _first_line(error):
-    return (str(error) or type(error).__name__).splitlines()[0]

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from pneumojax import steps
 from pneumojax.data.batches import make_eval_batches
 from pneumojax.data.dataset import Split
+from pneumojax.inference import make_extract
 from pneumojax.sharding import put
 from pneumojax.state import TrainState
 from pneumojax.training.plan import TrainingPlan
@@ -32,7 +32,7 @@ def make_extract_split(plan: TrainingPlan, state: TrainState, key: jax.Array) ->
       other view is augmented once.
     """
     mesh, config = plan.mesh, plan.config
-    extract = steps.make_extract(config, plan.graph, mesh)
+    extract = make_extract(config, plan.graph, mesh)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
 
     def extract_split(split: Split, views: int) -> np.ndarray:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator
 import jax
 import orbax.checkpoint as ocp
 
-from pneumojax import steps
+from pneumojax import replica_steps, steps
 from pneumojax.checkpoint import find_best, has_checkpoints, open_checkpoints, save_checkpoint, wait_for_checkpoints
 from pneumojax.config import Config
 from pneumojax.errors import UserError
@@ -21,6 +21,7 @@ from pneumojax.sharding import name_lost_process
 from pneumojax.state import TrainState
 from pneumojax.training.compile_cost import compile_chunk
 from pneumojax.training.features import make_extract_split
+from pneumojax.training.initial_weights import load_initial_weights
 from pneumojax.training.input_pipeline import make_chunk_inputs
 from pneumojax.training.interrupts import STOP_REQUESTED, catch_signals, max_over_processes
 from pneumojax.training.metric_log import MetricLog, Report, report_nothing, watch
@@ -86,7 +87,7 @@ def fit(
     fresh = steps.init_state(config, plan.tx, plan.mesh)
     if config.model.pretrained and (restart or not has_checkpoints(workdir)):
         # Before anything is written or deleted, because the file may not fit the network.
-        fresh = steps.start_pretrained(config, fresh, plan.mesh)
+        fresh = load_initial_weights(config, fresh, plan.mesh)
         check_pretraining_images(config.model.pretrained, plan.data.fingerprint)
 
     with name_lost_process(), hold_workdir(workdir, run, restart), open_checkpoints(workdir) as checkpoints:
@@ -152,7 +153,9 @@ def train_until_stopped(
     """
     # shard_map and pmap programs, and those of whole replicas per device, are written for one device's shard.
     replicas = plan.config.train.replicas
-    mapped = plan.config.train.parallel != "jit" or (replicas > 1 and steps.shared_out(replicas, plan.mesh))
+    mapped = plan.config.train.parallel != "jit" or (
+        replicas > 1 and replica_steps.replicas_partitioned(replicas, plan.mesh)
+    )
     compiled: dict[int, Callable] = {}
     stopped_by = 0
     # An implicit copy between host and devices inside the loop is an error.

@@ -9,7 +9,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from pneumojax import steps
+from pneumojax import replica_steps, steps
 from pneumojax.config import Config
 from pneumojax.data.batches import split_epoch
 from pneumojax.data.dataset import Split, load_split
@@ -86,7 +86,7 @@ def make_plan(config: Config, make: Callable = make_model) -> TrainingPlan:
     initialize(config.train.multihost)
     mesh = make_mesh()
     # Whole replicas on each device need no divisible batch.
-    if config.train.replicas == 1 or not steps.shared_out(config.train.replicas, mesh):
+    if config.train.replicas == 1 or not replica_steps.replicas_partitioned(config.train.replicas, mesh):
         _check_batch_size(config.train.batch_size, mesh)
     data = load_split(config.data, "train")
     chunks, chunk_steps = split_epoch(len(data), config.train.batch_size, config.train.chunk_steps)

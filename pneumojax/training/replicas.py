@@ -11,7 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
-from pneumojax import steps
+from pneumojax import replica_steps, steps
 from pneumojax.checkpoint import has_checkpoints, open_checkpoints, restore_state, save_checkpoint, wait_for_checkpoints
 from pneumojax.config import SWEPT, Config, config_to_dict
 from pneumojax.data.batches import make_epoch_batches, make_eval_batches
@@ -23,7 +23,9 @@ from pneumojax.reporting.figures.training import save_learning_curves
 from pneumojax.sharding import measure_free_bytes, put
 from pneumojax.state import TrainState
 from pneumojax.training.fit import FitResult, finish_run, train_until_stopped
+from pneumojax.training.initial_weights import load_initial_weights
 from pneumojax.training.interrupts import STOP_REQUESTED, catch_signals
+from pneumojax.training.memory import estimate_memory
 from pneumojax.training.metric_log import MetricLog, Report, Watch, report_nothing
 from pneumojax.training.plan import TrainingPlan, load_selection_split, make_plan
 from pneumojax.training.sweep import plan_replicas
@@ -75,7 +77,7 @@ def fit_replicas(
             for number, args in enumerate(zip(configs, folders, strict=True))
         ]
         first_step = _find_common_step(workdir, replicas)
-        state = steps.put_replicas(_restore(replicas, first_step, fresh, plan.mesh), config, plan.mesh)
+        state = replica_steps.put_replicas(_restore(replicas, first_step, fresh, plan.mesh), config, plan.mesh)
         truncate_log(workdir, first_step)
         log = _ReplicaLogs(workdir, replicas, plan, report)
 
@@ -114,7 +116,7 @@ def _make_train_chunks(plan: TrainingPlan) -> list[Callable]:
     """The training chunk of all replicas for each image size, not compiled yet."""
     class_weights = plan.class_weights()
     return [
-        steps.make_replicas_chunk(plan.config, plan.graph, plan.total_steps, class_weights, plan.mesh, image_px)
+        replica_steps.make_replicas_chunk(plan.config, plan.graph, plan.total_steps, class_weights, plan.mesh, image_px)
         for image_px in plan.image_sizes
     ]
 
@@ -125,7 +127,7 @@ def _init_replicas(plan: TrainingPlan, configs: Sequence[Config], starts: bool) 
     fresh = [init(jax.random.key(config.train.seed)) for config in configs]
     if plan.config.model.pretrained and starts:
         # Before anything is written or deleted, because the file may not fit the network.
-        fresh = [steps.start_pretrained(*args, plan.mesh) for args in zip(configs, fresh, strict=True)]
+        fresh = [load_initial_weights(*args, plan.mesh) for args in zip(configs, fresh, strict=True)]
         check_pretraining_images(plan.config.model.pretrained, plan.data.fingerprint)
     return fresh
 
@@ -135,14 +137,14 @@ def _make_chunk_inputs(plan: TrainingPlan, configs: Sequence[Config], first_step
     config, mesh = plan.config, plan.mesh
     images, labels = put(plan.data.images, mesh), put(plan.labels(), mesh)
     seeds = [replica.train.seed for replica in configs]
-    key = steps.make_replica_keys(np.array(seeds, np.int32), mesh)
-    swept = steps.put_replicas(_collect_swept(config, configs), config, mesh)
+    key = replica_steps.make_replica_keys(np.array(seeds, np.int32), mesh)
+    swept = replica_steps.put_replicas(_collect_swept(config, configs), config, mesh)
     sizes = (len(plan.data), config.train.batch_size, plan.chunks, plan.chunk_steps)
 
     def make_inputs(number: int) -> tuple:
         epoch, chunk = divmod(number, plan.chunks)
         batches = np.stack([make_epoch_batches(*sizes, seed, epoch)[chunk] for seed in seeds])
-        return images, labels, steps.put_replica_batches(batches, config, mesh), key, swept
+        return images, labels, replica_steps.put_replica_batches(batches, config, mesh), key, swept
 
     return (make_inputs(n) for n in range(first_step // plan.chunk_steps, config.train.epochs * plan.chunks))
 
@@ -158,9 +160,9 @@ def check_memory(plan: TrainingPlan, data_bytes: int) -> None:
       UserError: with the estimate, and the number of replicas that would fit.
     """
     config, mesh = plan.config, plan.mesh
-    each, once = steps.estimate_memory(config, plan.graph, plan.tx, mesh)
+    each, once = estimate_memory(config, plan.graph, plan.tx, mesh)
     replicas, free = config.train.replicas, measure_free_bytes(mesh)
-    devices = mesh.size if steps.shared_out(replicas, mesh) else 1
+    devices = mesh.size if replica_steps.replicas_partitioned(replicas, mesh) else 1
     needed = data_bytes + once + each * replicas // devices
     if needed > free:
         fitting = max(0, (free - data_bytes - once) // each) * devices
@@ -259,11 +261,11 @@ def _collect_swept(config: Config, configs: Sequence[Config]) -> dict[str, np.nd
 def _make_validate(plan: TrainingPlan, split: Split) -> Callable[[TrainState], list[dict[str, float]]]:
     """Returns `validate(state) -> [row of each replica]`, exact over the split."""
     config, mesh, labels = plan.config, plan.mesh, split.labels(plan.config.model.task)
-    predict_batches = steps.make_replicas_predict(config, plan.graph, mesh)
+    predict_batches = replica_steps.make_replicas_predict(config, plan.graph, mesh)
     images = put(split.images, mesh)
-    whole = steps.shared_out(config.train.replicas, mesh)
-    batches = make_eval_batches(len(split), config.train.eval_batch_size, 1 if whole else mesh.size)
-    batches = put(batches, mesh, axis=None if whole else 1)
+    partitioned = replica_steps.replicas_partitioned(config.train.replicas, mesh)
+    batches = make_eval_batches(len(split), config.train.eval_batch_size, 1 if partitioned else mesh.size)
+    batches = put(batches, mesh, axis=None if partitioned else 1)
 
     def validate(state: TrainState) -> list[dict[str, float]]:
         logits = jax.device_get(predict_batches(state.eval_variables(), images, batches))

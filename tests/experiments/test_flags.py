@@ -2,11 +2,16 @@ import json
 import pathlib
 import subprocess
 import sys
+import tempfile
+import typing
 
+import hypothesis
 import pytest
+from hypothesis import strategies
 
-from experiments.flags import find_changed_fields, format_flagfile, format_flags, parse_config
+from experiments.flags import find_changed_fields, format_flagfile, format_flags, parse_config, read_preset
 from pneumojax.config import Config, config_fields, config_from_dict, config_to_dict
+from pneumojax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
 PRESETS = sorted((ROOT / "experiments" / "presets").glob("*.flags"))
@@ -99,3 +104,48 @@ def test_changed_fields_are_flags_that_give_the_same_config():
     words = format_flags(given | {"ema_decay": None, "flip": False})
     assert words == ["--epochs=3", "--noflip", "--test_time_views=2", "--cnn_widths=4,8", "--data_dir=a folder"]
     assert parse_config(format_flagfile(config).splitlines()) == config
+
+
+def draw_values(field):
+    """Values within the limits of a field, each of which its flag can take."""
+    limits = field.metadata
+    kinds = [kind for kind in (field.type, *typing.get_args(field.type)) if kind in (bool, int, float, str)]
+    low = limits["above"] if limits["at_least"] is None else limits["at_least"]
+    high = limits["below"] if limits["at_most"] is None else limits["at_most"]
+    if limits["choices"]:
+        values = strategies.sampled_from(limits["choices"])
+    elif kinds[0] is bool:
+        values = strategies.booleans()
+    elif kinds[0] is int:
+        values = strategies.integers(low, high)
+    elif kinds[0] is float:
+        open_ends = {"exclude_min": limits["above"] is not None, "exclude_max": limits["below"] is not None}
+        values = strategies.floats(low, high, allow_nan=False, allow_infinity=False, **open_ends)
+    else:
+        # absl reads a flagfile by lines, without the white space at their ends.
+        values = strategies.text(strategies.characters(codec="utf-8", exclude_categories=["C", "Z"]))
+    if typing.get_origin(field.type) is tuple:
+        # Names and numbers, which the flag separates by commas.
+        values = strategies.from_regex("[a-z0-9_]+", fullmatch=True) if kinds[0] is str else values
+        return strategies.lists(values, max_size=3)
+    return values | strategies.none() if type(None) in typing.get_args(field.type) else values
+
+
+@hypothesis.settings(max_examples=300, deadline=None, suppress_health_check=[hypothesis.HealthCheck.filter_too_much])
+@hypothesis.given(
+    strategies.lists(strategies.sampled_from(config_fields()), max_size=6, unique_by=lambda field: field.name).flatmap(
+        lambda fields: strategies.fixed_dictionaries({field.name: draw_values(field) for field in fields})
+    )
+)
+def test_any_config_comes_back_from_its_flags(values):
+    try:
+        config = config_from_dict(values)
+    except UserError:  # The fields do not go together.
+        hypothesis.reject()
+    assert parse_config(format_flags(config_to_dict(config))) == config
+    assert parse_config(format_flags(find_changed_fields(config))) == config
+    assert config_from_dict(config_to_dict(config)) == config
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "preset.flags"
+        path.write_text(format_flagfile(config), encoding="utf-8")
+        assert read_preset(path) == config

@@ -159,7 +159,7 @@ def test_prediction_of_an_image_does_not_depend_on_its_batch_and_changes_nothing
     images = random_images(6)
     logits, after = predict(state, images)
     assert np.ptp(logits) > 1e-3
-    order = np.array([4, 0, 4, 4, 4, 4])  # The same number of images: another would be compiled anew.
+    order = np.array([4, 0, 4, 4, 4, 4])  # The same number of images: another number would compile again.
     np.testing.assert_allclose(predict(state, images[order])[0], np.asarray(logits)[order], atol=1e-5)
     jax.tree.map(np.testing.assert_array_equal, after, state)
 

@@ -6,7 +6,7 @@ from flax import nnx
 
 from pneumojax.config import ModelConfig
 from pneumojax.models import make_model
-from pneumojax.models.vgg import VGG16, average_to
+from pneumojax.models.vgg import VGG16, pool_to
 
 TINY = ModelConfig(model="vgg16", vgg_width=4, vgg_dense_widths=(16, 8), dropout=0.5)
 
@@ -40,7 +40,7 @@ def test_it_is_five_stages_of_plain_convolutions(image_px, dense_widths):
             x = nnx.max_pool(x, (2, 2), (2, 2))
         assert x.shape == (2, image_px // 32, image_px // 32, 32)
         if dense_widths:
-            x = nnx.relu(model.dense2(nnx.relu(model.dense1(average_to(x, 7).reshape(2, -1)))))
+            x = nnx.relu(model.dense2(nnx.relu(model.dense1(pool_to(x, 7).reshape(2, -1)))))
         else:
             x = x.mean((1, 2))
         return model(images, train=False), model.head.linear(x)
@@ -49,17 +49,15 @@ def test_it_is_five_stages_of_plain_convolutions(image_px, dense_widths):
     np.testing.assert_allclose(ours, plain, atol=1e-5)
 
 
-@pytest.mark.parametrize("side", [1, 3, 7, 15])
-def test_average_to_averages_the_places_that_each_place_covers(side):
-    images = np.random.default_rng(side).normal(size=(2, side, side, 3)).astype(np.float32)
-    first = [i * side // 7 for i in range(7)]
-    last = [-(-(i + 1) * side // 7) for i in range(7)]
+@pytest.mark.parametrize("px", [1, 3, 7, 15])
+def test_pool_to_averages_the_positions_that_each_position_covers(px):
+    images = np.random.default_rng(px).normal(size=(2, px, px, 3)).astype(np.float32)
+    first = [i * px // 7 for i in range(7)]
+    last = [-(-(i + 1) * px // 7) for i in range(7)]
     expected = np.array([
         [images[:, first[i] : last[i], first[j] : last[j]].mean((1, 2)) for j in range(7)] for i in range(7)
     ])  # fmt: skip
-    np.testing.assert_allclose(
-        jax.jit(average_to, static_argnums=1)(images, 7), expected.transpose(2, 0, 1, 3), atol=1e-6
-    )
+    np.testing.assert_allclose(jax.jit(pool_to, static_argnums=1)(images, 7), expected.transpose(2, 0, 1, 3), atol=1e-6)
 
 
 def test_an_image_too_small_to_be_halved_five_times_is_halved_to_one_place():

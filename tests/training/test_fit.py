@@ -586,7 +586,7 @@ def test_a_workdir_that_process_0_refuses_ends_all_processes(make_config, tmp_pa
 
 def start_without_port():
     os.environ.update(JAX_COORDINATOR_ADDRESS="localhost", JAX_NUM_PROCESSES="1", JAX_PROCESS_ID="0")
-    with pytest.raises(UserError, match="do not find each other .* JAX_COORDINATOR_ADDRESS .host:port."):
+    with pytest.raises(UserError, match="cannot connect .* JAX_COORDINATOR_ADDRESS .host:port."):
         initialize(multihost=True)
 
 

@@ -1,34 +1,22 @@
-"""Replicas: each is the run it stands for, in one program, on any number of devices, stopped or not.
+"""Replicas: each is the run it stands for, in one program, on any number of devices, stopped or not."""
 
-On CPU, where replicas are computed one after the other, a replica is bitwise its run if they differ by seed, learning
-rate and weight decay. A swept label smoothing or augmentation strength is a variable where the run alone has a
-constant, which rounds differently. On other devices, where replicas are computed side by side, sums are rounded in
-another order.
-"""
-
-import dataclasses
-import functools
 import json
 import shutil
 import signal
 
-import jax
 import numpy as np
 import pytest
 from run_files import assert_same_run, list_files, read_rows, stop_at
-from trainer import CLASS_WEIGHTS, PLAIN, RANDOM, SGD, Trainer, assert_near, draw_batches, draw_images, make_mesh
+from trainer import SWEEP
 
 from experiments.train import format_replicas
-from pneumojax import steps
-from pneumojax.config import AugmentConfig, config_from_dict, config_to_dict
+from pneumojax.config import config_from_dict, config_to_dict
 from pneumojax.errors import UserError
 from pneumojax.evaluation import metrics
 from pneumojax.evaluation.ensemble import open_ensemble, open_replicas
 from pneumojax.evaluation.evaluate import evaluate
 from pneumojax.evaluation.operating_point import load_or_choose_threshold
 from pneumojax.evaluation.run import open_run
-from pneumojax.optimizer import make_optimizer
-from pneumojax.sharding import put
 from pneumojax.training import replicas
 from pneumojax.training.fit import fit
 from pneumojax.training.replicas import fit_replicas
@@ -42,14 +30,6 @@ LIGHT = {
     "contrast": 0.0,
     "gamma": 0.0,
 }
-SWEEP_RATES = """
-learning_rate = [0.02, 0.05]
-weight_decay = [0.0, 0.3]
-"""
-SWEEP = f"""{SWEEP_RATES}
-label_smoothing = [0.3, 0]
-augment_strength = [0.5, 1.2]
-"""
 
 
 @pytest.fixture(scope="module")
@@ -57,94 +37,6 @@ def sweep(tmp_path_factory):
     path = tmp_path_factory.mktemp("sweep") / "sweep.toml"
     path.write_text(SWEEP)
     return str(path)
-
-
-def train_replicas(devices, config, num_steps=3):
-    """(state, metrics) of all replicas after one chunk, as numpy arrays. Replica r sees batches of its own."""
-    mesh, plans = make_mesh(devices), plan_replicas(config)
-    graph, tx = steps.make_graph(config), make_optimizer(config.optimizer, 200)
-    chunk = steps.make_replicas_chunk(config, graph, 200, CLASS_WEIGHTS, mesh)
-    init = steps.make_init(config, tx, mesh)
-    states = [jax.device_get(init(jax.random.key(plan.train.seed))) for plan in plans]
-    state = steps.put_replicas(jax.tree.map(lambda *leaves: np.stack(leaves), *states), config, mesh)
-    key = steps.make_replica_keys(np.array([plan.train.seed for plan in plans], np.int32), mesh)
-    swept = steps.put_replicas(replicas._collect_swept(config, plans), config, mesh)
-    batches = np.stack([np.roll(draw_batches(num_steps), r, axis=1) for r in range(len(plans))])
-    batches = steps.put_replica_batches(batches, config, mesh)
-    images, labels = draw_images()
-    arguments = (state, put(images, mesh), put(labels, mesh), batches, key, swept)
-    with jax.transfer_guard("disallow"):
-        state, metrics = chunk(*arguments)
-    return jax.device_get((state, metrics))
-
-
-def train_alone(plan, replica, num_steps=3):
-    """The same of the run that a replica stands for, on one device."""
-    trainer = Trainer(1, **config_to_dict(plan))
-    images, labels, _ = trainer.constants
-    trainer.constants = images, labels, steps.make_key(plan, trainer.mesh)
-    metrics = trainer.train(np.roll(draw_batches(num_steps), replica, axis=1))
-    return jax.device_get(trainer.state), metrics
-
-
-@functools.cache
-def replicas_config(number, sweep=None):
-    return config_from_dict(PLAIN | RANDOM | SGD | {"cnn_widths": (4,), "replicas": number, "sweep": sweep, "seed": 3})
-
-
-@functools.cache
-def each_alone(config):
-    plans = plan_replicas(config)
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *[train_alone(plan, r) for r, plan in enumerate(plans)])
-
-
-def test_a_replica_is_bitwise_the_run_with_its_seed_learning_rate_and_weight_decay(tmp_path, compile_as_users_do):
-    sweep = tmp_path / "sweep.toml"
-    sweep.write_text(SWEEP_RATES)
-    config = replicas_config(2, str(sweep))
-    with compile_as_users_do():
-        state, metrics = train_replicas(1, config)
-        alone = each_alone(config)
-    jax.tree.map(np.testing.assert_array_equal, (state, metrics), alone)
-    assert not np.array_equal(*state.params["head"]["linear"]["kernel"])
-
-
-def test_a_replica_with_the_default_augmentation_is_bitwise_the_run_alone(compile_as_users_do):
-    defaults = {field.name: field.default for field in dataclasses.fields(AugmentConfig)}
-    config = config_from_dict(PLAIN | defaults | {"model": "mlp", "replicas": 2})
-    with compile_as_users_do():
-        replicated, alone = train_replicas(1, config), each_alone(config)
-    jax.tree.map(np.testing.assert_array_equal, replicated, alone)
-
-
-@pytest.mark.parametrize("vectorised", [False, True], ids=["one after the other", "side by side"])
-def test_a_replica_with_all_swept_values_is_near_the_run_alone(sweep, monkeypatch, vectorised):
-    if vectorised:
-        monkeypatch.setattr(steps, "_for_each_replica", lambda function, own: jax.vmap(function)(own))
-    config = replicas_config(2, sweep)
-    (state, metrics), (alone, alone_metrics) = train_replicas(1, config), each_alone(config)
-    assert_near(metrics, alone_metrics, 2e-5)
-    # The gradient moves where a maximum, or a ReLU, falls to the other side.
-    assert_near(state, alone, 2e-3)
-
-
-@pytest.mark.parametrize("number", [2, 8], ids=["devices share each batch", "each device has a replica"])
-def test_eight_devices_train_as_one_does(number):
-    config = config_from_dict(PLAIN | SGD | {"replicas": number, "model": "mlp", "dropout": 0.3})
-    (eight, eight_metrics), (one, one_metrics) = train_replicas(8, config), train_replicas(1, config)
-    assert_near(eight_metrics, one_metrics, 2e-5)
-    assert_near(eight, one, 2e-5)
-
-
-def test_the_estimate_of_memory_is_near_what_the_compiler_takes():
-    config, mesh = config_from_dict(PLAIN | {"replicas": 4}), make_mesh(1)
-    graph, tx = steps.make_graph(config), make_optimizer(config.optimizer, 200)
-    each, once = steps.estimate_memory(config, graph, tx, mesh)
-    trainer = Trainer(1, **PLAIN)
-    assert each == sum(leaf.nbytes for leaf in jax.tree.leaves(trainer.state))
-    taken = trainer.chunk.lower(*trainer.arguments(draw_batches(1))).compile().memory_analysis().temp_size_in_bytes
-    print(once, taken)
-    assert taken / 3 < once < 3 * taken
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,102 @@
+"""The compiled functions without gradients: prediction, and the features of a frozen backbone."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from pneumojax.config import AugmentConfig, Config
+from pneumojax.data.augment import make_augment
+from pneumojax.losses import as_class_logits
+from pneumojax.sharding import AXIS, replicated
+from pneumojax.steps import make_class_augment, normalise, scale_pixels
+
+
+def make_extract(config: Config, graph: nnx.GraphDef, mesh: Mesh) -> Callable:
+    """Compiles the backbone's features of a batch.
+
+    Returns:
+      `extract(variables, images, labels, index, view, key) -> features`: variables {"params", "batch_stats"}, images
+      [N, H, W] uint8, labels [N] int32, index [B] int32 sharded over the devices, view [] int32. View 0 is the image
+      itself; each other view of an image is augmented with a key of its own. Returns [B, ...] on every device.
+    """
+    augment = make_class_augment(config)
+
+    def extract(variables, images, labels, index, view, key):
+        model = nnx.merge(graph, variables["params"], variables["batch_stats"])
+        batch = scale_pixels(images[index])
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, view), index)
+        batch = jnp.where(view == 0, batch, augment(keys, batch, labels[index]))
+        return model.extract(normalise(batch), train=False)
+
+    copies = replicated(mesh)
+    in_shardings = (copies, copies, copies, NamedSharding(mesh, PartitionSpec(AXIS)), copies, copies)
+    return jax.jit(extract, in_shardings=in_shardings, out_shardings=copies)
+
+
+def make_predict(
+    graph: nnx.GraphDef,
+    mesh: Mesh,
+    views: AugmentConfig | None = None,
+    cached: bool = False,
+    streamed: bool = False,
+) -> Callable:
+    """Compiles prediction over many batches as one call.
+
+    Args:
+      graph: from `make_graph`.
+      mesh: the devices.
+      views: number of test-time views of each image and the ranges of their augmentation; None: the image itself. All
+        images have the same views, so the logits of an image do not depend on the others in its batch.
+      cached: whether images are features [N, K, ...] from `make_extract`; the first view is classified.
+      streamed: whether the images come in batches.
+
+    Returns:
+      `predict(variables, images, batches) -> logits`: variables {"params", "batch_stats"}, images [N, H, W] uint8,
+      batches [S, B] int32 indices sharded along B; returns [S, B, C] float32 class logits on every device. With several
+      views they are the logarithms of the mean probabilities. If streamed, `predict(variables, images)` with images
+      [S, B, H, W] uint8 sharded along B.
+    """
+    copies, sharded = replicated(mesh), NamedSharding(mesh, PartitionSpec(None, AXIS))
+    in_shardings = (copies, sharded) if streamed else (copies, copies, sharded)
+    predict = make_uncompiled_predict(graph, views, cached, streamed)
+    return jax.jit(predict, in_shardings=in_shardings, out_shardings=copies)
+
+
+def make_uncompiled_predict(
+    graph: nnx.GraphDef, views: AugmentConfig | None = None, cached: bool = False, streamed: bool = False
+) -> Callable:
+    """Makes the function that `make_predict` compiles; arguments as there."""
+    others = views.test_time_views - 1 if views else 0
+
+    def predict(variables, images, *batches):
+        model = nnx.merge(graph, variables["params"], variables["batch_stats"])
+
+        def classify(batch):
+            return as_class_logits(model(normalise(batch), train=False))
+
+        def predict_batch(batch):
+            if cached:
+                return as_class_logits(model.classify(batch[:, 0], train=False))
+            batch = scale_pixels(batch)
+            return average_views(classify, batch) if others else classify(batch)
+
+        return lax.map(predict_batch, images) if streamed else lax.map(lambda i: predict_batch(images[i]), *batches)
+
+    def average_views(classify, batch):
+        augment = make_augment(dataclasses.replace(views, erase_probability=0.0))
+
+        def classify_view(key):
+            return jax.nn.log_softmax(classify(augment(jnp.broadcast_to(key, len(batch)), batch)))
+
+        # One view after the other takes the memory of a single view.
+        logits = lax.map(classify_view, jax.random.split(jax.random.key(0), others))
+        logits = jnp.concatenate([jax.nn.log_softmax(classify(batch))[None], logits])
+        return jax.nn.logsumexp(logits, axis=0) - math.log(1 + others)
+
+    return predict

@@ -1,0 +1,166 @@
+"""Readers of weight files: safetensors, PyTorch's pickles (which need torch) and Keras's HDF5, without TensorFlow."""
+
+import io
+import json
+import pathlib
+import pickle
+import zipfile
+
+import numpy as np
+
+from pneumojax.errors import UserError
+
+# Our networks and PyTorch's add EPSILON to the variance of a normalisation; Keras's ResNet50 adds KERAS_EPSILON.
+EPSILON = 1e-5
+KERAS_EPSILON = 1.001e-5
+
+# timm's names of VGG16's last layers, which are convolutions there, and torchvision's names of the same layers.
+TIMM_NAMES = {"pre_logits.fc1.": "classifier.0.", "pre_logits.fc2.": "classifier.3.", "head.fc.": "classifier.6."}
+
+
+def read_tensors(path: pathlib.Path) -> tuple[str, dict[str, np.ndarray]]:
+    """Reads all tensors of a file.
+
+    Args:
+      path: a .safetensors, .pth, .pt, .bin, .h5 or .keras file.
+
+    Returns:
+      (source, {name: array}): source is torch, keras or pneumojax; names and layouts are those of torchvision, of
+      Keras's layers, or our own.
+
+    Raises:
+      UserError: the file is missing, damaged or of another kind, or is a pickle that contains more than tensors.
+    """
+    readers = {
+        ".safetensors": _read_safetensors,
+        ".pth": _read_pickle,
+        ".pt": _read_pickle,
+        ".bin": _read_pickle,
+        ".h5": _read_h5,
+        ".keras": _read_keras,
+    }
+    if path.is_dir():
+        raise UserError(f"pretrained: {path} is a folder. Name the file, as {path / 'backbone.safetensors'}.")
+    if path.suffix not in readers:
+        raise UserError(f"pretrained: {path} must end in {', '.join(readers)}.")
+    if not path.is_file():
+        raise UserError(f"pretrained: there is no file {path}.")
+    damages = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RuntimeError, zipfile.BadZipFile)
+    try:
+        tensors = readers[path.suffix](path)
+        ours = read_info(path) is not None
+    except damages as error:
+        raise UserError(
+            f"pretrained: {path} cannot be read ({_first_line(error)}): damaged, or of another kind."
+        ) from error
+    if ours:
+        return "pneumojax", tensors
+    if path.suffix in (".h5", ".keras"):
+        return "keras", _fold_keras_biases(tensors)
+    return "torch", _rename_timm(tensors)
+
+
+def _read_safetensors(path):
+    import safetensors
+    import safetensors.numpy
+
+    try:
+        return safetensors.numpy.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise ValueError(error) from error
+
+
+def read_info(path: pathlib.Path) -> dict | None:
+    """Reads the metadata that `weight_import.save_backbone` wrote; None for a file of another source."""
+    if path.suffix != ".safetensors":
+        return None
+    import safetensors
+
+    with safetensors.safe_open(path, "numpy") as file:
+        return json.loads((file.metadata() or {}).get("pneumojax", "null"))
+
+
+def _read_pickle(path):
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(
+            f"pretrained: {path} is a pickle, which only torch reads safely, and torch is not installed. "
+            "Save it as .safetensors on a machine with torch, or install torch."
+        ) from error
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"pretrained: {path} holds more than tensors, or is damaged. Such a pickle can run any program when it is "
+            "opened, so it is refused. Save its state_dict only, preferably as .safetensors."
+        ) from error
+    tensors = tensors.get("state_dict", tensors)  # timm's checkpoints have it under this name.
+    return {name: tensor.float().numpy() for name, tensor in tensors.items()}
+
+
+def _read_h5(path):
+    import h5py
+
+    with h5py.File(path) as file:
+        return _read_layers(file)
+
+
+def _read_keras(path):
+    import h5py
+
+    with zipfile.ZipFile(path) as archive, h5py.File(io.BytesIO(archive.read("model.weights.h5"))) as file:
+        return _read_layers(file)
+
+
+def _read_layers(file):
+    """Reads {layer.weight: array} from a Keras file of version 3 (groups `layers/*/vars` with a name) or earlier."""
+    import h5py
+
+    layers = {}
+
+    def visit(path, item):
+        if not isinstance(item, h5py.Group):
+            return
+        if path.endswith("/vars") and "name" in item.attrs:
+            layers[_text(item.attrs["name"])] = [item[str(i)] for i in range(len(item))]
+        elif "weight_names" in item.attrs:
+            layers[path.split("/")[-1]] = [item[_text(name)] for name in item.attrs["weight_names"]]
+
+    file.visititems(visit)
+    tensors = {}
+    for layer, weights in layers.items():
+        kinds = ("gamma", "beta", "moving_mean", "moving_variance") if len(weights) == 4 else ("kernel", "bias")
+        tensors |= {f"{layer}.{kind}": np.asarray(weight) for kind, weight in zip(kinds, weights, strict=False)}
+    if not tensors:
+        raise ValueError("it holds no layers of Keras with names")
+    return tensors
+
+
+def _text(name):
+    return name.decode() if isinstance(name, bytes) else str(name)
+
+
+def _fold_keras_biases(tensors):
+    """Folds the biases before the normalisations of Keras's ResNet50, and its epsilon, into the statistics."""
+    for name in [name for name in tensors if name.endswith("_conv.bias")]:
+        norm = name.removesuffix("_conv.bias") + "_bn"
+        if f"{norm}.moving_mean" in tensors:
+            tensors[f"{norm}.moving_mean"] = tensors[f"{norm}.moving_mean"] - tensors.pop(name)
+            tensors[f"{norm}.moving_variance"] = tensors[f"{norm}.moving_variance"] + (KERAS_EPSILON - EPSILON)
+    return tensors
+
+
+def _rename_timm(tensors):
+    renamed = {}
+    for name, tensor in tensors.items():
+        for theirs, torchvisions in TIMM_NAMES.items():
+            if name.startswith(theirs):
+                name = torchvisions + name.removeprefix(theirs)
+                tensor = tensor.reshape(len(tensor), -1) if tensor.ndim == 4 else tensor
+        renamed[name] = tensor
+    return renamed
+
+
+def _first_line(error):
+    return (str(error) or type(error).__name__).splitlines()[0]

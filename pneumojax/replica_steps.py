@@ -1,0 +1,120 @@
+"""The compiled functions of several replicas: each as in `steps.py`, for all replicas in one program."""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from flax import nnx
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from pneumojax.config import Config, replace_fields
+from pneumojax.inference import make_uncompiled_predict
+from pneumojax.ops.convolution import uses_xla_algorithms
+from pneumojax.ops.fusion import compute_unfused
+from pneumojax.optimizer import make_optimizer
+from pneumojax.sharding import AXIS, put
+from pneumojax.steps import derive_key, make_train_step
+
+
+def replicas_partitioned(replicas: int, mesh: Mesh) -> bool:
+    """Whether the replicas are partitioned over the devices; otherwise each batch is, and each device has them all."""
+    return replicas % mesh.size == 0
+
+
+def make_replicas_chunk(
+    config: Config,
+    graph: nnx.GraphDef,
+    total_steps: int,
+    class_weights: np.ndarray,
+    mesh: Mesh,
+    image_px: int | None = None,
+) -> Callable:
+    """Compiles a chunk of training steps of several replicas.
+
+    Args:
+      config: the run, with R replicas.
+      graph: from `make_graph`.
+      total_steps: training steps of the whole run.
+      class_weights: [C] float32, weight of each class in the loss.
+      mesh: the devices. If R is divisible by their number each has an equal number of replicas; otherwise each has all
+        replicas and its share of each batch.
+      image_px: as in `make_train_step`.
+
+    Returns:
+      `train_chunk(state, images, labels, batches, key, swept) -> (state, metrics)`: as in `make_train_chunk`, but each
+      array of state, key and metrics has a leading axis of replicas, and batches are [R, S, B]. swept
+      {field: [R] float32} holds the values that replace the config's in each replica.
+    """
+
+    def train_chunk(state, images, labels, batches, key, swept):
+        def train_replica(replica):
+            state, batches, key, values = replica
+            replica_config = replace_fields(config, values)
+            tx = make_optimizer(replica_config.optimizer, total_steps)
+            train_step = make_train_step(replica_config, graph, tx, class_weights, False, image_px)
+            return lax.scan(lambda state, index: train_step(state, images, labels, index, key), state, batches)
+
+        return _map_replicas(train_replica, (state, batches, key, swept))
+
+    if replicas_partitioned(config.train.replicas, mesh):
+        per_replica, batches = PartitionSpec(AXIS), PartitionSpec(AXIS)
+    else:
+        per_replica, batches = PartitionSpec(), PartitionSpec(None, None, AXIS)
+    in_specs = (per_replica, PartitionSpec(), PartitionSpec(), batches, per_replica, per_replica)
+    return _compile_replicas(train_chunk, in_specs, per_replica, mesh, donate_argnums=(0,))
+
+
+def make_replicas_predict(config: Config, graph: nnx.GraphDef, mesh: Mesh) -> Callable:
+    """Compiles the prediction of several replicas; arguments as in `make_replicas_chunk`.
+
+    Returns:
+      `predict(variables, images, batches) -> logits`: as in `make_predict`, but each array of variables has a leading
+      axis of replicas, logits are [R, S, B, C], and batches are sharded along B only if the devices share each batch.
+    """
+    predict_one = make_uncompiled_predict(graph)
+
+    def predict(variables, images, batches):
+        return _map_replicas(lambda replica: predict_one(replica, images, batches), variables)
+
+    if replicas_partitioned(config.train.replicas, mesh):
+        per_replica, batches = PartitionSpec(AXIS), PartitionSpec()
+    else:
+        per_replica, batches = PartitionSpec(), PartitionSpec(None, AXIS)
+    return _compile_replicas(predict, (per_replica, PartitionSpec(), batches), per_replica, mesh)
+
+
+def _map_replicas(function: Callable, replicas):
+    """`function` of each replica, whose arrays are along the first axis of those in `replicas`."""
+    if not uses_xla_algorithms():
+        # On CPU, convolutions with a kernel for each replica take twice as long side by side as one after the other.
+        # Unfused with the loop over replicas, each replica runs the same program, to the last bit, as a single run.
+        return lax.map(lambda replica: compute_unfused(function, replica), replicas)
+    return jax.vmap(function)(replicas)
+
+
+def _compile_replicas(
+    function: Callable, in_specs: tuple, per_replica: PartitionSpec, mesh: Mesh, **options
+) -> Callable:
+    if per_replica == PartitionSpec(AXIS):
+        # Each device runs its own replicas, without communication and without a partitioning by the compiler.
+        function = jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=per_replica, check_vma=False)
+    in_shardings = tuple(NamedSharding(mesh, spec) for spec in in_specs)
+    return jax.jit(function, in_shardings=in_shardings, out_shardings=NamedSharding(mesh, per_replica), **options)
+
+
+def make_replica_keys(seeds: np.ndarray, mesh: Mesh) -> jax.Array:
+    """Makes the keys of [R] int32 seeds, as `make_key` does, each on the devices of its replica."""
+    spec = PartitionSpec(AXIS) if replicas_partitioned(len(seeds), mesh) else PartitionSpec()
+    return jax.jit(jax.vmap(derive_key), out_shardings=NamedSharding(mesh, spec))(seeds)
+
+
+def put_replicas(arrays, config: Config, mesh: Mesh):
+    """Puts host arrays whose first axis is that of the replicas on the devices, as the compiled functions take them."""
+    axis = 0 if replicas_partitioned(config.train.replicas, mesh) else None
+    return jax.tree.map(lambda array: put(array, mesh, axis), arrays)
+
+
+def put_replica_batches(batches: np.ndarray, config: Config, mesh: Mesh) -> jax.Array:
+    """Puts index batches [R, S, B] int32 on the devices, as `make_replicas_chunk`'s function takes them."""
+    return put(batches, mesh, axis=0 if replicas_partitioned(config.train.replicas, mesh) else 2)
