@@ -261,7 +261,7 @@ def _render(results: dict, pictures: pathlib.Path) -> str:
         for name, row in results["altered"].items()
     ]
     sections = [
-        Section("AUROC by what is left of the image", blocks=[chart]),
+        Section("AUROC by perturbation", blocks=[chart]),
         Section(
             "What the network saw",
             ["One image of each class, drawn at random. The score is the network's for pneumonia, from 0 to 1."],
