@@ -78,6 +78,11 @@ class DataConfig(_Checked):
     )
     fold: int = _field(0, "which of the folds is the test split, from 0", at_least=0)
     image_px: int = _field(64, "height and width of the network's input, in pixels", at_least=16)
+    pixel_scaling: str = _field(
+        "fixed",
+        "how pixels are scaled for the network: by constants, or to mean 0 and standard deviation 1 of each image",
+        choices=("fixed", "image"),
+    )
     progressive_px: tuple[int, ...] = _field(
         (),
         "training image sizes in pixels, ascending and ending with image_px, each for an equal share of the epochs",
@@ -94,7 +99,7 @@ class DataConfig(_Checked):
 @dataclasses.dataclass(frozen=True)
 class ModelConfig(_Checked):
     model: str = _field(
-        "cnn", "network", choices=("mlp", "cnn", "flatiron", "vgg16", "resnet18", "resnet34", "resnet50")
+        "cnn", "network", choices=("mlp", "cnn", "flatiron", "vgg16", "resnet9", "resnet18", "resnet34", "resnet50")
     )
     task: str = _field("binary", "NORMAL / PNEUMONIA, or NORMAL / BACTERIA / VIRUS", choices=tuple(CLASS_NAMES))
     mlp_widths: tuple[int, ...] = _field((512, 128), "units of each hidden layer of mlp", at_least=1)
@@ -106,6 +111,12 @@ class ModelConfig(_Checked):
         (4096, 4096), "units of vgg16's dense layers; empty: global average pooling instead", at_least=1
     )
     resnet_width: int = _field(64, "channels of a resnet's first stage; each further stage doubles them", at_least=1)
+    resnet_stem: str = _field(
+        "imagenet",
+        "first layers of a resnet: imagenet is 7x7 at stride 2 and max-pooling, small is 3x3 at stride 2 without "
+        "pooling, for small images",
+        choices=("imagenet", "small", "small2"),
+    )
     resnet_stride: str = _field(
         "3x3",
         "which convolution of a resnet50 block has the stride: 3x3 as in PyTorch, 1x1 as in Keras",
@@ -150,11 +161,25 @@ class AugmentConfig(_Checked):
         above=0.0,
         at_most=1.0,
     )
+    crop_max_aspect: float = _field(
+        4 / 3, "largest ratio of the longer to the shorter side of the random resized crop", at_least=1.0
+    )
+    stretch: float = _field(
+        0.0,
+        "stretch range: width and height are scaled independently by factors between 1 / (1 + stretch) and 1 + stretch",
+        at_least=0.0,
+    )
     brightness: float = _field(
         0.1, "largest change of brightness in either direction; pixels are 0..1", at_least=0.0, at_most=1.0
     )
     contrast: float = _field(0.2, "largest relative change of contrast", at_least=0.0, below=1.0)
     gamma: float = _field(0.2, "gamma range: the exponent is drawn between 1 / (1 + gamma) and 1 + gamma", at_least=0.0)
+    tone: float = _field(
+        0.0,
+        "strength of a random monotone tone curve: standard deviation of the logarithm of its increments; 0 disables "
+        "it",
+        at_least=0.0,
+    )
     flip: bool = _field(False, "flip half of the images left to right (the heart changes sides)")
     erase_probability: float = _field(
         0.0, "probability that a rectangle of an image is erased", at_least=0.0, at_most=1.0

@@ -32,7 +32,7 @@ def make_extract(config: Config, graph: nnx.GraphDef, mesh: Mesh) -> Callable:
         batch = scale_pixels(images[index])
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, view), index)
         batch = jnp.where(view == 0, batch, augment(keys, batch, labels[index]))
-        return model.extract(normalise(batch), train=False)
+        return model.extract(normalise(batch, config.data.pixel_scaling), train=False)
 
     copies = replicated(mesh)
     in_shardings = (copies, copies, copies, NamedSharding(mesh, PartitionSpec(AXIS)), copies, copies)
@@ -45,6 +45,7 @@ def make_predict(
     views: AugmentConfig | None = None,
     cached: bool = False,
     streamed: bool = False,
+    pixel_scaling: str = "fixed",
 ) -> Callable:
     """Compiles prediction over many batches as one call.
 
@@ -64,12 +65,16 @@ def make_predict(
     """
     copies, sharded = replicated(mesh), NamedSharding(mesh, PartitionSpec(None, AXIS))
     in_shardings = (copies, sharded) if streamed else (copies, copies, sharded)
-    predict = make_uncompiled_predict(graph, views, cached, streamed)
+    predict = make_uncompiled_predict(graph, views, cached, streamed, pixel_scaling)
     return jax.jit(predict, in_shardings=in_shardings, out_shardings=copies)
 
 
 def make_uncompiled_predict(
-    graph: nnx.GraphDef, views: AugmentConfig | None = None, cached: bool = False, streamed: bool = False
+    graph: nnx.GraphDef,
+    views: AugmentConfig | None = None,
+    cached: bool = False,
+    streamed: bool = False,
+    pixel_scaling: str = "fixed",
 ) -> Callable:
     """Makes the function that `make_predict` compiles; arguments as there."""
     others = views.test_time_views - 1 if views else 0
@@ -78,7 +83,7 @@ def make_uncompiled_predict(
         model = nnx.merge(graph, variables["params"], variables["batch_stats"])
 
         def classify(batch):
-            return as_class_logits(model(normalise(batch), train=False))
+            return as_class_logits(model(normalise(batch, pixel_scaling), train=False))
 
         def predict_batch(batch):
             if cached:

@@ -72,7 +72,7 @@ def make_replicas_predict(config: Config, graph: nnx.GraphDef, mesh: Mesh) -> Ca
       `predict(variables, images, batches) -> logits`: as in `make_predict`, but each array of variables has a leading
       axis of replicas, logits are [R, S, B, C], and batches are sharded along B only if the devices share each batch.
     """
-    predict_one = make_uncompiled_predict(graph)
+    predict_one = make_uncompiled_predict(graph, pixel_scaling=config.data.pixel_scaling)
 
     def predict(variables, images, batches):
         return _map_replicas(lambda replica: predict_one(replica, images, batches), variables)

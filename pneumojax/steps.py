@@ -33,8 +33,11 @@ def scale_pixels(images: jax.Array) -> jax.Array:
     return images.astype(jnp.float32) / 255
 
 
-def normalise(images: jax.Array) -> jax.Array:
+def normalise(images: jax.Array, pixel_scaling: str = "fixed") -> jax.Array:
     """[B, H, W] float32 0..1 -> [B, H, W, 1] float32 -2..2, the input of a network."""
+    if pixel_scaling == "image":
+        centred = images - images.mean((1, 2), keepdims=True)
+        return (centred / (jnp.sqrt((centred**2).mean((1, 2), keepdims=True)) + 0.02))[..., None]
     return ((images - PIXEL_MEAN) / PIXEL_STD)[..., None]
 
 
@@ -155,7 +158,7 @@ def _make_prepare(config: Config, mapped: bool, image_px: int | None) -> Callabl
         targets = make_targets(labels, classes, smoothing)
         if alpha:
             batch, targets = mixup(mixup_keys, alpha, (batch, targets), (take_next(batch), take_next(targets)))
-        return normalise(augment(augment_keys, batch, labels)), targets
+        return normalise(augment(augment_keys, batch, labels), config.data.pixel_scaling), targets
 
     def take_next(rows):
         """For each row of the global batch the row after it."""

@@ -12,6 +12,9 @@ import numpy as np
 
 from pneumojax.config import AugmentConfig
 
+# Degree of the random tone curves. Four segments change shadows, midtones and highlights separately.
+TONE_DEGREE = 4
+
 
 def make_augment(config: AugmentConfig) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """Makes the augmentation that the config describes.
@@ -23,7 +26,14 @@ def make_augment(config: AugmentConfig) -> Callable[[jax.Array, jax.Array], jax.
     Returns:
       `augment(keys, images)`: keys [B], images [B, H, W] float32 0..1 -> [B, H, W] float32 0..1.
     """
-    geometry = config.rotate_degrees or config.shift or config.zoom or config.crop_min_area < 1 or config.flip
+    geometry = (
+        config.rotate_degrees
+        or config.shift
+        or config.zoom
+        or config.crop_min_area < 1
+        or config.stretch
+        or config.flip
+    )
     steps = (
         (geometry, lambda key, image, strength: resample(image, draw_transform(key, config, strength))),
         (
@@ -32,6 +42,7 @@ def make_augment(config: AugmentConfig) -> Callable[[jax.Array, jax.Array], jax.
                 key, image, config.brightness, config.contrast, config.gamma, strength
             ),
         ),
+        (config.tone, lambda key, image, strength: change_tone(key, image, strength * config.tone)),
         (
             config.erase_probability,
             lambda key, image, strength: erase(key, image, strength * config.erase_probability),
@@ -106,12 +117,15 @@ def draw_transform(key: jax.Array, config: AugmentConfig, strength: float | jax.
     if config.crop_min_area < 1:
         area = jax.random.uniform(keys[3], minval=1 - strength * (1 - config.crop_min_area), maxval=1)
         # A large box must be nearly square to fit into the image with its full area.
-        widest = jnp.minimum(math.log(4 / 3), -jnp.log(area))
+        widest = jnp.minimum(math.log(config.crop_max_aspect), -jnp.log(area))
         aspect = jnp.exp(widest * jax.random.uniform(keys[4], minval=-1, maxval=1))
         # Half the width and half the height of the box.
         box = jnp.sqrt(area * jnp.stack([aspect, 1 / aspect]))
         linear = linear * box
         shift = shift + (1 - box) * jax.random.uniform(keys[5], (2,), minval=-1, maxval=1)
+    if config.stretch:
+        draws = jax.random.uniform(jax.random.fold_in(key, 7), (2,), minval=-1, maxval=1)
+        linear = linear * jnp.exp(strength * math.log1p(config.stretch) * draws)
     if config.flip:
         linear = linear.at[:, 0].multiply(jax.random.rademacher(keys[6], (), linear.dtype))
     return jnp.concatenate([linear, shift[:, None]], axis=1)
@@ -179,6 +193,25 @@ def change_intensity(
         return image
     # The lower bound keeps the logarithm in the compiled power finite.
     return jnp.maximum(image, 1e-6) ** jnp.exp(math.log1p(gamma) * draws[2])
+
+
+def change_tone(key: jax.Array, image: jax.Array, spread: float | jax.Array) -> jax.Array:
+    """Applies a random monotone tone curve, a Bernstein polynomial from (0, 0) to (1, 1) with increasing coefficients.
+
+    Args:
+      key: PRNG key.
+      image: [H, W] float32, 0..1.
+      spread: standard deviation of the logarithms of the increments between coefficients.
+
+    Returns:
+      [H, W] float32, 0..1.
+    """
+    increments = jax.nn.softmax(spread * jax.random.normal(key, (TONE_DEGREE,)))
+    coefficients = jnp.concatenate([jnp.zeros(1), jnp.cumsum(increments)])
+    curve = jnp.zeros_like(image)
+    for k in range(1, TONE_DEGREE + 1):
+        curve += math.comb(TONE_DEGREE, k) * coefficients[k] * image**k * (1 - image) ** (TONE_DEGREE - k)
+    return jnp.clip(curve, 0, 1)
 
 
 def erase(key: jax.Array, image: jax.Array, probability: float) -> jax.Array:

@@ -32,7 +32,7 @@ def make_predict_images(
     """
     batches = make_eval_batches(len(images), config.train.eval_batch_size, mesh.size)
     streamed = config.train.loader == "stream" and len(batches) > 1  # One batch is not worth starting the threads.
-    predict_batches = make_predict(make_graph(config), mesh, views, cached, streamed)
+    predict_batches = make_predict(make_graph(config), mesh, views, cached, streamed, config.data.pixel_scaling)
     on_devices = () if streamed else (put(images, mesh), put(batches, mesh, axis=1))
 
     def predict_resident(variables):

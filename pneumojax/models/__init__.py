@@ -12,6 +12,7 @@ from pneumojax.models.flatiron import Flatiron
 from pneumojax.models.layers import Projector
 from pneumojax.models.mlp import MLP
 from pneumojax.models.resnet import ResNet
+from pneumojax.models.resnet9 import ResNet9
 from pneumojax.models.vgg import VGG16
 
 MODELS = {
@@ -20,6 +21,9 @@ MODELS = {
     "flatiron": lambda config, image_px, **common: Flatiron(image_px, **common),
     "vgg16": lambda config, image_px, **common: VGG16(
         config.vgg_width, config.vgg_dense_widths, ones_plane=config.pretrained is not None, **common
+    ),
+    "resnet9": lambda config, image_px, **common: ResNet9(
+        config.resnet_width, stem_stride=1 if config.resnet_stem == "small" else 2, **common
     ),
     "resnet18": lambda config, image_px, **common: _make_resnet((2, 2, 2, 2), False, config, common),
     "resnet34": lambda config, image_px, **common: _make_resnet((3, 4, 6, 3), False, config, common),
@@ -35,6 +39,7 @@ def _make_resnet(stage_blocks, bottleneck, config, common):
         "strided": config.resnet_stride,
         "ones_plane": config.pretrained is not None,
         "frozen": config.frozen,
+        "stem": config.resnet_stem,
     }
     return ResNet(stage_blocks, bottleneck, config.resnet_width, **options, **common)
 

@@ -71,10 +71,13 @@ class ResNet(nnx.Module):
         strided: str = "3x3",
         ones_plane: bool = False,
         frozen: tuple[str, ...] = (),
+        stem: str = "imagenet",
     ):
         self.frozen = frozen
         self.ones_plane = ones_plane
-        self.stem_conv = Conv(2 if ones_plane else 1, width, 7, 2, dtype, rngs)
+        self.small = stem != "imagenet"
+        kernel, stride = {"imagenet": (7, 2), "small": (3, 1), "small2": (3, 2)}[stem]
+        self.stem_conv = Conv(2 if ones_plane else 1, width, kernel, stride, dtype, rngs)
         self.stem_norm = make_batch_norm(width, dtype, axis_name, rngs)
         self.block_names = []
         channels = width
@@ -95,7 +98,7 @@ class ResNet(nnx.Module):
         """The backbone: [B, H, W, 1] images -> [B, F] features."""
         x = add_ones(images) if self.ones_plane else images
         x = self.stem_norm(self.stem_conv(x), use_running_average=not train or "stem" in self.frozen)
-        x = nnx.relu(max_pool(x, 3))
+        x = nnx.relu(x if self.small else max_pool(x, 3))
         for name in self.block_names:
             x = getattr(self, name)(x, train and name.split("_")[0] not in self.frozen)
         return x.mean((1, 2), dtype="float32")

@@ -18,25 +18,31 @@ from pneumojax.reporting.figures.style import (
 from pneumojax.reporting.format import format_interval
 
 
-def save_intervals(path: str | Path, groups: Mapping[str, Mapping[str, Mapping]], title: str = "") -> None:
-    """Draws areas under the ROC curve as dots with their 95 % intervals, one below the other, and the line of chance.
+def save_intervals(
+    path: str | Path,
+    groups: Mapping[str, Mapping[str, Mapping]],
+    title: str = "",
+    reference: tuple[float, str] = (0.5, "chance"),
+) -> None:
+    """Draws areas under the ROC curve as dots with their 95 % intervals, one below the other, and a reference line.
 
     Args:
       path: PNG file to write; its folder exists.
       groups: {heading: {row: {"value", "ci95"}}}, in order. A missing value is written, not drawn.
       title: what was scored, as "test, 624 images".
+      reference: position and name of the line.
 
     Raises:
       OSError: the file cannot be written.
     """
     rows = [row for metrics in groups.values() for row in metrics.values() if row["value"] is not None]
-    lowest = min([0.5] + [min([row["value"], *(row["ci95"] or ())]) for row in rows])
+    lowest = min([reference[0]] + [min([row["value"], *(row["ci95"] or ())]) for row in rows])
     with use_style():
         # A heading, the rows and a gap for each group, and the axis.
         figure = make_figure(6.2, 1.1 + 0.27 * sum(len(metrics) + 1.5 for metrics in groups.values()))
         axes = figure.add_subplot()
         axes.set_title(join_heading("AUROC, pneumonia against NORMAL", title))
-        axes.axvline(0.5, **REFERENCE)
+        axes.axvline(reference[0], **REFERENCE)
         y, positions, names = 0.0, [], []
         for colour, (heading, metrics) in zip((BLUE, ORANGE), groups.items(), strict=True):
             margin = axes.get_yaxis_transform()
@@ -49,9 +55,10 @@ def save_intervals(path: str | Path, groups: Mapping[str, Mapping[str, Mapping]]
                     reach = [[abs(row["value"] - bound)] for bound in row["ci95"] or ()] or None
                     axes.errorbar(row["value"], y, xerr=reach, fmt="o", markersize=5, color=colour, elinewidth=1.4)
             y += 1.5
-        axes.text(0.5, y - 1, " chance", color=GREY, va="center")
+        axes.text(reference[0], y - 1, f" {reference[1]}", color=GREY, va="center")
         axes.set_yticks(positions, names)
-        axes.set(xlim=(lowest - 0.02, 1.01), ylim=(y - 0.5, -0.6), xlabel="AUROC, 95 % interval")
+        margin = 0.04 * (1 - lowest)
+        axes.set(xlim=(lowest - margin, 1 + margin / 2), ylim=(y - 0.5, -0.6), xlabel="AUROC, 95 % interval")
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         save_figure(figure, path)

@@ -1,0 +1,107 @@
+"""Changes of an image that another scanner, another exposure or another file format would make, for all images alike.
+
+A radiologist reads the changed images as well as the original ones, so a network's AUROC should not fall. All functions
+are pure and map [B, H, W] uint8 to [B, H, W] uint8.
+
+References:
+  Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations", 2019.
+"""
+
+import dataclasses
+import io
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image
+
+from pneumojax.evaluation.nuisances import crop_centre, resize
+
+NOISE_SEED = 0
+
+
+def add_exposure(images: np.ndarray, amount: float) -> np.ndarray:
+    """Adds a share of the whole range, between -1 and 1, to all pixels."""
+    return _to_uint8(images + 255.0 * amount)
+
+
+def scale_contrast(images: np.ndarray, factor: float) -> np.ndarray:
+    """Multiplies the difference of each pixel from the mean of its image."""
+    mean = images.mean((1, 2), keepdims=True)
+    return _to_uint8((images - mean) * factor + mean)
+
+
+def change_gamma(images: np.ndarray, exponent: float) -> np.ndarray:
+    """Raises pixels, as shares of 255, to a power."""
+    return _to_uint8(255 * (images / 255.0) ** exponent)
+
+
+def blur(images: np.ndarray, sigma: float) -> np.ndarray:
+    """Blurs with a Gaussian, whose standard deviation is a share of the height of the image."""
+    from scipy.ndimage import gaussian_filter  # Imported here, because only this corruption needs it.
+
+    pixels = sigma * images.shape[1]
+    return _to_uint8(gaussian_filter(images.astype(np.float32), (0, pixels, pixels), mode="nearest"))
+
+
+def add_noise(images: np.ndarray, deviation: float) -> np.ndarray:
+    """Adds normal noise, whose standard deviation is a share of the whole range. The noise of an image has a seed."""
+    noise = np.random.default_rng(NOISE_SEED).normal(0, 255 * deviation, images.shape)
+    return _to_uint8(images + noise)
+
+
+def compress(images: np.ndarray, quality: int) -> np.ndarray:
+    """Stores each image as a JPEG file of a quality between 1 and 95, and reads it."""
+
+    def compress_one(image):
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "JPEG", quality=quality)
+        return np.asarray(Image.open(file))
+
+    return np.stack([compress_one(image) for image in images])
+
+
+def zoom_in(images: np.ndarray, kept: float) -> np.ndarray:
+    """Keeps a central share of both axes."""
+    return crop_centre(images, kept, kept)
+
+
+def zoom_out(images: np.ndarray, size: float) -> np.ndarray:
+    """Shrinks both axes to a share of their size, with a black frame around the image."""
+    height, width = images.shape[1:]
+    rows, columns = round(height * size), round(width * size)
+    top, left = (height - rows) // 2, (width - columns) // 2
+    framed = np.zeros_like(images)
+    framed[:, top : top + rows, left : left + columns] = resize(images, rows, columns)
+    return framed
+
+
+def _to_uint8(grey: np.ndarray) -> np.ndarray:
+    return np.rint(np.clip(grey, 0, 255)).astype(np.uint8)
+
+
+@dataclasses.dataclass(frozen=True)
+class Corruption:
+    """One change of all images.
+
+    Attributes:
+      title: what is changed and by how much.
+      change: [B, H, W] uint8 -> [B, H, W] uint8.
+    """
+
+    title: str
+    change: Callable[[np.ndarray], np.ndarray]
+
+
+CORRUPTIONS = {
+    "darker": Corruption("exposure -15 %", lambda images: add_exposure(images, -0.15)),
+    "brighter": Corruption("exposure +15 %", lambda images: add_exposure(images, 0.15)),
+    "less_contrast": Corruption("contrast x 0.6", lambda images: scale_contrast(images, 0.6)),
+    "more_contrast": Corruption("contrast x 1.5", lambda images: scale_contrast(images, 1.5)),
+    "gamma_low": Corruption("gamma 0.6", lambda images: change_gamma(images, 0.6)),
+    "gamma_high": Corruption("gamma 1.6", lambda images: change_gamma(images, 1.6)),
+    "blur": Corruption("blur, sigma 1 % of the height", lambda images: blur(images, 0.01)),
+    "noise": Corruption("noise, 4 % of the range", lambda images: add_noise(images, 0.04)),
+    "jpeg": Corruption("JPEG of quality 20", lambda images: compress(images, 20)),
+    "zoom_in": Corruption("central 85 % of both axes", lambda images: zoom_in(images, 0.85)),
+    "zoom_out": Corruption("shrunk to 85 %, black frame", lambda images: zoom_out(images, 0.85)),
+}
