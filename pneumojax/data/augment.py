@@ -26,14 +26,8 @@ def make_augment(config: AugmentConfig) -> Callable[[jax.Array, jax.Array], jax.
     Returns:
       `augment(keys, images)`: keys [B], images [B, H, W] float32 0..1 -> [B, H, W] float32 0..1.
     """
-    geometry = (
-        config.rotate_degrees
-        or config.shift
-        or config.zoom
-        or config.crop_min_area < 1
-        or config.stretch
-        or config.flip
-    )
+    crops = config.crop_min_area < 1
+    geometry = config.rotate_degrees or config.shift or config.zoom or crops or config.stretch or config.flip
     steps = (
         (geometry, lambda key, image, strength: resample(image, draw_transform(key, config, strength))),
         (

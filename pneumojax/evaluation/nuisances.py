@@ -1,9 +1,9 @@
 """Properties of an image that tell the classes apart in this data set, but not in another one.
 
-Children with pneumonia were filmed wider, softer and with another exposure than children without. A network that learns
-this scores well on validation and fails on images from elsewhere. For each such nuisance there is a number that measures
-it, and a swap that moves the images of both classes towards the other class. A network that reads the lungs keeps its
-AUROC on swapped images.
+Children with pneumonia were filmed wider, softer and with less contrast than children without. A network that learns
+this scores well on validation and fails on images from elsewhere. For each such nuisance there is a number that
+measures it, and a swap that moves the images of both classes towards the other class. A network that reads the lungs
+keeps its AUROC on swapped images.
 
 A swap needs the labels, so it is a measurement only: nothing is trained on swapped images. All functions are pure.
 
@@ -34,7 +34,7 @@ BLACK = 10
 
 
 def measure_aspect(images: np.ndarray) -> np.ndarray:
-    """[B, H, W] uint8 -> [B] float64: mean horizontal over mean vertical gradient. Wide originals, squeezed, have more."""
+    """[B, H, W] uint8 -> [B] float64: mean horizontal over mean vertical gradient. It rises with the aspect."""
     horizontal, vertical = _compute_gradients(images)
     return horizontal / np.maximum(vertical, 1e-6)
 
@@ -71,7 +71,7 @@ def measure_exposure(images: np.ndarray) -> np.ndarray:
 
 
 def swap_exposure(images: np.ndarray, positive: np.ndarray) -> np.ndarray:
-    """[B, H, W] uint8, [B] bool -> [B, H, W] uint8: adds a constant, so that the classes swap their mean grey values."""
+    """[B, H, W] uint8, [B] bool -> [B, H, W] uint8: adds a constant; the classes swap their mean grey values."""
     mean = measure_exposure(images)
     return _to_uint8(images + (match_other_class(mean, positive) - mean)[:, None, None])
 
@@ -87,7 +87,7 @@ def swap_contrast(images: np.ndarray, positive: np.ndarray) -> np.ndarray:
 
 
 def measure_detail(images: np.ndarray) -> np.ndarray:
-    """[B, H, W] uint8 -> [B] float64: mean absolute difference of neighbouring pixels, contrast and sharpness in one."""
+    """[B, H, W] uint8 -> [B] float64: mean absolute difference of neighbouring pixels: contrast times sharpness."""
     return sum(_compute_gradients(images)) / 2
 
 
@@ -118,7 +118,7 @@ def measure_mark(images: np.ndarray) -> np.ndarray:
 
 
 def swap_mark(images: np.ndarray, positive: np.ndarray) -> np.ndarray:
-    """[B, H, W] uint8, [B] bool -> [B, H, W] uint8: replaces the upper corners by those of images of the other class."""
+    """[B, H, W] uint8, [B] bool -> [B, H, W] uint8: pastes the upper corners of images of the other class."""
     size, swapped = images.shape[1] // 6, images.copy()
     for chosen in (positive, ~positive):
         donors = np.flatnonzero(~chosen)[np.arange(chosen.sum()) % (~chosen).sum()]

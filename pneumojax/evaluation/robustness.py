@@ -165,11 +165,7 @@ def make_tables(results: dict) -> tuple[Table, Table, Table]:
     columns = ("change of AUROC", "AUROC", "sensitivity", "specificity")
     unchanged = ["unchanged", *[""] * 4, *(format_interval(results["unchanged"][name]) for name in METRICS)]
     nuisances = [
-        [
-            row["title"],
-            *(f"{row['separation'][where]:.3f}" for where in ("train", "split", "swapped")),
-            *format_row(row),
-        ]
+        [row["title"], *(f"{auroc:.3f}" for auroc in row["separation"].values()), *format_row(row)]
         for row in results["nuisances"].values()
     ]
     corruptions = [[row["title"], *format_row(row)] for row in results["corruptions"].values()]
