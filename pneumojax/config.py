@@ -78,6 +78,12 @@ class DataConfig(_Checked):
     )
     fold: int = _field(0, "which of the folds is the test split, from 0", at_least=0)
     image_px: int = _field(64, "height and width of the network's input, in pixels", at_least=16)
+    resize: str = _field(
+        "squeeze",
+        "how a file becomes a square: squeeze scales both axes independently, crop keeps the central square, pad adds "
+        "black bars; square files stay the same",
+        choices=("squeeze", "crop", "pad"),
+    )
     pixel_scaling: str = _field(
         "fixed",
         "how pixels are scaled for the network: by constants, or to mean 0 and standard deviation 1 of each image",

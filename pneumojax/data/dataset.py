@@ -201,7 +201,9 @@ def _dataset_dir(config: DataConfig) -> pathlib.Path:
 
 
 def _cache_dir(config: DataConfig, name: str, fingerprint: str) -> pathlib.Path:
-    return _dataset_dir(config).parent / "decoded" / f"{name}-{config.image_px}px-v{DECODER_VERSION}-{fingerprint[:16]}"
+    how = "" if config.resize == "squeeze" else f"{config.resize}-"
+    folder = f"{name}-{config.image_px}px-{how}v{DECODER_VERSION}-{fingerprint[:16]}"
+    return _dataset_dir(config).parent / "decoded" / folder
 
 
 def _decode_split(config: DataConfig, name: str) -> tuple[np.ndarray, dict[str, list]]:
@@ -225,7 +227,7 @@ def _decode_split(config: DataConfig, name: str) -> tuple[np.ndarray, dict[str, 
             f"Check it with scripts/prepare_data.py --verify, or prepare it again with --overwrite."
         ) from error
     logger.info("Decoding %d %s images to %d px (once)", len(files), name, config.image_px)
-    return decode_images(files, columns["filename"], config.image_px), columns
+    return decode_images(files, columns["filename"], config.image_px, config.resize), columns
 
 
 def _make_split(name: str, images: np.ndarray, examples: dict[str, list], fingerprint: str) -> Split:

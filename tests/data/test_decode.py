@@ -33,6 +33,30 @@ def squeeze(pixels, px):
     return np.asarray(Image.fromarray(pixels).resize((px, px), Image.Resampling.BILINEAR))
 
 
+@pytest.mark.parametrize("format", ["PNG", "JPEG"])
+@pytest.mark.parametrize("size", [(300, 200), (200, 300), (300, 100)])
+def test_crop_keeps_the_central_square_and_pad_the_whole_image(size, format):
+    width, height = size
+    pixels = np.asarray(Image.fromarray(smooth_pixels(40, 40)).resize(size))
+    data, side, longest = encode(pixels, format), min(size), max(size)
+    left, top = (width - side) // 2, (height - side) // 2
+    central = pixels[top : top + side, left : left + side]
+    bars = np.zeros((longest, longest), np.uint8)
+    bars[(longest - height) // 2 :][:height, (longest - width) // 2 :][:, :width] = pixels
+    for resize, square in (("crop", central), ("pad", bars)):
+        expected = np.asarray(Image.fromarray(square).resize((60, 60), Image.BILINEAR)).astype(float)
+        got = decode_image(data, 60, resize).astype(float)
+        assert got.shape == (60, 60)
+        assert np.abs(got - expected).mean() < 1, resize
+        assert np.abs(decode_image(data, 60).astype(float) - expected).mean() > 8, "squeezing is something else"
+
+
+def test_a_square_file_is_the_same_however_it_is_resized():
+    data = encode(smooth_pixels(90, 90))
+    for resize in ("crop", "pad"):
+        np.testing.assert_array_equal(decode_image(data, 32, resize), decode_image(data, 32))
+
+
 @pytest.mark.parametrize(("height", "width", "px"), [(100, 150, 32), (30, 20, 64), (1, 1, 16), (224, 224, 224)])
 def test_the_whole_image_is_squeezed_into_a_square(height, width, px):
     pixels = smooth_pixels(height, width)
