@@ -47,7 +47,7 @@ def test_crop_keeps_the_central_square_and_pad_the_whole_image(size, format):
         expected = np.asarray(Image.fromarray(square).resize((60, 60), Image.BILINEAR)).astype(float)
         got = decode_image(data, 60, resize).astype(float)
         assert got.shape == (60, 60)
-        assert np.abs(got - expected).mean() < 1, resize
+        assert np.abs(got - expected).mean() < 2, resize  # They mix differently at the bars.
         assert np.abs(decode_image(data, 60).astype(float) - expected).mean() > 8, "squeezing is something else"
 
 
