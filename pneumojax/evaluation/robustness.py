@@ -113,6 +113,37 @@ def measure_robustness(run: Run, split_name: str) -> dict:
     return results
 
 
+def measure_shifts(run: Run) -> dict:
+    """Scores validation as it is and with each nuisance swapped, without intervals.
+
+    Args:
+      run: from `open_run`.
+
+    Returns:
+      {"auroc": float, "swapped": {name: AUROC} for `nuisances.NUISANCES`, "accuracy": share of images whose most
+      probable class is their own, "classes": 2 or 3}.
+
+    Raises:
+      UserError: the data set is missing or damaged.
+    """
+    split = load_split(run.config.data, "validation")
+    positive = split.labels("binary") > 0
+
+    def predict(images: np.ndarray) -> np.ndarray:
+        return compute_probabilities(run.predict(images))
+
+    def score(probabilities: np.ndarray) -> float:
+        return metrics.compute_auroc(positive, metrics.compute_binary_scores(probabilities))
+
+    probabilities = predict(split.images)
+    return {
+        "auroc": score(probabilities),
+        "swapped": {name: score(predict(one.swap(split.images, positive))) for name, one in NUISANCES.items()},
+        "accuracy": float((probabilities.argmax(1) == split.labels(run.config.model.task)).mean()),
+        "classes": probabilities.shape[1],
+    }
+
+
 def _make_describe(
     positive: np.ndarray, unchanged: np.ndarray, threshold: float, bootstrap: PatientBootstrap
 ) -> Callable[[np.ndarray], dict]:

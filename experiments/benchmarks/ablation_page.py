@@ -1,0 +1,88 @@
+"""The table of an ablation as Markdown: what each change of the base gains or costs on validation."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from pneumojax.reporting.tables import Table
+
+COLUMNS = (
+    "row",
+    "AUROC, latest",
+    "aspect swapped, best by AUROC",
+    "aspect swapped, latest",
+    "change to base",
+    "worst nuisance, latest",
+    "three-class accuracy",
+    "parameters",
+    "minutes",
+)
+
+HOW_TO_READ = (
+    "Each figure is the mean over the seeds, with the standard deviation over the seeds after ±. AUROC is of pneumonia "
+    "against NORMAL. *aspect swapped*: validation with NORMAL images cropped to the central 86 % of their height and "
+    "images of pneumonia to the central 86 % of their width, both resized to the square (experiments/robustness.py). "
+    "*change to base* is the paired difference of the aspect-swapped AUROC of the latest checkpoint, seed by seed. "
+    "*worst nuisance* is the lowest AUROC under the swap of one nuisance. *minutes* are for all seeds together, on a "
+    "machine that was not idle. A difference smaller than twice its ± is noise. The test split was not touched."
+)
+
+
+def format_page(base: Mapping, rows: Mapping[str, Mapping], results: Mapping[str, Mapping], quick: bool) -> str:
+    """Formats the page.
+
+    Args:
+      base: of `ablation.read_table`.
+      rows: of `ablation.read_table`.
+      results: {row: content of its ablation.json}.
+      quick: whether the runs are a smoke test, whose figures mean nothing.
+    """
+    first = next(iter(results))
+    cells = [_format_row(rows[name]["title"], result, results[first]) for name, result in results.items()]
+    fields = ", ".join(f"`{name}={value}`" for name, value in base.items() if name != "flagfile")
+    seeds = len(results[first]["seeds"])
+    lines = [
+        "# Ablation",
+        "",
+        *(["A smoke test of one epoch at 32 px: its figures mean nothing.", ""] if quick else []),
+        f"The base is `presets/{base['flagfile']}` with {fields}. {seeds} seeds for each row. Written by",
+        "",
+        "```",
+        "scripts/run experiments/ablation.py --dataset=kermany",
+        "```",
+        "",
+        HOW_TO_READ,
+        "",
+        Table(COLUMNS, cells).format_markdown(),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _format_row(title: str, result: Mapping, base: Mapping) -> list[str]:
+    seeds = result["seeds"]
+    best, latest, of_base = (
+        [seed[which] for seed in own["seeds"]]
+        for own, which in ((result, "best"), (result, "latest"), (base, "latest"))
+    )
+    worst = [min((auroc, name) for name, auroc in scores["swapped"].items()) for scores in latest]
+    names = [name for _, name in worst]
+    common = max(sorted(set(names)), key=names.count)
+    paired = [a["swapped"]["aspect"] - b["swapped"]["aspect"] for a, b in zip(latest, of_base, strict=False)]
+    accuracies = [scores["accuracy"] for scores in latest]
+    return [
+        title,
+        _format_mean([scores["auroc"] for scores in latest]),
+        _format_mean([scores["swapped"]["aspect"] for scores in best]),
+        _format_mean([scores["swapped"]["aspect"] for scores in latest]),
+        "" if result is base else _format_mean(paired, "+.4f"),
+        f"{_format_mean([auroc for auroc, _ in worst])} ({common})",
+        "" if seeds[0]["latest"]["classes"] == 2 else _format_mean(accuracies, ".3f"),
+        f"{result['parameters']:,}",
+        f"{result['seconds'] / 60:.0f}",
+    ]
+
+
+def _format_mean(values: Sequence[float], spec: str = ".4f") -> str:
+    deviation = f" ± {np.std(values, ddof=1):{spec.removeprefix('+')}}" if len(values) > 1 else ""
+    return f"{np.mean(values):{spec}}{deviation}"
