@@ -128,19 +128,15 @@ def measure_shifts(run: Run) -> dict:
     """
     split = load_split(run.config.data, "validation")
     positive = split.labels("binary") > 0
-
-    def predict(images: np.ndarray) -> np.ndarray:
-        return compute_probabilities(run.predict(images))
-
-    def score(probabilities: np.ndarray) -> float:
-        return metrics.compute_auroc(positive, metrics.compute_binary_scores(probabilities))
-
-    probabilities = predict(split.images)
+    images = [split.images, *(nuisance.swap(split.images, positive) for nuisance in NUISANCES.values())]
+    # One call for all, because each call compiles the prediction.
+    probabilities = compute_probabilities(run.predict(np.concatenate(images))).reshape(len(images), len(split), -1)
+    aurocs = [metrics.compute_auroc(positive, metrics.compute_binary_scores(one)) for one in probabilities]
     return {
-        "auroc": score(probabilities),
-        "swapped": {name: score(predict(one.swap(split.images, positive))) for name, one in NUISANCES.items()},
-        "accuracy": float((probabilities.argmax(1) == split.labels(run.config.model.task)).mean()),
-        "classes": probabilities.shape[1],
+        "auroc": aurocs[0],
+        "swapped": dict(zip(NUISANCES, aurocs[1:], strict=True)),
+        "accuracy": float((probabilities[0].argmax(1) == split.labels(run.config.model.task)).mean()),
+        "classes": probabilities.shape[-1],
     }
 
 
