@@ -12,9 +12,10 @@ import jax
 
 from pneumojax import steps
 from pneumojax.checkpoint import open_checkpoints, save_checkpoint, wait_for_checkpoints
-from pneumojax.config import PRETRAINABLE, Config
+from pneumojax.config import Config
 from pneumojax.errors import UserError
 from pneumojax.files import read_rows
+from pneumojax.limits import PRETRAINABLE
 from pneumojax.models import make_pretraining_model
 from pneumojax.models.weight_import import save_backbone
 from pneumojax.reporting.figures.training import save_learning_curves
