@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from run_files import assert_same_run, list_files, read_rows, stop_at
 
-from pneumojax import checkpoint, steps
+from pneumojax import checkpoint, parallel, steps
 from pneumojax.data.dataset import load_split
 from pneumojax.errors import LostProcessError, UserError
 from pneumojax.evaluation import operating_point
@@ -401,7 +401,7 @@ def test_a_run_compiles_its_chunk_once(make_config, tmp_path):
 
 
 def test_a_hidden_copy_in_the_loop_is_an_error(make_config, tmp_path, monkeypatch):
-    monkeypatch.setattr(steps, "put_batches", lambda batches, config, mesh: batches)
+    monkeypatch.setattr(parallel, "put_batches", lambda batches, config, mesh: batches)
     with pytest.raises(jax.errors.JaxRuntimeError, match="host-to-device"):
         fit(make_config(), tmp_path)
 

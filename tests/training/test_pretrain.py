@@ -16,13 +16,14 @@ import pytest
 from flax import nnx
 from jax.sharding import Mesh
 
-from pneumojax import checkpoint, steps
+from pneumojax import checkpoint, parallel, steps
 from pneumojax.config import ModelConfig, config_from_dict
 from pneumojax.errors import UserError
 from pneumojax.evaluation.run import open_run
 from pneumojax.models import make_pretraining_model
 from pneumojax.models.weight_import import check_pretraining_images, load_pretrained, save_backbone
 from pneumojax.optimizer import make_optimizer
+from pneumojax.pretrain_steps import make_pretrain_chunk
 from pneumojax.sharding import AXIS, put
 from pneumojax.training import plan, pretrain
 from pneumojax.training.fit import fit
@@ -60,13 +61,13 @@ def train_steps(config, devices):
     """(state, metrics) after three steps, as numpy arrays."""
     mesh = Mesh(np.array(jax.devices()[:devices]), (AXIS,))
     tx = make_optimizer(config.optimizer, 10)
-    chunk = steps.make_pretrain_chunk(config, steps.make_graph(config, make_pretraining_model), tx, mesh)
+    chunk = make_pretrain_chunk(config, steps.make_graph(config, make_pretraining_model), tx, mesh)
     state = steps.init_state(config, tx, mesh, make_pretraining_model)
     draws = np.random.default_rng(0)
     # Of different brightness: features that hardly differ would be normalised up to their rounding errors.
     images = draws.normal(draws.uniform(30, 220, (64, 1, 1)), 40, (64, 32, 32)).clip(0, 255).astype(np.uint8)
     batches = draws.permutation(64)[:48].reshape(3, 16).astype(np.int32)
-    arrays = put(images, mesh), steps.put_batches(batches, config, mesh), steps.make_key(config, mesh)
+    arrays = put(images, mesh), parallel.put_batches(batches, config, mesh), steps.make_key(config, mesh)
     return jax.device_get(chunk(state, *arrays))
 
 
