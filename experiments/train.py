@@ -37,14 +37,18 @@ def main() -> int:
         faulthandler.disable()  # JAX aborts if its coordinator is lost; its own message is enough.
     workdir = pathlib.Path(WORKDIR.value)
     configs = plan_replicas(config)
-    # These import JAX, so they come after the flags were checked.
-    from pneumojax.training.fit import fit
-    from pneumojax.training.replicas import fit_replicas
-
     progress = Progress(STARTED)
     arguments = (config, workdir, RESTART.value, progress.report, True)
     try:
-        results = fit_replicas(*arguments) if len(configs) > 1 else [fit(*arguments)]
+        # These import JAX, so they come after the flags were checked.
+        if len(configs) == 1:
+            from pneumojax.training.fit import fit
+
+            results = [fit(*arguments)]
+        else:
+            from pneumojax.training.replicas import fit_replicas
+
+            results = fit_replicas(*arguments)
     finally:
         progress.close()
 

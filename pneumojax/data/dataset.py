@@ -10,8 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pneumojax.config import CLASS_NAMES, DataConfig
-from pneumojax.data.cache import read_cache, write_cache
-from pneumojax.data.decode import DECODER_VERSION, decode_images
+from pneumojax.data.cache import DECODER_VERSION, read_cache, write_cache
 from pneumojax.data.folds import choose_patients, cut_fold
 from pneumojax.errors import UserError
 from tfds_builder import kermany_pneumonia
@@ -206,7 +205,10 @@ def _cache_dir(config: DataConfig, name: str, fingerprint: str) -> pathlib.Path:
 
 def _decode_split(config: DataConfig, name: str) -> tuple[np.ndarray, dict[str, list]]:
     """Reads the stored bytes and decodes them: [N, H, W] uint8, and the columns of the examples."""
-    import tensorflow_datasets as tfds  # Imported here, as a start from the cache does not need it.
+    # Imported here, as a start from the cache needs neither.
+    import tensorflow_datasets as tfds
+
+    from pneumojax.data.decode import decode_images
 
     directory = _dataset_dir(config)
     try:

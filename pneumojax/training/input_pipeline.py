@@ -7,7 +7,6 @@ import numpy as np
 
 from pneumojax import parallel
 from pneumojax.data.batches import make_epoch_batches
-from pneumojax.data.stream import stream_rows
 from pneumojax.sharding import put
 from pneumojax.training.plan import TrainingPlan
 
@@ -40,6 +39,8 @@ def make_chunk_inputs(
 
     numbers = range(first_step // plan.chunk_steps, config.train.epochs * plan.chunks)
     if config.train.loader == "stream":
+        from pneumojax.data.stream import stream_rows
+
         rows = stream_rows(columns, lambda number: parallel.shape_batches(choose(number), config, mesh), numbers, mesh)
         yield from ((*chunk, key) for chunk in rows)
     else:

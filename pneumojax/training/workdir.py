@@ -22,8 +22,7 @@ from pneumojax.checkpoint import check_same_run, find_replicas, read_run, restor
 from pneumojax.config import CLASS_NAMES, Config, config_to_dict
 from pneumojax.data.dataset import ensure_prepared
 from pneumojax.errors import UserError
-from pneumojax.files import read_rows, truncate_rows, write_json
-from pneumojax.models.weight_import import compute_sha256
+from pneumojax.files import compute_sha256, read_rows, truncate_rows, write_json
 from pneumojax.state import TrainState
 from pneumojax.training.interrupts import max_over_processes
 
