@@ -16,14 +16,16 @@ import pytest
 from run_files import assert_same_run, list_files, read_rows, stop_at
 
 from pneumojax import checkpoint, parallel, steps
+from pneumojax.data import stream
 from pneumojax.data.dataset import load_split
 from pneumojax.errors import LostProcessError, UserError
 from pneumojax.evaluation import operating_point
 from pneumojax.evaluation.predict import compute_probabilities
 from pneumojax.evaluation.run import open_run
+from pneumojax.reporting.figures import training as figures
 from pneumojax.sharding import initialize
 from pneumojax.training import fit as fit_module
-from pneumojax.training import input_pipeline, metric_log, validation
+from pneumojax.training import metric_log, validation
 from pneumojax.training import workdir as workdir_module
 from pneumojax.training.fit import fit
 
@@ -437,8 +439,8 @@ def join_all(started, seconds=200):
 
 
 def count_rows(chosen):
-    """stream_rows that adds the number of rows that this process reads to a list."""
-    original = input_pipeline.stream_rows
+    """stream_rows that adds the number of rows that this process reads for training to a list."""
+    original = stream.stream_rows
 
     class Counted:
         def __init__(self, column):
@@ -448,16 +450,21 @@ def count_rows(chosen):
             chosen.append(index.size)
             return self.column[index]
 
-    return lambda columns, *rest: original((Counted(columns[0]), *columns[1:]), *rest)
+    def stream_counted(columns, *rest):
+        if len(columns) > 1:  # Validation streams images without their labels.
+            columns = (Counted(columns[0]), *columns[1:])
+        return original(columns, *rest)
+
+    return stream_counted
 
 
 def fit_in_process(number, count, port, devices, config, workdir):
     """One process of several; those above 0 must write nothing but their part of a checkpoint."""
     join_processes(number, count, port, devices)
     reports, read = [], []
-    input_pipeline.stream_rows = count_rows(read)
+    stream.stream_rows = count_rows(read)
     if number:
-        for module in (fit_module, metric_log, workdir_module, operating_point):
+        for module in (metric_log, workdir_module, operating_point, figures):
             for name in ("append_row", "write_json", "write_text", "truncate_rows", "save_learning_curves"):
                 if hasattr(module, name):
                     setattr(module, name, None)
