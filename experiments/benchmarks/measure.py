@@ -36,7 +36,7 @@ from pneumojax.evaluation.evaluate import evaluate
 from pneumojax.evaluation.run import Run
 from pneumojax.files import read_rows
 from pneumojax.inference import make_predict
-from pneumojax.ops.convolution import uses_xla_algorithms, xla_algorithms
+from pneumojax.ops.xla import uses_xla_algorithms, xla_algorithms
 from pneumojax.optimizer import make_optimizer
 from pneumojax.sharding import initialize, make_mesh, put
 from pneumojax.training.chips import find_peak_flops
