@@ -11,7 +11,6 @@ import numpy as np
 
 from pneumojax.config import CLASS_NAMES, DataConfig
 from pneumojax.data.cache import DECODER_VERSION, read_cache, write_cache
-from pneumojax.data.folds import choose_patients, cut_fold
 from pneumojax.errors import UserError
 from tfds_builder import kermany_pneumonia
 
@@ -127,6 +126,8 @@ def load_split(config: DataConfig, name: str) -> Split:
     split = _load_whole_split(config, name) if config.folds is None else _load_fold(config, name)
     if name != "train" or config.train_share == 1:
         return split
+    from pneumojax.data.folds import choose_patients
+
     return split.select(choose_patients(split.patient_ids, split.subtypes, config.train_share))
 
 
@@ -145,6 +146,8 @@ def load_training_images(config: DataConfig) -> Split:
 
 
 def _load_fold(config: DataConfig, name: str) -> Split:
+    from pneumojax.data.folds import cut_fold
+
     parts = [_load_whole_split(config, part) for part in ("train", "validation")]
     patient_ids = np.concatenate([part.patient_ids for part in parts])
     subtypes = np.concatenate([part.subtypes for part in parts])

@@ -92,22 +92,29 @@ def fit_replicas(
                 _save(replicas, step, state, [None] * len(replicas))
             for replica in replicas:
                 wait_for_checkpoints(replica.checkpoints)
-        results = [
-            finish_run(
-                replica.workdir,
-                replica.config,
-                plan,
-                replica.checkpoints,
-                replica.checkpoints.latest_step() or 0,
-                step - first_step,
-                stopped_by,
-            )
-            for replica in replicas
-        ]
-        curves = workdir / "learning_curves.png"
-        if step > first_step or not curves.exists():
-            rows = read_rows(workdir / "metrics.jsonl")
-            save_learning_curves(curves, rows, selection.name, f"mean of {len(replicas)} replicas")
+        return _finish_runs(workdir, plan, replicas, step - first_step, stopped_by)
+
+
+def _finish_runs(
+    workdir: pathlib.Path, plan: TrainingPlan, replicas: Sequence["_Replica"], trained_steps: int, stopped_by: int
+) -> list[FitResult]:
+    """Finishes each replica as `finish_run` does, and draws the mean learning curves of all."""
+    results = [
+        finish_run(
+            replica.workdir,
+            replica.config,
+            plan,
+            replica.checkpoints,
+            replica.checkpoints.latest_step() or 0,
+            trained_steps,
+            stopped_by,
+        )
+        for replica in replicas
+    ]
+    curves = workdir / "learning_curves.png"
+    if trained_steps or not curves.exists():
+        rows = read_rows(workdir / "metrics.jsonl")
+        save_learning_curves(curves, rows, plan.config.data.selection_split, f"mean of {len(replicas)} replicas")
     return results
 
 

@@ -9,7 +9,7 @@ import pytest
 from run_files import assert_same_run, list_files, read_rows, stop_at
 from trainer import SWEEP
 
-from experiments.train import format_replicas
+from experiments.progress import format_replicas
 from pneumojax.config import config_from_dict, config_to_dict
 from pneumojax.errors import UserError
 from pneumojax.evaluation import point_metrics
