@@ -19,7 +19,7 @@ import numpy as np
 from absl import flags
 
 from experiments.cli import run
-from pneumojax.evaluation import comparison, metrics
+from pneumojax.evaluation import comparison, point_metrics
 from pneumojax.evaluation.bootstrap import PatientBootstrap
 from pneumojax.evaluation.prediction_files import Predictions, check_same_images, read_predictions
 from pneumojax.files import write_json
@@ -60,10 +60,11 @@ def compare(a: Predictions, b: Predictions) -> dict:
       "delong" of `comparison.compute_delong`; "mcnemar" is {"all", "PNEUMONIA", "NORMAL": of
       `comparison.compute_mcnemar`}, without the classes if one of them contains all images.
     """
-    scores_a, scores_b = (metrics.compute_binary_scores(one.probabilities) for one in (a, b))
+    scores_a, scores_b = (point_metrics.compute_binary_scores(one.probabilities) for one in (a, b))
     positive = a.labels > 0
     right_a, right_b = (
-        metrics.compute_decisions(scores, one.threshold) == positive for one, scores in ((a, scores_a), (b, scores_b))
+        point_metrics.compute_decisions(scores, one.threshold) == positive
+        for one, scores in ((a, scores_a), (b, scores_b))
     )
     groups = {"all": positive | ~positive}
     if positive.any() and not positive.all():

@@ -1,4 +1,4 @@
-"""Shows the progress of a training, its cost, and how to resume it."""
+"""Shows the progress of a training, its cost, how to resume it, and what its replicas reached."""
 
 import logging
 import os
@@ -8,6 +8,10 @@ import shlex
 import statistics
 import sys
 import time
+from collections.abc import Sequence
+
+from pneumojax.config import SWEPT, Config, config_to_dict
+from pneumojax.reporting.tables import Table
 
 
 class Progress:
@@ -93,3 +97,17 @@ def format_resume() -> str:
 def format_stop(step: int, total_steps: int, workdir: pathlib.Path) -> str:
     """Returns two lines: where a training was stopped, and the command that resumes it."""
     return f"Stopped and saved at step {step} of {total_steps} in {workdir}.\n{format_resume()}"
+
+
+def format_replicas(configs: Sequence[Config], results: Sequence, split: str) -> str:
+    """A table with one line for each replica: the fields that differ, and what it reached (its `FitResult`)."""
+    values = [config_to_dict(config) for config in configs]
+    own = ["seed", *(name for name in SWEPT if len({one[name] for one in values}) > 1)]
+    rows = []
+    for replica, (one, result) in enumerate(zip(values, results, strict=True)):
+        reached = ("diverged", "", "")
+        if result.threshold:
+            epoch = result.best_step / result.steps_per_epoch
+            reached = (f"{result.best_auroc:.4f}", f"{epoch:.0f}", f"{result.threshold['value']:.4f}")
+        rows.append((str(replica), *(str(one[name]) for name in own), *reached))
+    return Table(("replica", *own, f"best {split} AUROC", "after epoch", "threshold"), rows).format_text()

@@ -22,9 +22,7 @@ from absl import flags  # noqa: E402
 
 from experiments.cli import run  # noqa: E402
 from experiments.flags import config_from_flags, define_config_flags, format_flags  # noqa: E402
-from experiments.progress import Progress, format_stop  # noqa: E402
-from pneumojax.config import SWEPT, Config, config_to_dict  # noqa: E402
-from pneumojax.reporting.tables import Table  # noqa: E402
+from experiments.progress import Progress, format_replicas, format_stop  # noqa: E402
 from pneumojax.training.sweep import plan_replicas  # noqa: E402
 
 WORKDIR = flags.DEFINE_string("workdir", "runs/latest", "folder of the run: checkpoints, logs, figures")
@@ -37,14 +35,18 @@ def main() -> int:
         faulthandler.disable()  # JAX aborts if its coordinator is lost; its own message is enough.
     workdir = pathlib.Path(WORKDIR.value)
     configs = plan_replicas(config)
-    # These import JAX, so they come after the flags were checked.
-    from pneumojax.training.fit import fit
-    from pneumojax.training.replicas import fit_replicas
-
     progress = Progress(STARTED)
     arguments = (config, workdir, RESTART.value, progress.report, True)
     try:
-        results = fit_replicas(*arguments) if len(configs) > 1 else [fit(*arguments)]
+        # These import JAX, so they come after the flags were checked.
+        if len(configs) == 1:
+            from pneumojax.training.fit import fit
+
+            results = [fit(*arguments)]
+        else:
+            from pneumojax.training.replicas import fit_replicas
+
+            results = fit_replicas(*arguments)
     finally:
         progress.close()
 
@@ -71,20 +73,6 @@ def main() -> int:
         )
     print(f"Next{', all as one ensemble' if len(configs) > 1 else ''}: scripts/run {evaluate}")
     return 0
-
-
-def format_replicas(configs: list[Config], results: list, split: str) -> str:
-    """A table with one line for each replica: the fields that differ, and what it reached (its `FitResult`)."""
-    values = [config_to_dict(config) for config in configs]
-    own = ["seed", *(name for name in SWEPT if len({one[name] for one in values}) > 1)]
-    rows = []
-    for replica, (one, result) in enumerate(zip(values, results, strict=True)):
-        reached = ("diverged", "", "")
-        if result.threshold:
-            epoch = result.best_step / result.steps_per_epoch
-            reached = (f"{result.best_auroc:.4f}", f"{epoch:.0f}", f"{result.threshold['value']:.4f}")
-        rows.append((str(replica), *(str(one[name]) for name in own), *reached))
-    return Table(("replica", *own, f"best {split} AUROC", "after epoch", "threshold"), rows).format_text()
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""Every choice of a run: its type, default, help text and limits, in frozen dataclasses.
+"""All options of a run, in frozen dataclasses: the type, default, help text and limits of each.
 
 Each default is written once, here. `experiments/flags.py` defines one flag for each field; the library itself never
-reads flags.
+reads flags. `limits.py` checks the values.
 """
 
 import dataclasses
-import math
 from typing import Any
 
 from pneumojax.errors import UserError
+from pneumojax.limits import Checked, check_combination, check_strength, option
 
 # The index of a name is its class label. The score for pneumonia is 1 - P(NORMAL) in both tasks.
 CLASS_NAMES = {"binary": ("NORMAL", "PNEUMONIA"), "three_class": ("NORMAL", "BACTERIA", "VIRUS")}
@@ -19,355 +19,280 @@ CLASSIFIER = ("dense", "head")
 # Fields that may differ between the replicas of a run, besides the seed.
 SWEPT = ("learning_rate", "weight_decay", "label_smoothing", "augment_strength")
 
-# Networks that can start from a file of weights.
-PRETRAINABLE = ("cnn", "vgg16", "resnet18", "resnet34", "resnet50")
-
-
-def _field(default, help, choices=None, at_least=None, above=None, at_most=None, below=None, identity=True):
-    """A dataclass field with its help text and limits. With identity=False it may change when a run resumes."""
-    limits = {"choices": choices, "at_least": at_least, "above": above, "at_most": at_most, "below": below}
-    return dataclasses.field(default=default, metadata={"help": help, "identity": identity, **limits})
-
-
-class _Checked:
-    """Checks each field against its limits when an instance is created."""
-
-    def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            for number in value if isinstance(value, tuple) else (value,):
-                _check(field, number)
-
-
-def _check(field, value, name=None):
-    limits, name = field.metadata, name or field.name
-    # Values are arrays only inside the compiled program of several replicas. They were checked as numbers before.
-    if not isinstance(value, (bool, int, float, str)):
-        return
-    if isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{name} must be a finite number, not {value}.")
-    tests = (
-        (limits["choices"], lambda limit: value in limit, "one of"),
-        (limits["at_least"], lambda limit: value >= limit, "at least"),
-        (limits["above"], lambda limit: value > limit, "greater than"),
-        (limits["at_most"], lambda limit: value <= limit, "at most"),
-        (limits["below"], lambda limit: value < limit, "less than"),
-    )
-    for limit, holds, words in tests:
-        if limit is not None and not holds(limit):
-            limit = ", ".join(limit) if isinstance(limit, tuple) else limit
-            raise UserError(f"{name} must be {words} {limit}, not {value}.")
-
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig(_Checked):
-    dataset: str = _field(
-        "phantom", "synthetic radiographs (phantom), or the Kermany X-rays", choices=("phantom", "kermany")
+class DataConfig(Checked):
+    dataset: str = option(
+        "phantom",
+        "data set: synthetic radiographs (phantom) or the Kermany X-rays (kermany)",
+        choices=("phantom", "kermany"),
     )
-    data_dir: str | None = _field(
+    data_dir: str | None = option(
         None, "folder of prepared data sets (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)", identity=False
     )
-    train_share: float = _field(
-        1.0, "fraction of the training patients that is used, equal for each class", above=0.0, at_most=1.0
+    train_share: float = option(
+        1.0,
+        "fraction of the training images that is used, by whole patients and equal for each class",
+        above=0.0,
+        at_most=1.0,
     )
-    folds: int | None = _field(
+    folds: int | None = option(
         None,
-        "split the training images by patient into this many folds, one of which is the test split (default: the "
-        "prepared splits)",
+        "split the training images by patient into this many folds, one of which becomes the test split (default: use "
+        "the prepared splits)",
         at_least=2,
     )
-    fold: int = _field(0, "which of the folds is the test split, from 0", at_least=0)
-    image_px: int = _field(64, "height and width of the network's input, in pixels", at_least=16)
-    resize: str = _field(
+    fold: int = option(0, "index of the fold that is the test split, from 0", at_least=0)
+    image_px: int = option(64, "height and width of the network's input, in pixels", at_least=16)
+    resize: str = option(
         "squeeze",
         "how a file becomes a square: squeeze scales both axes independently, crop keeps the central square, pad adds "
         "black bars; square files stay the same",
         choices=("squeeze", "crop", "pad"),
     )
-    pixel_scaling: str = _field(
+    pixel_scaling: str = option(
         "fixed",
-        "how pixels are scaled for the network: by constants, or to mean 0 and standard deviation 1 of each image",
+        "how pixels are scaled: by constants (fixed), or to mean 0 and standard deviation 1 of each image (image)",
         choices=("fixed", "image"),
     )
-    progressive_px: tuple[int, ...] = _field(
+    progressive_px: tuple[int, ...] = option(
         (),
-        "training image sizes in pixels, ascending and ending with image_px, each for an equal share of the epochs",
+        "training image sizes in pixels, ascending and ending with image_px; each has an equal share of the epochs",
         at_least=16,
     )
-    selection_split: str = _field(
+    selection_split: str = option(
         "validation",
-        "split that chooses the epoch, the threshold and the temperature; test is the leaky protocol of many "
-        "publications, whose metrics are biased and only serve to show that bias",
+        "split on which the epoch, the threshold and the temperature are chosen; test is the leaky protocol of many "
+        "publications: its metrics are biased and serve only to show that bias",
         choices=("validation", "test"),
     )
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig(_Checked):
-    model: str = _field(
-        "cnn", "network", choices=("mlp", "cnn", "flatiron", "vgg16", "resnet9", "resnet18", "resnet34", "resnet50")
+class ModelConfig(Checked):
+    model: str = option(
+        "cnn",
+        "network architecture",
+        choices=("mlp", "cnn", "flatiron", "vgg16", "resnet9", "resnet18", "resnet34", "resnet50"),
     )
-    task: str = _field("binary", "NORMAL / PNEUMONIA, or NORMAL / BACTERIA / VIRUS", choices=tuple(CLASS_NAMES))
-    mlp_widths: tuple[int, ...] = _field((512, 128), "units of each hidden layer of mlp", at_least=1)
-    cnn_widths: tuple[int, ...] = _field((32, 64, 128, 256), "channels of each convolution of cnn", at_least=1)
-    vgg_width: int = _field(
-        64, "channels of vgg16's first stage; the other stages have 2, 4, 8 and 8 times as many", at_least=1
+    task: str = option(
+        "binary", "classes: NORMAL, PNEUMONIA (binary) or NORMAL, BACTERIA, VIRUS", choices=tuple(CLASS_NAMES)
     )
-    vgg_dense_widths: tuple[int, ...] = _field(
-        (4096, 4096), "units of vgg16's dense layers; empty: global average pooling instead", at_least=1
+    mlp_widths: tuple[int, ...] = option((512, 128), "units in each hidden layer of mlp", at_least=1)
+    cnn_widths: tuple[int, ...] = option((32, 64, 128, 256), "channels of each convolution of cnn", at_least=1)
+    vgg_width: int = option(
+        64, "channels in vgg16's first stage; the other stages have 2, 4, 8 and 8 times as many", at_least=1
     )
-    resnet_width: int = _field(64, "channels of a resnet's first stage; each further stage doubles them", at_least=1)
-    resnet_stem: str = _field(
-        "imagenet",
-        "first layers of a resnet: imagenet is 7x7 at stride 2 and max-pooling, small is 3x3 at stride 2 without "
-        "pooling, for small images",
-        choices=("imagenet", "small", "small2"),
-    )
-    resnet_stride: str = _field(
-        "3x3",
-        "which convolution of a resnet50 block has the stride: 3x3 as in PyTorch, 1x1 as in Keras",
-        choices=("3x3", "1x1"),
-    )
-    pretrained: str | None = _field(
-        None,
-        "file of weights to start from: ImageNet weights of torchvision, timm or Keras, or backbone.safetensors of "
-        "experiments/pretrain.py (default: random initialisation)",
-    )
-    frozen: tuple[str, ...] = _field(
-        (),
-        "stages that are not trained: stem, stage1 .. stage4 of a resnet; stage1 .. stage5 of vgg16",
-    )
-    cached_views: int | None = _field(
-        None,
-        "compute the features of the frozen backbone once, for this many views of each image: the image itself and "
-        "augmented copies (default: compute the features in each step)",
+    vgg_dense_widths: tuple[int, ...] = option(
+        (4096, 4096),
+        "units in each dense layer of vgg16; if empty, global average pooling replaces these layers",
         at_least=1,
     )
-    dropout: float = _field(0.0, "dropout rate before the last layer", at_least=0.0, below=1.0)
-    dtype: str = _field(
+    resnet_width: int = option(64, "channels in a resnet's first stage; each further stage doubles them", at_least=1)
+    resnet_stem: str = option(
+        "imagenet",
+        "first layers of a resnet: 7x7 at stride 2 and max-pooling at stride 2 (imagenet), 3x3 at stride 2 (strided), "
+        "or 3x3 at stride 1, for small images (small)",
+        choices=("imagenet", "strided", "small"),
+    )
+    resnet_stride: str = option(
+        "3x3",
+        "convolution of a resnet50 block that has the stride: 3x3 as in PyTorch, or 1x1 as in Keras",
+        choices=("3x3", "1x1"),
+    )
+    pretrained: str | None = option(
+        None,
+        "file of weights to start from: ImageNet weights of torchvision, timm or Keras, or a backbone.safetensors of "
+        "experiments/pretrain.py (default: random initialisation)",
+    )
+    frozen: tuple[str, ...] = option(
+        (),
+        "stages whose weights are not trained: stem and stage1 .. stage4 of a resnet, or stage1 .. stage5 of vgg16",
+    )
+    cached_views: int | None = option(
+        None,
+        "compute the features of the frozen backbone only once, for this many views of each image: the image itself "
+        "and augmented copies of it (default: compute the features in each step)",
+        at_least=1,
+    )
+    dropout: float = option(0.0, "dropout rate before the last layer", at_least=0.0, below=1.0)
+    dtype: str = option(
         "float32",
-        "compute type; parameters, batch statistics and loss are always float32",
+        "data type of the computation; parameters, batch statistics and loss are always float32",
         choices=("float32", "bfloat16"),
     )
 
 
 @dataclasses.dataclass(frozen=True)
-class AugmentConfig(_Checked):
-    augment_classes: str = _field("all", "which images are augmented: all, or only NORMAL", choices=("all", "normal"))
-    rotate_degrees: float = _field(
+class AugmentConfig(Checked):
+    augment_classes: str = option(
+        "all", "images that are augmented: all images, or only those of NORMAL (normal)", choices=("all", "normal")
+    )
+    rotate_degrees: float = option(
         10.0, "largest rotation in either direction, in degrees", at_least=0.0, at_most=180.0
     )
-    shift: float = _field(
-        0.05, "largest shift in either direction, as a fraction of the image size", at_least=0.0, below=1.0
+    shift: float = option(
+        0.05, "largest shift along each axis, as a fraction of the image size", at_least=0.0, below=1.0
     )
-    zoom: float = _field(0.1, "zoom range: the scale is drawn between 1 - zoom and 1 + zoom", at_least=0.0, below=1.0)
-    crop_min_area: float = _field(
+    zoom: float = option(0.1, "zoom range: the scale is drawn between 1 - zoom and 1 + zoom", at_least=0.0, below=1.0)
+    crop_min_area: float = option(
         1.0,
-        "smallest area of the random resized crop, as a fraction of the image; 1 disables it",
+        "smallest area of the random resized crop, as a fraction of the image; 1 disables the crop",
         above=0.0,
         at_most=1.0,
     )
-    crop_max_aspect: float = _field(
-        4 / 3, "largest ratio of the longer to the shorter side of the random resized crop", at_least=1.0
+    crop_max_aspect: float = option(
+        4 / 3, "largest ratio of width to height, or of height to width, of the random resized crop", at_least=1.0
     )
-    stretch: float = _field(
+    stretch: float = option(
         0.0,
-        "stretch range: width and height are scaled independently by factors between 1 / (1 + stretch) and 1 + stretch",
+        "stretch range: width and height are scaled independently between 1 / (1 + stretch) and 1 + stretch",
         at_least=0.0,
     )
-    brightness: float = _field(
-        0.1, "largest change of brightness in either direction; pixels are 0..1", at_least=0.0, at_most=1.0
+    brightness: float = option(
+        0.1, "largest change of brightness in either direction, for pixels in 0..1", at_least=0.0, at_most=1.0
     )
-    contrast: float = _field(0.2, "largest relative change of contrast", at_least=0.0, below=1.0)
-    gamma: float = _field(0.2, "gamma range: the exponent is drawn between 1 / (1 + gamma) and 1 + gamma", at_least=0.0)
-    tone: float = _field(
-        0.0,
-        "strength of a random monotone tone curve: standard deviation of the logarithm of its increments; 0 disables "
-        "it",
-        at_least=0.0,
+    contrast: float = option(0.2, "largest relative change of contrast in either direction", at_least=0.0, below=1.0)
+    gamma: float = option(0.2, "gamma range: the exponent is drawn between 1 / (1 + gamma) and 1 + gamma", at_least=0.0)
+    tone: float = option(
+        0.0, "standard deviation of the log increments of a random monotone tone curve; 0 disables it", at_least=0.0
     )
-    flip: bool = _field(False, "flip half of the images left to right (the heart changes sides)")
-    erase_probability: float = _field(
+    flip: bool = option(False, "flip each image left to right with probability 1/2 (the heart then changes sides)")
+    erase_probability: float = option(
         0.0, "probability that a rectangle of an image is erased", at_least=0.0, at_most=1.0
     )
-    mixup_alpha: float = _field(0.0, "parameter of mixup's beta distribution; 0 disables it", at_least=0.0)
-    augment_strength: float = _field(
-        1.0, "factor on all ranges above and on erase_probability (not on flip and mixup)", at_least=0.0
+    mixup_alpha: float = option(0.0, "parameter of the beta distribution of mixup; 0 disables mixup", at_least=0.0)
+    augment_strength: float = option(
+        1.0, "factor on all augmentation ranges and on erase_probability (not on flip and mixup_alpha)", at_least=0.0
     )
-    test_time_views: int = _field(
+    test_time_views: int = option(
         1,
-        "number of views whose probabilities are averaged in evaluation: the image itself and copies augmented in the "
-        "ranges above, without erasing and mixup",
+        "number of views of each image whose probabilities are averaged in evaluation: the image itself and copies "
+        "of it, augmented as in training but without erasing and mixup",
         at_least=1,
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
-        fields = {field.name: field for field in dataclasses.fields(self)}
-        for name in ("rotate_degrees", "shift", "zoom", "brightness", "contrast", "erase_probability"):
-            _check(fields[name], self.augment_strength * getattr(self, name), f"augment_strength times {name}")
-        smallest = 1 - self.augment_strength * (1 - self.crop_min_area)
-        _check(fields["crop_min_area"], smallest, "1 - augment_strength times (1 - crop_min_area)")
+        check_strength(self)
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimizerConfig(_Checked):
-    optimizer: str = _field("adamw", "optimizer", choices=("adamw", "sgd", "muon"))
-    learning_rate: float = _field(1e-3, "peak learning rate, reached after the warm-up", above=0.0)
-    backbone_learning_rate_scale: float = _field(
+class OptimizerConfig(Checked):
+    optimizer: str = option("adamw", "optimizer", choices=("adamw", "sgd", "muon"))
+    learning_rate: float = option(1e-3, "peak learning rate, reached after the warm-up", above=0.0)
+    backbone_learning_rate_scale: float = option(
         1.0,
-        "factor on the learning rate of the backbone: all layers but the classifier (dense layers and head)",
+        "factor on the learning rate of the backbone, which is all layers but the classifier (dense layers and head)",
         above=0.0,
     )
-    momentum: float = _field(0.9, "Nesterov momentum of sgd", at_least=0.0, below=1.0)
-    weight_decay: float = _field(1e-2, "weight decay of kernels", at_least=0.0)
-    warmup: float = _field(
+    momentum: float = option(0.9, "Nesterov momentum of the optimizer sgd", at_least=0.0, below=1.0)
+    weight_decay: float = option(1e-2, "weight decay of the kernels", at_least=0.0)
+    warmup: float = option(
         0.1,
-        "fraction of all steps in which the learning rate rises linearly, before it decays as a cosine",
+        "fraction of all steps during which the learning rate rises linearly; afterwards it decays as a cosine",
         at_least=0.0,
         below=1.0,
     )
-    label_smoothing: float = _field(
-        0.0, "label smoothing: probability mass that is spread over all classes", at_least=0.0, below=1.0
+    label_smoothing: float = option(
+        0.0, "label smoothing: fraction of the target that is spread over all classes", at_least=0.0, below=1.0
     )
-    class_weights: str = _field(
-        "none", "class weights of the loss: equal, or inverse to the class frequency", choices=("none", "balanced")
+    class_weights: str = option(
+        "none",
+        "weights of the classes in the loss: equal (none), or inverse to the class frequency (balanced)",
+        choices=("none", "balanced"),
     )
-    ema_decay: float | None = _field(
+    ema_decay: float | None = option(
         None,
-        "decay of the exponential moving average of the weights, which is then evaluated (default: no average)",
+        "decay of the exponential moving average of the weights, which replaces them in evaluation (default: none)",
         above=0.0,
         below=1.0,
     )
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig(_Checked):
-    epochs: int = _field(30, "passes over the training images", at_least=1)
-    batch_size: int = _field(32, "images per training step, over all devices", at_least=1)
-    chunk_steps: int = _field(16, "approximate number of steps per compiled call, at most an epoch", at_least=1)
-    eval_batch_size: int = _field(128, "images per prediction step, over all devices", at_least=1)
-    loader: str = _field(
+class TrainConfig(Checked):
+    epochs: int = option(30, "passes over the training images", at_least=1)
+    batch_size: int = option(32, "images per training step, over all devices", at_least=1)
+    chunk_steps: int = option(16, "approximate number of steps per compiled call, at most an epoch", at_least=1)
+    eval_batch_size: int = option(128, "images per prediction step, over all devices", at_least=1)
+    loader: str = option(
         "resident",
-        "resident keeps all images on each device; stream reads those that a process needs next from disk",
+        "resident keeps all images on each device; stream reads from disk the images that a process needs next",
         choices=("resident", "stream"),
         identity=False,
     )
-    seed: int = _field(
+    seed: int = option(
         0, "seed of the initialisation, the order of the images and the augmentation", at_least=0, at_most=2**31 - 1
     )
-    parallel: str = _field("jit", "how the batch is sharded over the devices", choices=("jit", "shard_map", "pmap"))
-    batch_norm: str = _field(
-        "global", "batch statistics of the global batch, or of each device's shard of it", choices=("global", "local")
+    parallel: str = option(
+        "jit", "JAX function that shards the batch over the devices", choices=("jit", "shard_map", "pmap")
     )
-    replicas: int = _field(
-        1, "number of runs trained in one program, with seeds seed, seed + 1, ...; they form an ensemble", at_least=1
+    batch_norm: str = option(
+        "global",
+        "images over which batch normalisation averages: the global batch, or each device's shard of it (local)",
+        choices=("global", "local"),
     )
-    sweep: str | None = _field(
+    replicas: int = option(
+        1,
+        "number of runs that are trained in one program, with the seeds seed, seed + 1, ...; they form an ensemble",
+        at_least=1,
+    )
+    sweep: str | None = option(
         None,
-        f"TOML file with what differs between the replicas: a list of values for any of {', '.join(SWEPT)} or seed",
+        f"TOML file with the values that differ between the replicas: a list for any of {', '.join(SWEPT)} or seed",
         identity=False,  # Each replica's own config.json holds the values.
     )
-    multihost: bool = _field(
-        False, "this is one of several processes: call jax.distributed.initialize()", identity=False
+    multihost: bool = option(
+        False, "connect to the other processes of the run with jax.distributed.initialize()", identity=False
     )
 
 
 @dataclasses.dataclass(frozen=True)
-class ThresholdConfig(_Checked):
-    threshold_rule: str = _field(
+class ThresholdConfig(Checked):
+    threshold_rule: str = option(
         "target_sensitivity",
-        "rule that chooses the threshold on validation",
+        "rule that chooses the threshold on the selection split",
         choices=("target_sensitivity", "youden", "cost_ratio", "fixed"),
     )
-    target_sensitivity: float = _field(
-        0.95, "sensitivity that the rule target_sensitivity reaches", above=0.0, at_most=1.0
+    target_sensitivity: float = option(
+        0.95, "sensitivity that the rule target_sensitivity must reach", above=0.0, at_most=1.0
     )
-    cost_ratio: float = _field(
+    cost_ratio: float = option(
         10.0,
         "cost of a false negative in units of a false positive, for the rule cost_ratio",
         above=0.0,
         identity=False,
     )
-    prevalence: float | None = _field(
+    prevalence: float | None = option(
         None,
-        "prevalence of pneumonia where the network will be used, for the rule cost_ratio (default: that of validation) "
-        "and for predictive values",
+        "prevalence of pneumonia where the network will be used, for the rule cost_ratio (default: that of the "
+        "selection split) and for predictive values",
         above=0.0,
         below=1.0,
         identity=False,
     )
-    fixed_threshold: float = _field(0.5, "threshold of the rule fixed", at_least=0.0, at_most=1.0)
+    fixed_threshold: float = option(0.5, "threshold that the rule fixed sets", at_least=0.0, at_most=1.0)
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(_Checked):
+class Config(Checked):
     """A whole run. Field names are unique across the groups, so that each becomes one flag.
 
     Raises:
       UserError: a value is outside its limits, or two fields exclude each other.
     """
 
-    data: DataConfig = _field(DataConfig(), "")
-    model: ModelConfig = _field(ModelConfig(), "")
-    augment: AugmentConfig = _field(AugmentConfig(), "")
-    optimizer: OptimizerConfig = _field(OptimizerConfig(), "")
-    train: TrainConfig = _field(TrainConfig(), "")
-    threshold: ThresholdConfig = _field(ThresholdConfig(), "")
+    data: DataConfig = option(DataConfig(), "")
+    model: ModelConfig = option(ModelConfig(), "")
+    augment: AugmentConfig = option(AugmentConfig(), "")
+    optimizer: OptimizerConfig = option(OptimizerConfig(), "")
+    train: TrainConfig = option(TrainConfig(), "")
+    threshold: ThresholdConfig = option(ThresholdConfig(), "")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
-        data, train, augment = self.data, self.train, self.augment
-        if data.fold >= (data.folds or 1):
-            raise UserError(f"fold must be less than folds: there is no fold {data.fold} of {data.folds or 1}.")
-        if data.folds and data.selection_split != "validation":
-            raise UserError("folds needs selection_split=validation, because the held-out fold is only scored.")
-        if train.batch_norm == "local" and train.parallel == "jit":
-            raise UserError(
-                "batch_norm=local needs parallel=shard_map or pmap: with jit, statistics are of the global batch."
-            )
-        if train.multihost and train.parallel == "pmap":
-            raise UserError("multihost needs parallel=jit or shard_map: pmap uses the devices of one process only.")
-        if train.replicas > 1 and (train.parallel != "jit" or train.multihost):
-            raise UserError(
-                f"replicas={train.replicas} needs parallel=jit and no multihost: replicas are partitioned over the "
-                "devices of one process."
-            )
-        if train.replicas > 1 and self.model.cached_views:
-            raise UserError("cached_views stores the features of one network: omit it, or train without replicas.")
-        if train.replicas > 1 and train.loader == "stream":
-            raise UserError(
-                "loader=stream reads the batches of one run: use --loader=resident, or train without replicas."
-            )
-        if train.sweep and train.replicas == 1:
-            raise UserError("sweep needs replicas: set --replicas to the length of its lists.")
-        geometry = augment.rotate_degrees or augment.shift or augment.zoom or augment.crop_min_area < 1 or augment.flip
-        intensity = augment.brightness or augment.contrast or augment.gamma
-        if augment.test_time_views > 1 and not (geometry or intensity):
-            raise UserError(
-                f"test_time_views={augment.test_time_views} needs an augmentation range above zero: "
-                "otherwise all views are identical."
-            )
-        if self.model.cached_views and augment.mixup_alpha:
-            raise UserError(
-                "cached_views stores features of single images, but mixup blends images: use --mixup_alpha=0."
-            )
-        if self.model.cached_views and train.loader == "stream":
-            raise UserError("cached_views keeps all features on the devices: use --loader=resident.")
-        if self.model.pretrained and self.model.model not in PRETRAINABLE:
-            raise UserError(f"pretrained needs model={', '.join(PRETRAINABLE)}, not {self.model.model}.")
-        sizes = self.data.progressive_px
-        if sizes and (sorted(set(sizes)) != list(sizes) or sizes[-1] != self.data.image_px):
-            raise UserError(
-                f"progressive_px must be ascending and end with image_px {self.data.image_px}, not be "
-                f"{', '.join(map(str, sizes))}."
-            )
-        if len(sizes) > train.epochs:
-            raise UserError(f"progressive_px has {len(sizes)} sizes: epochs must be at least {len(sizes)}.")
-        if len(sizes) > 1 and self.model.model in ("mlp", "flatiron"):
-            raise UserError(f"progressive_px cannot be used with {self.model.model}: its weights fit one size only.")
-        if len(sizes) > 1 and self.model.cached_views:
-            raise UserError("cached_views stores features of one image size: omit it, or progressive_px.")
+        check_combination(self)
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:

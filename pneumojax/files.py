@@ -7,6 +7,7 @@ behind for long.
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import pathlib
@@ -120,6 +121,15 @@ def lock_folder(path: pathlib.Path, shared: bool = False, wait: bool = True) -> 
         yield locked
     finally:
         os.close(descriptor)  # This also releases the lock, as the end of the process does.
+
+
+def compute_sha256(path: str | pathlib.Path) -> str | None:
+    """Hashes a file. Returns None if it cannot be read."""
+    try:
+        with pathlib.Path(path).expanduser().open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None
 
 
 def append_row(path: pathlib.Path, row: dict[str, Any]) -> None:

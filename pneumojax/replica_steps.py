@@ -10,16 +10,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pneumojax.config import Config, replace_fields
 from pneumojax.inference import make_uncompiled_predict
-from pneumojax.ops.convolution import uses_xla_algorithms
 from pneumojax.ops.fusion import compute_unfused
+from pneumojax.ops.xla import uses_xla_algorithms
 from pneumojax.optimizer import make_optimizer
-from pneumojax.sharding import AXIS, put
+from pneumojax.sharding import AXIS, put, replicas_partitioned
 from pneumojax.steps import derive_key, make_train_step
-
-
-def replicas_partitioned(replicas: int, mesh: Mesh) -> bool:
-    """Whether the replicas are partitioned over the devices; otherwise each batch is, and each device has them all."""
-    return replicas % mesh.size == 0
 
 
 def make_replicas_chunk(

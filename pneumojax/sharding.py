@@ -90,6 +90,11 @@ def make_mesh() -> Mesh:
     return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
 
 
+def replicas_partitioned(replicas: int, mesh: Mesh) -> bool:
+    """Whether the replicas are partitioned over the devices; otherwise each batch is, and each device has them all."""
+    return replicas % mesh.size == 0
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The sharding that copies an array to every device."""
     return NamedSharding(mesh, PartitionSpec())

@@ -1,7 +1,8 @@
 """The compiled steps of training: from a batch of pixels to the updated state.
 
 A step is a pure function of the state, the data, a batch and the run's key. A chunk is a `lax.scan` of steps, compiled
-once. `replica_steps.py` and `inference.py` hold the other compiled functions; no other module compiles.
+once by `parallel.py`. `pretrain_steps.py`, `replica_steps.py` and `inference.py` hold the other compiled functions; no
+other module compiles.
 """
 
 import functools
@@ -13,32 +14,17 @@ import numpy as np
 import optax
 from flax import nnx
 from jax import lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from pneumojax.config import CLASS_NAMES, Config, ModelConfig
 from pneumojax.data.augment import keep_pneumonia, make_augment, mixup, shrink
-from pneumojax.losses import as_class_logits, compute_contrastive, compute_cross_entropy, make_targets
+from pneumojax.data.pixels import normalise, scale_pixels
+from pneumojax.losses import as_class_logits, compute_cross_entropy, make_targets
 from pneumojax.models import make_model, split_frozen
 from pneumojax.ops.fusion import compute_unfused
-from pneumojax.sharding import AXIS, put, replicated
+from pneumojax.parallel import compile_chunk
+from pneumojax.sharding import AXIS, replicated
 from pneumojax.state import TrainState
-
-# Radiographs have a mean near 0.5 and a standard deviation near 0.25 of their range. These are constants rather than
-# statistics of the training split, so that a network needs only its weights to predict.
-PIXEL_MEAN, PIXEL_STD = 0.5, 0.25
-
-
-def scale_pixels(images: jax.Array) -> jax.Array:
-    """[B, H, W] uint8 0..255 -> float32 0..1."""
-    return images.astype(jnp.float32) / 255
-
-
-def normalise(images: jax.Array, pixel_scaling: str = "fixed") -> jax.Array:
-    """[B, H, W] float32 0..1 -> [B, H, W, 1] float32 -2..2, the input of a network."""
-    if pixel_scaling == "image":
-        centred = images - images.mean((1, 2), keepdims=True)
-        return (centred / (jnp.sqrt((centred**2).mean((1, 2), keepdims=True)) + 0.02))[..., None]
-    return ((images - PIXEL_MEAN) / PIXEL_STD)[..., None]
 
 
 def make_graph(config: Config, make: Callable = make_model) -> nnx.GraphDef:
@@ -134,11 +120,11 @@ def make_train_step(
         metrics = {"loss": losses.sum(), "correct": correct, "count": jnp.float32(len(labels))}
         return losses.mean(), (metrics, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
 
-    update = _make_update(config, compute_loss, tx, mapped)
+    update = make_update(config, compute_loss, tx, mapped)
 
     def train_step(state, images, labels, index, key):
-        labels = _gather(labels, index)
-        keys = _fold_in(key, state.step, len(labels), mapped)
+        labels = gather(labels, index)
+        keys = fold_in_positions(key, state.step, len(labels), mapped)
         mixup_keys, augment_keys, dropout_keys = jax.vmap(jax.random.split, (0, None), 1)(keys, 3)
         batch, targets = prepare(images, labels, index, mixup_keys, augment_keys)
         return update(state, batch, targets, labels, dropout_keys)
@@ -154,7 +140,7 @@ def _make_prepare(config: Config, mapped: bool, image_px: int | None) -> Callabl
     resize = (lambda images: shrink(images, image_px)) if shrinks else (lambda images: images)
 
     def prepare(images, labels, index, mixup_keys, augment_keys):
-        batch = resize(scale_pixels(_gather(images, index)))
+        batch = resize(scale_pixels(gather(images, index)))
         targets = make_targets(labels, classes, smoothing)
         if alpha:
             batch, targets = mixup(mixup_keys, alpha, (batch, targets), (take_next(batch), take_next(targets)))
@@ -185,38 +171,6 @@ def _make_prepare_features(config: Config, mapped: bool, image_px: int | None) -
     return prepare_features
 
 
-def make_pretrain_step(config: Config, graph: nnx.GraphDef, tx: optax.GradientTransformation) -> Callable:
-    """Makes a step of pretraining without labels, with two augmented views of each image (`compute_contrastive`).
-
-    Args:
-      config: the run, with parallel=jit: the loss compares the views of the whole batch.
-      graph: from `make_graph`, of a network with a projector.
-      tx: the optimizer.
-
-    Returns:
-      `pretrain_step(state, images, index, key) -> (state, metrics)`: as in `make_train_step`. `correct` is the number
-      of images whose views are most similar to each other; a single such view counts half.
-    """
-    augment = make_augment(config.augment)
-
-    def compute_loss(params, batch_stats, views):
-        model = nnx.merge(graph, params, batch_stats)
-        embeddings = model(normalise(views), train=True)
-        losses, correct = compute_contrastive(embeddings.reshape(-1, 2, embeddings.shape[-1]))
-        # The metrics are sums over images, each of which has two views.
-        metrics = {"loss": losses.sum() / 2, "correct": correct.sum() / 2, "count": jnp.float32(len(views) // 2)}
-        return losses.mean(), (metrics, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
-
-    update = _make_update(config, compute_loss, tx, mapped=False)
-
-    def pretrain_step(state, images, index, key):
-        batch = jnp.repeat(_gather(images, index), 2, axis=0)  # Adjacent views stay on one device.
-        keys = _fold_in(key, state.step, len(batch), mapped=False)
-        return update(state, augment(keys, scale_pixels(batch)))
-
-    return pretrain_step
-
-
 def make_class_augment(config: Config) -> Callable:
     """Returns `augment(keys, images, labels)`; with augment_classes=normal, images of pneumonia stay unchanged."""
     augment = make_augment(config.augment)
@@ -225,19 +179,19 @@ def make_class_augment(config: Config) -> Callable:
     return lambda keys, images, labels: augment(keys, images)
 
 
-def _gather(column: jax.Array, index: jax.Array) -> jax.Array:
+def gather(column: jax.Array, index: jax.Array) -> jax.Array:
     """The rows of a batch: index is [B] row numbers of a resident column, or the [] batch number of a streamed one."""
     # XLA would fuse each loader's own indexing into the step, and sums would then be rounded in different orders.
     return compute_unfused(lambda column, index: column[index], column, index)
 
 
-def _fold_in(key: jax.Array, step: jax.Array, size: int, mapped: bool) -> jax.Array:
+def fold_in_positions(key: jax.Array, step: jax.Array, size: int, mapped: bool) -> jax.Array:
     """[size] keys, one for each image by its position in the global batch, whatever the number of devices."""
     position = jnp.arange(size) + (lax.axis_index(AXIS) * size if mapped else 0)
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, step), position)
 
 
-def _make_update(config: Config, compute_loss: Callable, tx: optax.GradientTransformation, mapped: bool) -> Callable:
+def make_update(config: Config, compute_loss: Callable, tx: optax.GradientTransformation, mapped: bool) -> Callable:
     """Makes the update of a state by the gradients of a loss.
 
     Args:
@@ -293,58 +247,10 @@ def make_train_chunk(
       image_px: as in `make_train_step`.
 
     Returns:
-      `train_chunk(state, images, labels, batches, key) -> (state, metrics)`: batches [S, B] from `put_batches`, metrics
-      [S] float32 each, other arguments as in `make_train_step`. The state is donated. With loader=stream
-      `train_chunk(state, images, labels, key)`: the chunk's images [S, B, H, W] and labels [S, B], sharded along B as
-      `shape_batches` says.
+      `train_chunk(state, images, labels, batches, key) -> (state, metrics)`: batches [S, B] from
+      `parallel.put_batches`, metrics [S] float32 each, other arguments as in `make_train_step`. The state is donated.
+      With loader=stream `train_chunk(state, images, labels, key)`: the chunk's images [S, B, H, W] and labels [S, B],
+      sharded along B as `parallel.shape_batches` says.
     """
     train_step = make_train_step(config, graph, tx, class_weights, config.train.parallel != "jit", image_px)
-    return _compile_chunk(train_step, 2, config, mesh)
-
-
-def make_pretrain_chunk(config: Config, graph: nnx.GraphDef, tx: optax.GradientTransformation, mesh: Mesh) -> Callable:
-    """Compiles a chunk of pretraining steps; arguments as in `make_pretrain_step`.
-
-    Returns:
-      `pretrain_chunk(state, images, batches, key) -> (state, metrics)`, as in `make_train_chunk`. With loader=stream
-      `pretrain_chunk(state, images, key)`.
-    """
-    return _compile_chunk(make_pretrain_step(config, graph, tx), 1, config, mesh)
-
-
-def _compile_chunk(step: Callable, num_columns: int, config: Config, mesh: Mesh) -> Callable:
-    """Compiles `step(state, *columns, index, key)` as `chunk(state, *columns, batches, key)`.
-
-    With loader=stream the columns are the chunk's own rows, sharded over the devices, and there are no index batches.
-    """
-
-    def chunk_resident(state, *rest):
-        *columns, batches, key = rest
-        return lax.scan(lambda state, index: step(state, *columns, index, key), state, batches)
-
-    def chunk_streamed(state, *rest):
-        *columns, key = rest
-        return lax.scan(lambda state, number: step(state, *columns, number, key), state, jnp.arange(len(columns[0])))
-
-    streamed = config.train.loader == "stream"
-    chunk = chunk_streamed if streamed else chunk_resident
-    sharded = (False, *[True] * num_columns, False) if streamed else (False, *[False] * num_columns, True, False)
-    if config.train.parallel == "pmap":
-        in_axes = tuple(1 if is_sharded else None for is_sharded in sharded)
-        return jax.pmap(chunk, AXIS, in_axes=in_axes, out_axes=(None, None), donate_argnums=(0,))
-    specs = tuple(PartitionSpec(None, AXIS) if is_sharded else PartitionSpec() for is_sharded in sharded)
-    if config.train.parallel == "shard_map":
-        # With check_vma=True the mean of the gradients becomes their sum (jax 0.10 to 0.12).
-        chunk = jax.shard_map(chunk, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False)
-    in_shardings = tuple(NamedSharding(mesh, spec) for spec in specs)
-    return jax.jit(chunk, in_shardings=in_shardings, out_shardings=replicated(mesh), donate_argnums=(0,))
-
-
-def shape_batches(batches: np.ndarray, config: Config, mesh: Mesh) -> np.ndarray:
-    """Shapes index batches [S, B] as `train_chunk` takes them: for pmap [S, D, B / D], else unchanged."""
-    return batches.reshape(len(batches), mesh.size, -1) if config.train.parallel == "pmap" else batches
-
-
-def put_batches(batches: np.ndarray, config: Config, mesh: Mesh) -> jax.Array:
-    """Puts index batches [S, B] int32 on the devices, sharded along B, as `train_chunk` takes them."""
-    return put(shape_batches(batches, config, mesh), mesh, axis=1)
+    return compile_chunk(train_step, 2, config, mesh)

@@ -10,6 +10,15 @@ ROOT = pathlib.Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "pneumojax").rglob("*.py"))
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
+# What one reads to understand a plain training of a ResNet.
+MAIN_PATH = (
+    "experiments/train.py",
+    "pneumojax/config.py",
+    "pneumojax/training/fit.py",
+    "pneumojax/steps.py",
+    "pneumojax/models/resnet.py",
+)
+
 
 def find_public(path):
     """(name, node) of the public functions, classes and methods of a file."""
@@ -54,6 +63,39 @@ def test_flags_are_checked_before_jax_is_loaded(module):
     assert not import_alone(module) & {"jax", "flax", "numpy", "tensorflow_datasets"}
 
 
+def count_lines(path):
+    return len(path.read_text().splitlines())
+
+
+def test_the_main_path_of_a_training_is_short():
+    assert sum(count_lines(ROOT / name) for name in MAIN_PATH) < 1000
+
+
+def test_a_training_imports_few_lines_of_this_repository():
+    program = (
+        "import sys, pneumojax.training.fit, pneumojax.models.resnet\n"
+        "print(*{file for module in sys.modules.values() if (file := getattr(module, '__file__', None))}, sep='\\n')"
+    )
+    output = subprocess.check_output([sys.executable, "-c", program], text=True, cwd=ROOT)
+    folders = [ROOT / name for name in ("pneumojax", "tfds_builder", "experiments")]
+    ours = [
+        path
+        for path in map(pathlib.Path, output.splitlines())
+        if any(path.is_relative_to(folder) for folder in folders)
+    ]
+    assert ROOT / "pneumojax" / "steps.py" in ours
+    assert sum(map(count_lines, ours)) < 5000
+
+
+@pytest.mark.parametrize("folder", ["pneumojax", "experiments", "tfds_builder", "scripts"])
+def test_modules_and_functions_are_short(folder):
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        assert count_lines(path) <= 400, path
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, FUNCTIONS):
+                assert node.end_lineno - node.lineno < 70, f"{path}: {node.name}"
+
+
 @EVERY_SOURCE
 def test_every_module_and_everything_public_has_a_docstring(path):
     assert ast.get_docstring(ast.parse(path.read_text()))
@@ -81,5 +123,5 @@ def test_the_library_does_not_print_or_read_flags_and_compiles_in_the_modules_of
         if isinstance(node, (ast.Name, ast.Attribute))
     }
     assert not names & {"print", "flags.FLAGS", "FLAGS"}
-    if path.name not in ("steps.py", "replica_steps.py", "inference.py"):
+    if path.name not in ("steps.py", "parallel.py", "replica_steps.py", "inference.py"):
         assert not names & {"jax.jit", "jax.pmap", "nnx.jit"}

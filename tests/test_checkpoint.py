@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from pneumojax import checkpoint, steps
+from pneumojax import checkpoint, parallel, steps
 from pneumojax.config import config_from_dict, config_to_dict
 from pneumojax.errors import UserError
 from pneumojax.optimizer import make_optimizer
@@ -129,7 +129,7 @@ def test_saving_beside_training_does_not_see_the_donated_memory(tmp_path, device
     images = put(draws.integers(0, 256, (16, 32, 32)).astype(np.uint8), mesh)
     labels = put(np.arange(16, dtype=np.int32) % 2, mesh)
     key = jax.device_put(jax.random.key(0), replicated(mesh))
-    batches = steps.put_batches(np.arange(16, dtype=np.int32)[None], config, mesh)
+    batches = parallel.put_batches(np.arange(16, dtype=np.int32)[None], config, mesh)
     state, _ = chunk(state, images, labels, batches, key)
     copy = jax.tree.map(lambda leaf: np.array(leaf), state)
     with checkpoint.open_checkpoints(tmp_path) as checkpoints:

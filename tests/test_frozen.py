@@ -12,8 +12,9 @@ from pneumojax.data.dataset import load_split
 from pneumojax.errors import UserError
 from pneumojax.models import make_model, split_frozen
 from pneumojax.optimizer import make_optimizer
+from pneumojax.parallel import put_batches
 from pneumojax.sharding import make_mesh, put
-from pneumojax.steps import init_state, make_graph, make_key, make_train_chunk, put_batches
+from pneumojax.steps import init_state, make_graph, make_key, make_train_chunk
 
 
 def train(config, steps=3):

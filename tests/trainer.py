@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from pneumojax import steps
+from pneumojax import parallel, steps
 from pneumojax.config import config_from_dict
 from pneumojax.optimizer import make_optimizer
 from pneumojax.sharding import AXIS, put, replicated
@@ -96,7 +96,7 @@ class Trainer:
 
     def arguments(self, batches):
         images, labels, key = self.constants
-        return self.state, images, labels, steps.put_batches(batches, self.config, self.mesh), key
+        return self.state, images, labels, parallel.put_batches(batches, self.config, self.mesh), key
 
     def train(self, batches):
         """Returns the metrics; they and the state are numpy arrays of one device."""

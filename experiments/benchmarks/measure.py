@@ -26,7 +26,7 @@ from PIL import Image
 
 from experiments.benchmarks.records import describe_machine
 from experiments.flags import find_changed_fields, format_flags
-from pneumojax import checkpoint, steps
+from pneumojax import checkpoint, parallel, steps
 from pneumojax.config import Config, config_from_dict
 from pneumojax.data.batches import make_epoch_batches, make_eval_batches, split_epoch
 from pneumojax.data.dataset import load_split
@@ -36,7 +36,7 @@ from pneumojax.evaluation.evaluate import evaluate
 from pneumojax.evaluation.run import Run
 from pneumojax.files import read_rows
 from pneumojax.inference import make_predict
-from pneumojax.ops.convolution import uses_xla_algorithms, xla_algorithms
+from pneumojax.ops.xla import uses_xla_algorithms, xla_algorithms
 from pneumojax.optimizer import make_optimizer
 from pneumojax.sharding import initialize, make_mesh, put
 from pneumojax.training.chips import find_peak_flops
@@ -70,7 +70,7 @@ class Training:
         self.key = steps.make_key(config, self.mesh)
         self.put_images(*draw_images(num_images, config.data.image_px))
         batches = np.arange(chunk_steps * config.train.batch_size, dtype=np.int32) % num_images
-        self.batches = steps.put_batches(batches.reshape(chunk_steps, -1), config, self.mesh)
+        self.batches = parallel.put_batches(batches.reshape(chunk_steps, -1), config, self.mesh)
         arguments = (self.state, self.images, self.labels, self.batches, self.key)
         self.chunk, self.ready = compile_counted(chunk, arguments, self.mesh.size, config.train.parallel != "jit")
         jax.block_until_ready(self.train(self.batches))
@@ -131,7 +131,7 @@ def start_epoch(config: Config, case: dict) -> Measure:
                 np.save(cache, images)
             training.put_images(images, np.array([label for _, label in files], np.int32))
         for batches in make_epoch_batches(len(files), batch_size, chunks, chunk_steps, 0, epoch):
-            sums = training.train(steps.put_batches(batches, config, training.mesh))
+            sums = training.train(parallel.put_batches(batches, config, training.mesh))
         jax.block_until_ready(sums)
         return {"images": chunks * chunk_steps * batch_size}
 

@@ -17,6 +17,10 @@ import numpy as np
 from pneumojax.errors import UserError
 from pneumojax.files import lock_folder, remove_leftovers, replace_folder
 
+# Part of the name of each folder. Raise it when `decode.decode_image` returns other pixels for a file, or when
+# `dataset.COLUMNS` changes.
+DECODER_VERSION = 4
+
 
 def read_cache(folder: pathlib.Path, image_px: int) -> tuple[np.ndarray, dict[str, list]] | None:
     """Reads decoded images and their metadata, and verifies their checksums.

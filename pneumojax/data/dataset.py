@@ -10,9 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pneumojax.config import CLASS_NAMES, DataConfig
-from pneumojax.data.cache import read_cache, write_cache
-from pneumojax.data.decode import DECODER_VERSION, decode_images
-from pneumojax.data.folds import choose_patients, cut_fold
+from pneumojax.data.cache import DECODER_VERSION, read_cache, write_cache
 from pneumojax.errors import UserError
 from tfds_builder import kermany_pneumonia
 
@@ -128,6 +126,8 @@ def load_split(config: DataConfig, name: str) -> Split:
     split = _load_whole_split(config, name) if config.folds is None else _load_fold(config, name)
     if name != "train" or config.train_share == 1:
         return split
+    from pneumojax.data.folds import choose_patients
+
     return split.select(choose_patients(split.patient_ids, split.subtypes, config.train_share))
 
 
@@ -146,6 +146,8 @@ def load_training_images(config: DataConfig) -> Split:
 
 
 def _load_fold(config: DataConfig, name: str) -> Split:
+    from pneumojax.data.folds import cut_fold
+
     parts = [_load_whole_split(config, part) for part in ("train", "validation")]
     patient_ids = np.concatenate([part.patient_ids for part in parts])
     subtypes = np.concatenate([part.subtypes for part in parts])
@@ -208,7 +210,10 @@ def _cache_dir(config: DataConfig, name: str, fingerprint: str) -> pathlib.Path:
 
 def _decode_split(config: DataConfig, name: str) -> tuple[np.ndarray, dict[str, list]]:
     """Reads the stored bytes and decodes them: [N, H, W] uint8, and the columns of the examples."""
-    import tensorflow_datasets as tfds  # Imported here, as a start from the cache does not need it.
+    # Imported here, as a start from the cache needs neither.
+    import tensorflow_datasets as tfds
+
+    from pneumojax.data.decode import decode_images
 
     directory = _dataset_dir(config)
     try:

@@ -10,10 +10,6 @@ from PIL import Image
 from pneumojax.errors import UserError
 from tfds_builder.kermany_pneumonia.images import TRANSPOSITIONS, open_image, read_orientation
 
-# Part of the name of each decoded cache. Raise it when `decode_image` returns other pixels for a file, or when
-# `dataset.COLUMNS` changes.
-DECODER_VERSION = 4
-
 # What a 16-bit file may hold: detectors deliver 10 to 16 bits, and some programs store 8 bits in 16.
 USED_BITS = (8, 10, 12, 14, 16)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from pneumojax.data.dataset import SUBTYPES, Split, load_split
 from pneumojax.errors import UserError
-from pneumojax.evaluation import metrics
+from pneumojax.evaluation import metrics, point_metrics
 from pneumojax.evaluation.baselines import BASELINE_PX, BASELINES, Baseline, UninformativeError, compute_scores
 from pneumojax.evaluation.bootstrap import RESAMPLES, PatientBootstrap
 from pneumojax.evaluation.operating_point import load_or_choose_threshold
@@ -121,7 +121,7 @@ def _score_perturbed(run: Run, split: Split, summarise: Callable) -> tuple[dict,
     for name, perturbation in PERTURBATIONS.items():
         logger.info("Network on %d %s images: %s", len(split), split.name, perturbation.title)
         images = perturbation.perturb(split.images)
-        scores = metrics.compute_binary_scores(compute_probabilities(run.predict(images)))
+        scores = point_metrics.compute_binary_scores(compute_probabilities(run.predict(images)))
         captions = [f"{SUBTYPES[split.subtypes[i]]}, score {scores[i]:.2f}" for i in examples]
         pictures[name] = images[examples], captions
         numbers = summarise(scores, "auroc", "sensitivity", "specificity")

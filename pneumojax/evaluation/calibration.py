@@ -21,7 +21,7 @@ from pneumojax.evaluation.checks import (
     check_same_length,
     check_unit_interval,
 )
-from pneumojax.evaluation.metrics import compute_binary_scores, compute_decision_values
+from pneumojax.evaluation.point_metrics import compute_binary_scores, compute_decision_values
 
 # Bins of the reliability diagram and of the expected calibration error: 62 images each in the test split of 624.
 RELIABILITY_BINS = 10

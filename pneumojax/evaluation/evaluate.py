@@ -12,7 +12,7 @@ import numpy as np
 
 from pneumojax.config import ThresholdConfig
 from pneumojax.data.dataset import Split
-from pneumojax.evaluation import metrics
+from pneumojax.evaluation import point_metrics
 from pneumojax.evaluation.bootstrap import PatientBootstrap
 from pneumojax.evaluation.calibration import apply_temperature, shift_prevalence
 from pneumojax.evaluation.operating_point import load_or_choose_threshold, load_or_fit_calibration
@@ -116,8 +116,8 @@ def write_evaluation(
         **more,
     }
     curves = compute_curves(split, probabilities, threshold, calibration, bootstrap)
-    scores = metrics.compute_binary_scores(probabilities)
-    decisions = metrics.compute_decisions(scores, threshold["value"])
+    scores = point_metrics.compute_binary_scores(probabilities)
+    decisions = point_metrics.compute_decisions(scores, threshold["value"])
     predictions = _format_predictions(predictor, split, labels, probabilities, results)
     results = _list_distinct(results)
     networks = {str(run.workdir): run.info | {"step": run.step} for run in predictor.members}
@@ -140,11 +140,11 @@ def _list_distinct(content: Any) -> Any:
 def _count(
     split: Split, labels: np.ndarray, probabilities: np.ndarray, threshold: float, class_names: list[str]
 ) -> dict:
-    scores = metrics.compute_binary_scores(probabilities)
-    decisions = metrics.compute_decisions(scores, threshold)
-    confusion = {"at_threshold": metrics.compute_confusion(split.labels("binary"), decisions, 2).tolist()}
+    scores = point_metrics.compute_binary_scores(probabilities)
+    decisions = point_metrics.compute_decisions(scores, threshold)
+    confusion = {"at_threshold": point_metrics.compute_confusion(split.labels("binary"), decisions, 2).tolist()}
     if len(class_names) == 3:
-        confusion["most_probable_class"] = metrics.compute_confusion(labels, probabilities.argmax(-1), 3).tolist()
+        confusion["most_probable_class"] = point_metrics.compute_confusion(labels, probabilities.argmax(-1), 3).tolist()
     return {
         "images": len(split),
         "patients": len(np.unique(split.patient_ids)),
@@ -161,10 +161,10 @@ def _format_predictions(
     Floats are written in Python's shortest exact form, so that the decisions can be reproduced from the file.
     """
     names = predictor.info["class_names"]
-    scores = metrics.compute_binary_scores(probabilities)
-    decisions = metrics.compute_decisions(scores, results["threshold"]["value"])
+    scores = point_metrics.compute_binary_scores(probabilities)
+    decisions = point_metrics.compute_decisions(scores, results["threshold"]["value"])
     calibration, there = results["calibration"], results["at_prevalence"]
-    calibrated = metrics.compute_binary_scores(apply_temperature(probabilities, calibration["temperature"]))
+    calibrated = point_metrics.compute_binary_scores(apply_temperature(probabilities, calibration["temperature"]))
     calibrated_scores = {"calibrated_score": calibrated}
     if there:
         shifted = shift_prevalence(calibrated, calibration["prevalence"], there["prevalence"])

@@ -9,7 +9,7 @@ import numpy as np
 from pneumojax.config import ThresholdConfig
 from pneumojax.data.dataset import Split, ensure_prepared
 from pneumojax.errors import UserError
-from pneumojax.evaluation import metrics, thresholds
+from pneumojax.evaluation import point_metrics, thresholds
 from pneumojax.evaluation.calibration import fit_temperature
 from pneumojax.evaluation.run import Predictor
 from pneumojax.files import write_json
@@ -63,7 +63,7 @@ def store_threshold(predictor: Predictor, rules: ThresholdConfig, split: Split, 
     Raises:
       UserError: the split has no pneumonia or no NORMAL images, so there is nothing to choose by.
     """
-    scores = metrics.compute_binary_scores(probabilities)
+    scores = point_metrics.compute_binary_scores(probabilities)
     try:
         value = thresholds.choose_threshold(
             split.labels("binary"),

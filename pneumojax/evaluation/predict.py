@@ -9,7 +9,6 @@ from jax.sharding import Mesh
 
 from pneumojax.config import AugmentConfig, Config
 from pneumojax.data.batches import make_eval_batches
-from pneumojax.data.stream import stream_rows
 from pneumojax.inference import make_predict
 from pneumojax.sharding import put
 from pneumojax.steps import make_graph
@@ -39,6 +38,8 @@ def make_predict_images(
         return jax.device_get(predict_batches(variables, *on_devices))
 
     def predict_streamed(variables):
+        from pneumojax.data.stream import stream_rows
+
         logits = []
         for rows in stream_rows((images,), lambda i: batches[i : i + 1], range(len(batches)), mesh):
             logits.append(predict_batches(variables, *rows))

@@ -8,7 +8,8 @@ from numpy.typing import ArrayLike
 
 from pneumojax.data.dataset import Split
 from pneumojax.evaluation.bootstrap import PatientBootstrap
-from pneumojax.evaluation.metrics import compute_binary_metrics, compute_binary_scores
+from pneumojax.evaluation.metrics import compute_binary_metrics
+from pneumojax.evaluation.point_metrics import compute_binary_scores
 
 # Metrics of `metrics.compute_binary_metrics` that are reported for each subgroup.
 REPORTED = ("auroc", "accuracy", "sensitivity", "specificity", "specificity_at_sensitivity_0.95")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pneumojax.data.dataset import Split
-from pneumojax.evaluation import calibration, curves, decision_curve, metrics, subgroups, thresholds
+from pneumojax.evaluation import calibration, curves, decision_curve, metrics, point_metrics, subgroups, thresholds
 from pneumojax.evaluation.bootstrap import PatientBootstrap, summarise
 from pneumojax.evaluation.prediction_files import Predictions, check_same_images
 
@@ -41,7 +41,7 @@ def compute_statistics(
       "at_prevalence": prevalence, and ppv and npv of the decision at the threshold; None without a prevalence;
       "subgroups": of `subgroups.compute_subgroups`.
     """
-    positive, scores = split.labels("binary"), metrics.compute_binary_scores(probabilities)
+    positive, scores = split.labels("binary"), point_metrics.compute_binary_scores(probabilities)
     calibrated = calibration.apply_temperature(probabilities, fitted["temperature"])
     at_prevalence = None
     if prevalence is not None:
@@ -80,8 +80,10 @@ def compute_curves(
       "decision_curve": of `decision_curve.compute_decision_curve`, for the scores after the temperature is applied;
       "predictive_values": "prevalence", and "ppv" and "npv" of the decision at the threshold at each prevalence.
     """
-    positive, scores = split.labels("binary"), metrics.compute_binary_scores(probabilities)
-    calibrated = metrics.compute_binary_scores(calibration.apply_temperature(probabilities, fitted["temperature"]))
+    positive, scores = split.labels("binary"), point_metrics.compute_binary_scores(probabilities)
+    calibrated = point_metrics.compute_binary_scores(
+        calibration.apply_temperature(probabilities, fitted["temperature"])
+    )
     return {
         "roc": curves.compute_roc_curve(positive, scores, bootstrap),
         "precision_recall": curves.compute_pr_curve(positive, scores, bootstrap),

@@ -9,14 +9,8 @@ from numpy.typing import ArrayLike
 from pneumojax.evaluation.bootstrap import PatientBootstrap, summarise
 from pneumojax.evaluation.checks import check_binary, check_same_length
 from pneumojax.evaluation.counts import count_positives
-from pneumojax.evaluation.metrics import (
-    TARGET_SENSITIVITIES,
-    compute_confusion,
-    compute_decision_values,
-    compute_decisions,
-    count_binary_denominators,
-    explain,
-)
+from pneumojax.evaluation.metrics import TARGET_SENSITIVITIES, count_binary_denominators, explain
+from pneumojax.evaluation.point_metrics import compute_confusion, compute_decision_values, compute_decisions
 
 
 def choose_threshold(

@@ -1,5 +1,6 @@
 """The networks. Each maps images [B, H, W, 1] to logits [B, outputs]; a binary network has one output."""
 
+import functools
 from typing import Any
 
 import jax
@@ -7,34 +8,44 @@ from flax import nnx
 
 from pneumojax.config import CLASS_NAMES, CLASSIFIER, ModelConfig
 from pneumojax.errors import UserError
-from pneumojax.models.cnn import CNN
-from pneumojax.models.flatiron import Flatiron
-from pneumojax.models.layers import Projector
-from pneumojax.models.mlp import MLP
-from pneumojax.models.resnet import ResNet
-from pneumojax.models.resnet9 import ResNet9
-from pneumojax.models.vgg import VGG16
-
-MODELS = {
-    "mlp": lambda config, image_px, **common: MLP(image_px, config.mlp_widths, **common),
-    "cnn": lambda config, image_px, **common: CNN(config.cnn_widths, frozen=config.frozen, **common),
-    "flatiron": lambda config, image_px, **common: Flatiron(image_px, **common),
-    "vgg16": lambda config, image_px, **common: VGG16(
-        config.vgg_width, config.vgg_dense_widths, ones_plane=config.pretrained is not None, **common
-    ),
-    "resnet9": lambda config, image_px, **common: ResNet9(
-        config.resnet_width, stem_stride=1 if config.resnet_stem == "small" else 2, **common
-    ),
-    "resnet18": lambda config, image_px, **common: _make_resnet((2, 2, 2, 2), False, config, common),
-    "resnet34": lambda config, image_px, **common: _make_resnet((3, 4, 6, 3), False, config, common),
-    "resnet50": lambda config, image_px, **common: _make_resnet((3, 4, 6, 3), True, config, common),
-}
 
 # Units of the projector's two layers. SimCLR has 2048 and 128 with ResNet-50.
 PROJECTOR_WIDTHS = (512, 128)
 
 
-def _make_resnet(stage_blocks, bottleneck, config, common):
+# Each function imports its network, so that a run loads only the code of its own.
+
+
+def _make_mlp(config: ModelConfig, image_px: int, **common) -> nnx.Module:
+    from pneumojax.models.mlp import MLP
+
+    return MLP(image_px, config.mlp_widths, **common)
+
+
+def _make_cnn(config: ModelConfig, image_px: int, **common) -> nnx.Module:
+    from pneumojax.models.cnn import CNN
+
+    return CNN(config.cnn_widths, frozen=config.frozen, **common)
+
+
+def _make_flatiron(config: ModelConfig, image_px: int, **common) -> nnx.Module:
+    from pneumojax.models.flatiron import Flatiron
+
+    return Flatiron(image_px, **common)
+
+
+def _make_vgg16(config: ModelConfig, image_px: int, **common) -> nnx.Module:
+    from pneumojax.models.vgg import VGG16
+
+    ones_plane = config.pretrained is not None
+    return VGG16(config.vgg_width, config.vgg_dense_widths, ones_plane=ones_plane, **common)
+
+
+def _make_resnet(
+    stage_blocks: tuple[int, ...], bottleneck: bool, config: ModelConfig, image_px: int, **common
+) -> nnx.Module:
+    from pneumojax.models.resnet import ResNet
+
     options = {
         "strided": config.resnet_stride,
         "ones_plane": config.pretrained is not None,
@@ -42,6 +53,24 @@ def _make_resnet(stage_blocks, bottleneck, config, common):
         "stem": config.resnet_stem,
     }
     return ResNet(stage_blocks, bottleneck, config.resnet_width, **options, **common)
+
+
+def _make_resnet9(config: ModelConfig, image_px: int, **common) -> nnx.Module:
+    from pneumojax.models.resnet9 import ResNet9
+
+    return ResNet9(config.resnet_width, config.resnet_stem, **common)
+
+
+MODELS = {
+    "mlp": _make_mlp,
+    "cnn": _make_cnn,
+    "flatiron": _make_flatiron,
+    "vgg16": _make_vgg16,
+    "resnet9": _make_resnet9,
+    "resnet18": functools.partial(_make_resnet, (2, 2, 2, 2), False),
+    "resnet34": functools.partial(_make_resnet, (3, 4, 6, 3), False),
+    "resnet50": functools.partial(_make_resnet, (3, 4, 6, 3), True),
+}
 
 
 def make_model(config: ModelConfig, image_px: int, key, axis_name: str | None = None) -> nnx.Module:
@@ -95,6 +124,8 @@ def make_pretraining_model(config: ModelConfig, image_px: int, key, axis_name: s
         raise UserError(
             f"only a backbone is pretrained, and {config.model} has dense layers: give --vgg_dense_widths=."
         )
+    from pneumojax.models.layers import Projector
+
     width = model.head.linear.in_features
     model.head = Projector(width, PROJECTOR_WIDTHS, axis_name, nnx.Rngs(jax.random.fold_in(key, 1)))
     return model

@@ -6,6 +6,9 @@ from flax import nnx
 
 from pneumojax.ops.convolution import convolve
 
+# Kernel size and stride of the first convolution of a residual network, and whether max-pooling at stride 2 follows.
+STEMS = {"imagenet": (7, 2, True), "strided": (3, 2, False), "small": (3, 1, False)}
+
 
 class Conv(nnx.Module):
     """A square convolution. By default it is padded by size // 2 at each edge, which differs from 'SAME' at stride 2.

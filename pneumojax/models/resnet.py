@@ -9,7 +9,7 @@ References:
 import jax
 from flax import nnx
 
-from pneumojax.models.layers import Conv, Head, add_ones, make_batch_norm
+from pneumojax.models.layers import STEMS, Conv, Head, add_ones, make_batch_norm
 from pneumojax.ops.pooling import max_pool
 
 
@@ -56,7 +56,7 @@ class Block(nnx.Module):
 
 
 class ResNet(nnx.Module):
-    """Stem (7x7 at stride 2, max-pooling at stride 2), four stages of blocks, global average pooling, head."""
+    """Stem (see `layers.STEMS`), four stages of blocks, global average pooling, head."""
 
     def __init__(
         self,
@@ -75,8 +75,7 @@ class ResNet(nnx.Module):
     ):
         self.frozen = frozen
         self.ones_plane = ones_plane
-        self.small = stem != "imagenet"
-        kernel, stride = {"imagenet": (7, 2), "small": (3, 1), "small2": (3, 2)}[stem]
+        kernel, stride, self.pools = STEMS[stem]
         self.stem_conv = Conv(2 if ones_plane else 1, width, kernel, stride, dtype, rngs)
         self.stem_norm = make_batch_norm(width, dtype, axis_name, rngs)
         self.block_names = []
@@ -98,7 +97,7 @@ class ResNet(nnx.Module):
         """The backbone: [B, H, W, 1] images -> [B, F] features."""
         x = add_ones(images) if self.ones_plane else images
         x = self.stem_norm(self.stem_conv(x), use_running_average=not train or "stem" in self.frozen)
-        x = nnx.relu(x if self.small else max_pool(x, 3))
+        x = nnx.relu(max_pool(x, 3) if self.pools else x)
         for name in self.block_names:
             x = getattr(self, name)(x, train and name.split("_")[0] not in self.frozen)
         return x.mean((1, 2), dtype="float32")

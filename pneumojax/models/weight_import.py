@@ -9,7 +9,6 @@ too, so the folded network equals the published one at every pixel (1e-6).
 """
 
 import difflib
-import hashlib
 import json
 import logging
 import pathlib
@@ -162,15 +161,6 @@ def check_pretraining_images(path: str | pathlib.Path, data_fingerprint: str) ->
             "and the metrics may then be too good.",
             path,
         )
-
-
-def compute_sha256(path: str | pathlib.Path) -> str | None:
-    """Hashes a file; None if it cannot be read, for which `load_pretrained` raises an error."""
-    try:
-        with pathlib.Path(path).expanduser().open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        return None
 
 
 def _name(source, model, key):

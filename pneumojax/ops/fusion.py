@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pneumojax.ops.convolution import uses_xla_algorithms
+from pneumojax.ops.xla import uses_xla_algorithms
 
 
 def compute_unfused(function: Callable, *arrays):

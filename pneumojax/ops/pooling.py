@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from pneumojax.ops.convolution import uses_xla_algorithms
 from pneumojax.ops.fusion import compute_unfused
+from pneumojax.ops.xla import uses_xla_algorithms
 
 # Marks a row or column that is not in the window.
 OUTSIDE = -9

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from pneumojax.ops.convolution import uses_xla_algorithms, xla_algorithms
+from pneumojax.ops.xla import uses_xla_algorithms, xla_algorithms
 
 
 def compile_chunk(

@@ -8,20 +8,14 @@ from collections.abc import Callable, Generator
 import jax
 import orbax.checkpoint as ocp
 
-from pneumojax import replica_steps, steps
+from pneumojax import steps
 from pneumojax.checkpoint import find_best, has_checkpoints, open_checkpoints, save_checkpoint, wait_for_checkpoints
 from pneumojax.config import Config
 from pneumojax.errors import UserError
-from pneumojax.evaluation.operating_point import load_or_choose_threshold
-from pneumojax.evaluation.run import open_run
 from pneumojax.files import read_rows
-from pneumojax.models.weight_import import check_pretraining_images
-from pneumojax.reporting.figures.training import save_learning_curves
 from pneumojax.sharding import name_lost_process
 from pneumojax.state import TrainState
 from pneumojax.training.compile_cost import compile_chunk
-from pneumojax.training.features import make_extract_split
-from pneumojax.training.initial_weights import load_initial_weights
 from pneumojax.training.input_pipeline import make_chunk_inputs
 from pneumojax.training.interrupts import STOP_REQUESTED, catch_signals, max_over_processes
 from pneumojax.training.metric_log import MetricLog, Report, report_nothing, watch
@@ -86,15 +80,18 @@ def fit(
     train_chunks = make_train_chunks(plan)
     fresh = steps.init_state(config, plan.tx, plan.mesh)
     if config.model.pretrained and (restart or not has_checkpoints(workdir)):
+        from pneumojax.training.initial_weights import load_initial_weights
+
         # Before anything is written or deleted, because the file may not fit the network.
-        fresh = load_initial_weights(config, fresh, plan.mesh)
-        check_pretraining_images(config.model.pretrained, plan.data.fingerprint)
+        [fresh] = load_initial_weights(plan, [fresh])
 
     with name_lost_process(), hold_workdir(workdir, run, restart), open_checkpoints(workdir) as checkpoints:
         state = resume(workdir, checkpoints, fresh, plan.mesh)
         first_step, key = int(state.step), steps.make_key(config, plan.mesh)
         images, selection_images = plan.data.images, selection.images
         if config.model.cached_views and first_step < plan.total_steps:
+            from pneumojax.training.features import make_extract_split
+
             extract_split = make_extract_split(plan, state, key)
             images, selection_images = extract_split(plan.data, config.model.cached_views), extract_split(selection, 1)
         validate = make_validate(plan, selection.labels(config.model.task), selection_images)
@@ -151,11 +148,6 @@ def train_until_stopped(
     Returns:
       (state, step, stopped_by): stopped_by is the number of a signal, STOP_REQUESTED, or 0 after the last step.
     """
-    # shard_map and pmap programs, and those of whole replicas per device, are written for one device's shard.
-    replicas = plan.config.train.replicas
-    mapped = plan.config.train.parallel != "jit" or (
-        replicas > 1 and replica_steps.replicas_partitioned(replicas, plan.mesh)
-    )
     compiled: dict[int, Callable] = {}
     stopped_by = 0
     # An implicit copy between host and devices inside the loop is an error.
@@ -167,7 +159,9 @@ def train_until_stopped(
             size = plan.find_size(step)
             inputs = (state, *next(chunk_inputs))
             if size not in compiled:
-                compiled[size], costs = compile_chunk(train_chunks[size], inputs, plan.mesh.size, mapped, count_flops)
+                compiled[size], costs = compile_chunk(
+                    train_chunks[size], inputs, plan.mesh.size, plan.mapped, count_flops
+                )
                 log.start_size(costs)
             state, sums = compiled[size](*inputs)
             step += plan.chunk_steps
@@ -199,6 +193,11 @@ def finish_run(
       trained_steps: training steps of this call.
       stopped_by: from `train_until_stopped`.
     """
+    # Imported here, because no step of the training needs the evaluation or the figures.
+    from pneumojax.evaluation.operating_point import load_or_choose_threshold
+    from pneumojax.evaluation.run import open_run
+    from pneumojax.reporting.figures.training import save_learning_curves
+
     best_step, best_auroc = find_best(checkpoints) or (None, None)
     threshold = None
     if step == plan.total_steps:

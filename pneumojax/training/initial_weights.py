@@ -1,26 +1,41 @@
 """The weights of a file that a training starts from."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from pneumojax.config import Config
-from pneumojax.models.weight_import import load_pretrained
+from pneumojax.config import ModelConfig
+from pneumojax.data.pixels import PIXEL_MEAN, PIXEL_STD
+from pneumojax.models.weight_import import check_pretraining_images, load_pretrained
 from pneumojax.sharding import put
 from pneumojax.state import TrainState
-from pneumojax.steps import PIXEL_MEAN, PIXEL_STD
+from pneumojax.training.plan import TrainingPlan
 
 
-def load_initial_weights(config: Config, state: TrainState, mesh: Mesh) -> TrainState:
-    """Replaces the weights of a fresh state by those of the file that the config names.
+def load_initial_weights(plan: TrainingPlan, states: Sequence[TrainState]) -> list[TrainState]:
+    """Replaces the weights of fresh states by those of the file that the config names.
+
+    It warns if the file is a backbone that was pretrained on other images than those of the plan.
+
+    Args:
+      plan: the training.
+      states: the state of a run, or of each replica. A classifier that the file does not replace keeps its weights.
 
     Raises:
       UserError: the file cannot be read or is of another network.
     """
+    model = plan.config.model
+    loaded = [_replace_weights(model, state, plan.mesh) for state in states]
+    check_pretraining_images(model.pretrained, plan.data.fingerprint)
+    return loaded
+
+
+def _replace_weights(model: ModelConfig, state: TrainState, mesh: Mesh) -> TrainState:
     fresh = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
-    loaded = load_pretrained(config.model.pretrained, config.model, fresh, PIXEL_MEAN, PIXEL_STD)
+    loaded = load_pretrained(model.pretrained, model, fresh, PIXEL_MEAN, PIXEL_STD)
     # Two copies, as a donated state must not contain a buffer twice.
     arrays, average = (jax.tree.map(lambda leaf: put(np.array(leaf), mesh), loaded) for _ in range(2))
     return dataclasses.replace(state, **arrays, ema=average if state.ema else {})

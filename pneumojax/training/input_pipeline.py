@@ -5,9 +5,8 @@ from collections.abc import Generator
 import jax
 import numpy as np
 
-from pneumojax import steps
+from pneumojax import parallel
 from pneumojax.data.batches import make_epoch_batches
-from pneumojax.data.stream import stream_rows
 from pneumojax.sharding import put
 from pneumojax.training.plan import TrainingPlan
 
@@ -40,9 +39,11 @@ def make_chunk_inputs(
 
     numbers = range(first_step // plan.chunk_steps, config.train.epochs * plan.chunks)
     if config.train.loader == "stream":
-        rows = stream_rows(columns, lambda number: steps.shape_batches(choose(number), config, mesh), numbers, mesh)
+        from pneumojax.data.stream import stream_rows
+
+        rows = stream_rows(columns, lambda number: parallel.shape_batches(choose(number), config, mesh), numbers, mesh)
         yield from ((*chunk, key) for chunk in rows)
     else:
         columns = tuple(put(column, mesh) for column in columns)
         for number in numbers:
-            yield *columns, steps.put_batches(choose(number), config, mesh), key
+            yield *columns, parallel.put_batches(choose(number), config, mesh), key

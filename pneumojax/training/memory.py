@@ -7,8 +7,9 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from pneumojax.config import Config
-from pneumojax.replica_steps import replicas_partitioned
-from pneumojax.steps import make_init, normalise
+from pneumojax.data.pixels import normalise
+from pneumojax.sharding import replicas_partitioned
+from pneumojax.steps import make_init
 
 
 def estimate_memory(

@@ -9,7 +9,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from pneumojax import replica_steps, steps
+from pneumojax import steps
 from pneumojax.config import Config
 from pneumojax.data.batches import split_epoch
 from pneumojax.data.dataset import Split, load_split
@@ -17,7 +17,7 @@ from pneumojax.errors import UserError
 from pneumojax.losses import compute_class_weights
 from pneumojax.models import make_model
 from pneumojax.optimizer import make_optimizer
-from pneumojax.sharding import initialize, make_mesh
+from pneumojax.sharding import initialize, make_mesh, replicas_partitioned
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +55,12 @@ class TrainingPlan:
         return self.config.train.epochs * self.steps_per_epoch
 
     @property
+    def mapped(self) -> bool:
+        """Whether a chunk is written for one device's shard: by shard_map, by pmap, or of whole replicas per device."""
+        train = self.config.train
+        return train.parallel != "jit" or (train.replicas > 1 and replicas_partitioned(train.replicas, self.mesh))
+
+    @property
     def image_sizes(self) -> tuple[int, ...]:
         """Image sizes in pixels that the run trains on, in order; equal shares of the epochs each."""
         return self.config.data.progressive_px or (self.config.data.image_px,)
@@ -86,7 +92,7 @@ def make_plan(config: Config, make: Callable = make_model) -> TrainingPlan:
     initialize(config.train.multihost)
     mesh = make_mesh()
     # Whole replicas on each device need no divisible batch.
-    if config.train.replicas == 1 or not replica_steps.replicas_partitioned(config.train.replicas, mesh):
+    if config.train.replicas == 1 or not replicas_partitioned(config.train.replicas, mesh):
         _check_batch_size(config.train.batch_size, mesh)
     data = load_split(config.data, "train")
     chunks, chunk_steps = split_epoch(len(data), config.train.batch_size, config.train.chunk_steps)

@@ -12,11 +12,13 @@ import jax
 
 from pneumojax import steps
 from pneumojax.checkpoint import open_checkpoints, save_checkpoint, wait_for_checkpoints
-from pneumojax.config import PRETRAINABLE, Config
+from pneumojax.config import Config
 from pneumojax.errors import UserError
 from pneumojax.files import read_rows
+from pneumojax.limits import PRETRAINABLE
 from pneumojax.models import make_pretraining_model
 from pneumojax.models.weight_import import save_backbone
+from pneumojax.pretrain_steps import make_pretrain_chunk
 from pneumojax.reporting.figures.training import save_learning_curves
 from pneumojax.sharding import name_lost_process
 from pneumojax.state import TrainState
@@ -77,7 +79,7 @@ def pretrain(
         raise UserError("batch_size must be at least 2: the loss compares the views of an image with those of others.")
     workdir, plan = pathlib.Path(workdir).expanduser(), make_plan(config, make_pretraining_model)
     run = describe_run(config) | {"trains": "backbone"}
-    pretrain_chunks = [steps.make_pretrain_chunk(config, plan.graph, plan.tx, plan.mesh)] * len(plan.image_sizes)
+    pretrain_chunks = [make_pretrain_chunk(config, plan.graph, plan.tx, plan.mesh)] * len(plan.image_sizes)
     fresh = steps.init_state(config, plan.tx, plan.mesh, make_pretraining_model)
 
     with name_lost_process(), hold_workdir(workdir, run, restart), open_checkpoints(workdir) as checkpoints:

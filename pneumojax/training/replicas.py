@@ -18,9 +18,8 @@ from pneumojax.data.batches import make_epoch_batches, make_eval_batches
 from pneumojax.data.dataset import Split
 from pneumojax.errors import Diverged, UserError
 from pneumojax.files import append_row, read_rows, write_json
-from pneumojax.models.weight_import import check_pretraining_images
 from pneumojax.reporting.figures.training import save_learning_curves
-from pneumojax.sharding import measure_free_bytes, put
+from pneumojax.sharding import measure_free_bytes, put, replicas_partitioned
 from pneumojax.state import TrainState
 from pneumojax.training.fit import FitResult, finish_run, train_until_stopped
 from pneumojax.training.initial_weights import load_initial_weights
@@ -93,22 +92,29 @@ def fit_replicas(
                 _save(replicas, step, state, [None] * len(replicas))
             for replica in replicas:
                 wait_for_checkpoints(replica.checkpoints)
-        results = [
-            finish_run(
-                replica.workdir,
-                replica.config,
-                plan,
-                replica.checkpoints,
-                replica.checkpoints.latest_step() or 0,
-                step - first_step,
-                stopped_by,
-            )
-            for replica in replicas
-        ]
-        curves = workdir / "learning_curves.png"
-        if step > first_step or not curves.exists():
-            rows = read_rows(workdir / "metrics.jsonl")
-            save_learning_curves(curves, rows, selection.name, f"mean of {len(replicas)} replicas")
+        return _finish_runs(workdir, plan, replicas, step - first_step, stopped_by)
+
+
+def _finish_runs(
+    workdir: pathlib.Path, plan: TrainingPlan, replicas: Sequence["_Replica"], trained_steps: int, stopped_by: int
+) -> list[FitResult]:
+    """Finishes each replica as `finish_run` does, and draws the mean learning curves of all."""
+    results = [
+        finish_run(
+            replica.workdir,
+            replica.config,
+            plan,
+            replica.checkpoints,
+            replica.checkpoints.latest_step() or 0,
+            trained_steps,
+            stopped_by,
+        )
+        for replica in replicas
+    ]
+    curves = workdir / "learning_curves.png"
+    if trained_steps or not curves.exists():
+        rows = read_rows(workdir / "metrics.jsonl")
+        save_learning_curves(curves, rows, plan.config.data.selection_split, f"mean of {len(replicas)} replicas")
     return results
 
 
@@ -127,8 +133,7 @@ def _init_replicas(plan: TrainingPlan, configs: Sequence[Config], starts: bool) 
     fresh = [init(jax.random.key(config.train.seed)) for config in configs]
     if plan.config.model.pretrained and starts:
         # Before anything is written or deleted, because the file may not fit the network.
-        fresh = [load_initial_weights(*args, plan.mesh) for args in zip(configs, fresh, strict=True)]
-        check_pretraining_images(plan.config.model.pretrained, plan.data.fingerprint)
+        fresh = load_initial_weights(plan, fresh)
     return fresh
 
 
@@ -162,7 +167,7 @@ def check_memory(plan: TrainingPlan, data_bytes: int) -> None:
     config, mesh = plan.config, plan.mesh
     each, once = estimate_memory(config, plan.graph, plan.tx, mesh)
     replicas, free = config.train.replicas, measure_free_bytes(mesh)
-    devices = mesh.size if replica_steps.replicas_partitioned(replicas, mesh) else 1
+    devices = mesh.size if replicas_partitioned(replicas, mesh) else 1
     needed = data_bytes + once + each * replicas // devices
     if needed > free:
         fitting = max(0, (free - data_bytes - once) // each) * devices
@@ -263,7 +268,7 @@ def _make_validate(plan: TrainingPlan, split: Split) -> Callable[[TrainState], l
     config, mesh, labels = plan.config, plan.mesh, split.labels(plan.config.model.task)
     predict_batches = replica_steps.make_replicas_predict(config, plan.graph, mesh)
     images = put(split.images, mesh)
-    partitioned = replica_steps.replicas_partitioned(config.train.replicas, mesh)
+    partitioned = replicas_partitioned(config.train.replicas, mesh)
     batches = make_eval_batches(len(split), config.train.eval_batch_size, 1 if partitioned else mesh.size)
     batches = put(batches, mesh, axis=None if partitioned else 1)
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pneumojax.evaluation import metrics
+from pneumojax.evaluation import point_metrics
 from pneumojax.evaluation.predict import compute_probabilities, make_predict_images
 from pneumojax.state import TrainState
 from pneumojax.training.plan import TrainingPlan
@@ -49,5 +49,5 @@ def score_validation(labels: np.ndarray, logits: np.ndarray) -> dict[str, float]
     return {
         "val/loss": float(-np.log(np.maximum(true_class, 1e-300)).mean()),
         "val/accuracy": float((probabilities.argmax(-1) == labels).mean()),
-        "val/auroc": metrics.compute_auroc(labels, metrics.compute_binary_scores(probabilities)),
+        "val/auroc": point_metrics.compute_auroc(labels, point_metrics.compute_binary_scores(probabilities)),
     }

@@ -17,13 +17,11 @@ import jax
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
-from pneumojax import steps
 from pneumojax.checkpoint import check_same_run, find_replicas, read_run, restore_state
 from pneumojax.config import CLASS_NAMES, Config, config_to_dict
 from pneumojax.data.dataset import ensure_prepared
 from pneumojax.errors import UserError
-from pneumojax.files import read_rows, truncate_rows, write_json
-from pneumojax.models.weight_import import compute_sha256
+from pneumojax.files import compute_sha256, read_rows, truncate_rows, write_json
 from pneumojax.state import TrainState
 from pneumojax.training.interrupts import max_over_processes
 
@@ -54,7 +52,7 @@ def describe_run(config: Config) -> dict[str, Any]:
         "pretrained_sha256": compute_sha256(config.model.pretrained) if config.model.pretrained else None,
         "class_names": list(CLASS_NAMES[config.model.task]),
         "image_px": config.data.image_px,
-        "pixels": {"dtype": "uint8", "range": [0, 255], "mean": steps.PIXEL_MEAN, "std": steps.PIXEL_STD},
+        "pixels": {"dtype": "uint8", "range": [0, 255], "mean": PIXEL_MEAN, "std": PIXEL_STD},
         "data": {name: metadata.get(name) for name in ("fingerprint", "fingerprints", "source", "synthetic", "counts")},
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in VERSIONED},

@@ -11,8 +11,9 @@ import pytest
 
 from pneumojax.config import DataConfig
 from pneumojax.data import dataset
+from pneumojax.data.cache import DECODER_VERSION
 from pneumojax.data.dataset import ensure_prepared, load_split
-from pneumojax.data.decode import DECODER_VERSION, decode_image
+from pneumojax.data.decode import decode_image
 from pneumojax.errors import UserError
 from tfds_builder import kermany_pneumonia
 from tfds_builder.kermany_pneumonia import phantom
@@ -140,7 +141,7 @@ sys.modules.pop("etils")  # JAX itself needs it.
 import pneumojax.data
 for module in pkgutil.iter_modules(pneumojax.data.__path__):
     importlib.import_module(f"pneumojax.data.{{module.name}}")
-for name in ("images", "phantom", "prepare", "progress", "sources", "splits"):
+for name in ("images", "location", "phantom", "preparation", "progress", "sources", "splits"):
     importlib.import_module(f"tfds_builder.kermany_pneumonia.{{name}}")
 """
     output = subprocess.check_output([sys.executable, "-c", program], text=True)

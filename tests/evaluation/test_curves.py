@@ -8,13 +8,13 @@ import pytest
 from scored import make_split
 from sklearn import metrics as oracle
 
-from pneumojax.evaluation import curves, metrics
+from pneumojax.evaluation import curves, metrics, point_metrics
 from pneumojax.evaluation.bootstrap import PatientBootstrap
 
 
 def test_roc_curve_equals_scikit_learn_and_lies_in_its_band():
     labels, probabilities, patient_ids = make_split(200, 2, step=0.5)
-    scores = metrics.compute_binary_scores(probabilities)
+    scores = point_metrics.compute_binary_scores(probabilities)
     curve = curves.compute_roc_curve(labels, scores, PatientBootstrap(patient_ids))
     x, y, _ = oracle.roc_curve(labels, scores, drop_intermediate=False)
     np.testing.assert_allclose(curve["false_positive_rate"], x, atol=1e-12)
@@ -41,7 +41,7 @@ def test_band_width_is_that_of_a_proportion():
 
 def test_precision_recall_curve_is_the_average_precision_and_lies_in_its_band():
     labels, probabilities, patient_ids = make_split(200, 2, step=0.5)
-    scores = metrics.compute_binary_scores(probabilities)
+    scores = point_metrics.compute_binary_scores(probabilities)
     curve = curves.compute_pr_curve(labels, scores, PatientBootstrap(patient_ids))
     area = np.sum(np.diff(curve["sensitivity"], prepend=0) * curve["precision"])
     assert area == pytest.approx(oracle.average_precision_score(labels, scores), abs=1e-12)

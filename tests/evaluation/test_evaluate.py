@@ -20,7 +20,7 @@ from pneumojax.config import ThresholdConfig
 from pneumojax.data.augment import make_augment
 from pneumojax.data.dataset import load_split
 from pneumojax.errors import UserError
-from pneumojax.evaluation import metrics, prediction_files, thresholds
+from pneumojax.evaluation import metrics, point_metrics, prediction_files, thresholds
 from pneumojax.evaluation.bootstrap import PatientBootstrap
 from pneumojax.evaluation.calibration import fit_temperature
 from pneumojax.evaluation.ensemble import open_ensemble
@@ -268,7 +268,7 @@ def test_threshold_and_temperature_belong_to_the_data_set_that_they_were_chosen_
             assert chosen["threshold"]["data_fingerprint"] == validation.fingerprint
             assert chosen["threshold"]["value"] == thresholds.choose_threshold(
                 validation.labels("binary"),
-                metrics.compute_binary_scores(probabilities),
+                point_metrics.compute_binary_scores(probabilities),
                 rules.threshold_rule,
                 target_sensitivity=rules.target_sensitivity,
             )
@@ -412,7 +412,7 @@ def test_the_leaky_protocol_chooses_on_test_trains_the_same_and_says_so(
     scores = 1 - compute_probabilities(logits)[:, 0]
     rows = [json.loads(line) for line in (leaky / "metrics.jsonl").read_text().splitlines()]
     aurocs = {row["step"]: row["val/auroc"] for row in rows if "val/auroc" in row}
-    assert aurocs[run.step] == max(aurocs.values()) == pytest.approx(metrics.compute_auroc(test.subtypes, scores))
+    assert aurocs[run.step] == max(aurocs.values()) == pytest.approx(point_metrics.compute_auroc(test.subtypes, scores))
     stored = json.loads((leaky / "threshold.json").read_text())
     # The largest score that 95 % of test's pneumonias reach.
     ill = np.sort(scores[test.subtypes > 0])[::-1]

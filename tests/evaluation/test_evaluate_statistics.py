@@ -14,7 +14,7 @@ from experiments import compare
 from pneumojax.config import config_from_dict
 from pneumojax.data.dataset import load_split
 from pneumojax.errors import UserError
-from pneumojax.evaluation import metrics, thresholds
+from pneumojax.evaluation import point_metrics, thresholds
 from pneumojax.evaluation.bootstrap import PatientBootstrap
 from pneumojax.evaluation.calibration import apply_temperature, compute_calibration, fit_temperature
 from pneumojax.evaluation.ensemble import open_ensemble
@@ -81,7 +81,7 @@ def test_calibration_is_fitted_once_on_validation_and_mends_it(make_run, task):
     assert stored["temperature"] == fit_temperature(validation.labels(task), probabilities)
     assert stored["prevalence"] == np.mean(validation.subtypes > 0)
     calibrated = apply_temperature(probabilities, stored["temperature"])
-    assert [float(row["calibrated_score"]) for row in rows] == metrics.compute_binary_scores(calibrated).tolist()
+    assert [float(row["calibrated_score"]) for row in rows] == point_metrics.compute_binary_scores(calibrated).tolist()
     assert oracle.log_loss(validation.labels(task), calibrated) <= oracle.log_loss(
         validation.labels(task), probabilities
     )

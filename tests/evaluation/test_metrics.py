@@ -9,33 +9,33 @@ from scipy import stats
 from scored import make_split
 from sklearn import metrics as oracle
 
-from pneumojax.evaluation import curves, metrics
+from pneumojax.evaluation import curves, metrics, point_metrics
 from pneumojax.evaluation.bootstrap import PatientBootstrap
 
 
 @pytest.mark.parametrize("step", [None, 1.0])
 def test_areas_equal_scikit_learn(step):
     labels, probabilities, _ = make_split(200, 2, step=step)
-    scores = metrics.compute_binary_scores(probabilities)
+    scores = point_metrics.compute_binary_scores(probabilities)
     assert (len(np.unique(scores)) < 50) == (step is not None)
-    assert metrics.compute_auroc(labels, scores) == pytest.approx(oracle.roc_auc_score(labels, scores), abs=1e-12)
+    assert point_metrics.compute_auroc(labels, scores) == pytest.approx(oracle.roc_auc_score(labels, scores), abs=1e-12)
     expected = oracle.average_precision_score(labels, scores)
-    assert metrics.compute_auprc(labels, scores) == pytest.approx(expected, abs=1e-12)
+    assert point_metrics.compute_auprc(labels, scores) == pytest.approx(expected, abs=1e-12)
 
 
 def test_auroc_of_hand_counted_pairs():
     # Positives 0.4 and 0.8 against negatives 0.1, 0.4, 0.6: 1 + 1/2 + 0 and 3 of 6 pairs.
-    assert metrics.compute_auroc([0, 1, 0, 0, 1], [0.1, 0.4, 0.4, 0.6, 0.8]) == pytest.approx(4.5 / 6)
-    assert metrics.compute_auroc([0, 0, 1, 1], [0.3, 0.3, 0.3, 0.3]) == 0.5
-    assert metrics.compute_auprc([0, 0, 1, 0], [0.3, 0.3, 0.3, 0.3]) == 0.25
+    assert point_metrics.compute_auroc([0, 1, 0, 0, 1], [0.1, 0.4, 0.4, 0.6, 0.8]) == pytest.approx(4.5 / 6)
+    assert point_metrics.compute_auroc([0, 0, 1, 1], [0.3, 0.3, 0.3, 0.3]) == 0.5
+    assert point_metrics.compute_auprc([0, 0, 1, 0], [0.3, 0.3, 0.3, 0.3]) == 0.25
 
 
 def test_threshold_metrics_equal_scikit_learn():
     labels, probabilities, _ = make_split(200, 2, step=0.25)
-    scores = metrics.compute_binary_scores(probabilities)
+    scores = point_metrics.compute_binary_scores(probabilities)
     threshold = scores[7]
     decisions = scores >= threshold
-    assert metrics.compute_threshold_metrics(labels, scores, threshold) == pytest.approx({
+    assert point_metrics.compute_threshold_metrics(labels, scores, threshold) == pytest.approx({
         "accuracy": oracle.accuracy_score(labels, decisions),
         "sensitivity": oracle.recall_score(labels, decisions),
         "specificity": oracle.recall_score(labels, decisions, pos_label=0),
@@ -48,7 +48,7 @@ def test_threshold_metrics_equal_scikit_learn():
 
 def test_macro_averages_of_two_classes_equal_scikit_learn():
     labels, probabilities, patients = make_split(200, 2, step=0.25)
-    decisions = metrics.compute_binary_scores(probabilities) >= 0.6
+    decisions = point_metrics.compute_binary_scores(probabilities) >= 0.6
     result = metrics.compute_metrics(labels, probabilities, 0.6, PatientBootstrap(patients, 50))
     for name, compute in (("precision_macro", oracle.precision_score), ("f1_macro", oracle.f1_score)):
         assert result[name]["value"] == pytest.approx(compute(labels, decisions, average="macro"))
@@ -67,7 +67,7 @@ def test_weighted_values_equal_scikit_learn_with_sample_weight(step):
     labels, probabilities, _ = make_split(150, 3, step=step)
     weights = np.random.default_rng(1).integers(4, size=(5, 150)).astype(np.float64)
     values = metrics.compute_metric_values(labels, probabilities, 0.6, weights)
-    positive, scores = labels > 0, metrics.compute_binary_scores(probabilities)
+    positive, scores = labels > 0, point_metrics.compute_binary_scores(probabilities)
     names = ("NORMAL", "BACTERIA", "VIRUS")
     one_hot, argmax = np.eye(3)[labels], probabilities.argmax(axis=1)
     for row, weight in enumerate(weights):
@@ -117,15 +117,15 @@ def test_weights_are_repetitions():
 def test_confusion_equals_scikit_learn():
     labels, probabilities, _ = make_split(100, 3)
     decisions = probabilities.argmax(axis=1)
-    confusion = metrics.compute_confusion(labels, decisions, 3)
+    confusion = point_metrics.compute_confusion(labels, decisions, 3)
     assert confusion.dtype == np.int64
     np.testing.assert_array_equal(confusion, oracle.confusion_matrix(labels, decisions))
-    np.testing.assert_array_equal(metrics.compute_confusion([1], [0], 2), [[0, 0], [1, 0]])
+    np.testing.assert_array_equal(point_metrics.compute_confusion([1], [0], 2), [[0, 0], [1, 0]])
 
 
 def test_binary_score_keeps_confident_images_apart():
     probabilities = np.array([[1e-9, 1 - 1e-9], [1e-8, 1 - 1e-8]], np.float32)
-    high, low = metrics.compute_binary_scores(probabilities)
+    high, low = point_metrics.compute_binary_scores(probabilities)
     assert high > low
 
 
@@ -187,7 +187,7 @@ def test_split_of_one_class(label):
     assert (result["specificity"]["value"] is None) == (label > 0)
     assert (result["sensitivity_VIRUS"]["value"] is None) == (label != 2)
     assert all("reason" in metric for metric in result.values() if metric["value"] is None)
-    assert metrics.compute_auroc([label] * 20, probabilities[:, 1]) is None
+    assert point_metrics.compute_auroc([label] * 20, probabilities[:, 1]) is None
     assert curves.compute_roc_curve([label] * 20, probabilities[:, 1], PatientBootstrap(patient_ids)) is None
 
 
@@ -259,7 +259,7 @@ def test_exact_interval_of_a_perfect_auroc_covers_it():
 @pytest.mark.parametrize("step", [None, 1.0])
 def test_specificity_at_sensitivity_equals_scikit_learn(step):
     labels, probabilities, patient_ids = make_split(300, 2, step=step)
-    scores = metrics.compute_binary_scores(probabilities)
+    scores = point_metrics.compute_binary_scores(probabilities)
     result = metrics.compute_metrics(labels, probabilities, 0.5, PatientBootstrap(patient_ids))
     for target in (0.95, 0.975, 0.99):
         metric = result[f"specificity_at_sensitivity_{target:g}"]
@@ -270,8 +270,8 @@ def test_specificity_at_sensitivity_equals_scikit_learn(step):
 def test_decisions_do_not_round_the_threshold_to_float32():
     score = np.float32(0.7)
     above = float(np.nextafter(np.float64(score), 1.0))
-    assert metrics.compute_decisions(np.array([score]), float(score))[0] == 1
-    assert metrics.compute_decisions(np.array([score]), above)[0] == 0
+    assert point_metrics.compute_decisions(np.array([score]), float(score))[0] == 1
+    assert point_metrics.compute_decisions(np.array([score]), above)[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -301,7 +301,7 @@ def test_metrics_of_bad_input(labels, probabilities, patient_ids, message):
     ],
 )
 def test_areas_of_bad_input(labels, scores, message):
-    for compute in (metrics.compute_auroc, metrics.compute_auprc):
+    for compute in (point_metrics.compute_auroc, point_metrics.compute_auprc):
         with pytest.raises(ValueError, match=message):
             compute(labels, scores)
 
@@ -382,8 +382,8 @@ def test_interval_of_the_npv_covers_it_with_four_predictions():
 def test_scores_and_thresholds_that_are_no_numbers_are_refused(bad):
     bootstrap = PatientBootstrap(list("abc"))
     for compute in (
-        lambda: metrics.compute_decisions([0.1, bad, 0.9], 0.5),
-        lambda: metrics.compute_threshold_metrics([0, 1, 1], [0.1, bad, 0.9], 0.5),
+        lambda: point_metrics.compute_decisions([0.1, bad, 0.9], 0.5),
+        lambda: point_metrics.compute_threshold_metrics([0, 1, 1], [0.1, bad, 0.9], 0.5),
         lambda: metrics.compute_binary_metrics([0, 1, 1], [0.1, bad, 0.9], 0.5, bootstrap),
         lambda: curves.compute_roc_curve([0, 1, 1], [0.1, bad, 0.9], bootstrap),
         lambda: curves.compute_pr_curve([0, 1, 1], [0.1, bad, 0.9], bootstrap),
@@ -391,8 +391,8 @@ def test_scores_and_thresholds_that_are_no_numbers_are_refused(bad):
         with pytest.raises(ValueError, match="1 of 3 scores are not finite"):
             compute()
     for compute in (
-        lambda: metrics.compute_decisions([0.1, 0.5, 0.9], np.nan),
-        lambda: metrics.compute_threshold_metrics([0, 1, 1], [0.1, 0.5, 0.9], [0.5, np.nan, 0.5]),
+        lambda: point_metrics.compute_decisions([0.1, 0.5, 0.9], np.nan),
+        lambda: point_metrics.compute_threshold_metrics([0, 1, 1], [0.1, 0.5, 0.9], [0.5, np.nan, 0.5]),
         lambda: metrics.compute_metrics([0, 1, 1], [[0.5, 0.5]] * 3, np.nan, bootstrap),
     ):
         with pytest.raises(ValueError, match="threshold is not a number"):

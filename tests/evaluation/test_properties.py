@@ -22,6 +22,7 @@ from pneumojax.evaluation import (
     curves,
     decision_curve,
     metrics,
+    point_metrics,
     subgroups,
     summary,
     thresholds,
@@ -125,11 +126,11 @@ def approx(expected):
 @given(scored())
 def test_areas_and_rates(split):
     labels, scores, _, threshold = split
-    areas = {"auroc": metrics.compute_auroc(labels, scores), "auprc": metrics.compute_auprc(labels, scores)}
+    areas = {"auroc": point_metrics.compute_auroc(labels, scores), "auprc": point_metrics.compute_auprc(labels, scores)}
     assert areas == approx(compute_areas(labels > 0, scores))
     expected = compute_rates(labels, scores >= threshold)
-    assert metrics.compute_threshold_metrics(labels, scores, threshold) == approx(expected)
-    assert metrics.compute_auroc(1 - labels, -scores) == approx(areas["auroc"])
+    assert point_metrics.compute_threshold_metrics(labels, scores, threshold) == approx(expected)
+    assert point_metrics.compute_auroc(1 - labels, -scores) == approx(areas["auroc"])
 
 
 @examples
@@ -220,7 +221,7 @@ def test_weights_are_repetitions(split, data):
 def test_confusions(split):
     labels, probabilities, _, _ = split
     classes = probabilities.shape[1]
-    confusion = metrics.compute_confusion(labels, probabilities.argmax(axis=1), classes)
+    confusion = point_metrics.compute_confusion(labels, probabilities.argmax(axis=1), classes)
     expected = oracle.confusion_matrix(labels, probabilities.argmax(axis=1), labels=range(classes))
     np.testing.assert_array_equal(confusion, expected)
 

@@ -7,7 +7,7 @@ import pytest
 from scored import make_split
 from sklearn import metrics as oracle
 
-from pneumojax.evaluation import metrics, thresholds
+from pneumojax.evaluation import metrics, point_metrics, thresholds
 from pneumojax.evaluation.bootstrap import PatientBootstrap
 
 
@@ -21,7 +21,7 @@ def brute_force_rates(labels, scores):
 @pytest.mark.parametrize("target", [0.05, 0.5, 0.95, 1.0])
 def test_target_sensitivity_by_brute_force(seed, target):
     labels, probabilities, _ = make_split(40, 3, seed=seed, step=0.5)
-    scores = metrics.compute_binary_scores(probabilities)
+    scores = point_metrics.compute_binary_scores(probabilities)
     chosen = thresholds.choose_threshold(labels, scores, "target_sensitivity", target_sensitivity=target)
     rates = brute_force_rates(labels, scores)
     assert chosen == max(t for t, (sensitivity, _) in rates.items() if sensitivity >= target)
@@ -30,7 +30,7 @@ def test_target_sensitivity_by_brute_force(seed, target):
 @pytest.mark.parametrize("seed", range(5))
 def test_youden_by_brute_force(seed):
     labels, probabilities, _ = make_split(12, 2, seed=seed, step=1.0)
-    scores = metrics.compute_binary_scores(probabilities)
+    scores = point_metrics.compute_binary_scores(probabilities)
     chosen = thresholds.choose_threshold(labels, scores, "youden")
     youden = {t: sum(rates) - 1 for t, rates in brute_force_rates(labels, scores).items()}
     assert chosen == min(t for t, value in youden.items() if value > max(youden.values()) - 1e-9)
@@ -46,7 +46,7 @@ def test_youden_takes_the_smallest_of_equals():
 @pytest.mark.parametrize("cost_ratio", [0.1, 1.0, 7.0])
 def test_cost_ratio_by_brute_force(cost_ratio, prevalence):
     labels, probabilities, _ = make_split(40, 2, step=0.5)
-    scores = metrics.compute_binary_scores(probabilities)
+    scores = point_metrics.compute_binary_scores(probabilities)
     chosen = thresholds.choose_threshold(labels, scores, "cost_ratio", cost_ratio=cost_ratio, prevalence=prevalence)
     share = labels.mean() if prevalence is None else prevalence
     rates = {**brute_force_rates(labels, scores), np.nextafter(scores.max(), 2): (0.0, 1.0)}
@@ -68,12 +68,12 @@ def test_cost_ratio_of_true_probabilities_is_the_odds_of_the_threshold(cost_rati
 
 def test_where_alarms_cost_most_nobody_is_decided_for():
     threshold = thresholds.choose_threshold([0, 1, 0, 1], [0.1, 0.2, 1.0, 1.0], "cost_ratio", cost_ratio=0.01)
-    assert threshold > 1.0 and not metrics.compute_decisions([0.1, 0.2, 1.0, 1.0], threshold).any()
+    assert threshold > 1.0 and not point_metrics.compute_decisions([0.1, 0.2, 1.0, 1.0], threshold).any()
 
 
 def test_operating_points_equal_scikit_learn_on_the_other_split():
     labels, probabilities, patient_ids = make_split(200, 3, seed=1)
-    scores = metrics.compute_binary_scores(probabilities)
+    scores = point_metrics.compute_binary_scores(probabilities)
     other_labels, other_probabilities, _ = make_split(200, 2)
     chosen = thresholds.choose_operating_points(other_labels, other_probabilities[:, 1])
     assert list(chosen) == [*(f"target_sensitivity_{t}" for t in ("0.95", "0.975", "0.99")), "youden"]
@@ -119,7 +119,7 @@ def test_threshold_makes_the_same_decisions_after_json(dtype):
         assert type(threshold) is float
         assert threshold in scores.astype(np.float64)
         read_again = json.loads(json.dumps({"value": threshold}))["value"]
-        before, after = (metrics.compute_decisions(scores, t) for t in (threshold, read_again))
+        before, after = (point_metrics.compute_decisions(scores, t) for t in (threshold, read_again))
         np.testing.assert_array_equal(before, after)
 
 

@@ -16,14 +16,16 @@ import safetensors.numpy
 from flax import nnx
 
 from pneumojax.config import ModelConfig, config_from_dict
+from pneumojax.data.pixels import PIXEL_MEAN, PIXEL_STD, normalise, scale_pixels
 from pneumojax.errors import UserError
 from pneumojax.models import MODELS
 from pneumojax.models.weight_import import load_pretrained
 from pneumojax.optimizer import make_optimizer
 from pneumojax.sharding import make_mesh
-from pneumojax.steps import PIXEL_MEAN, PIXEL_STD, init_state, normalise, scale_pixels
+from pneumojax.steps import init_state
 from pneumojax.training.fit import fit
 from pneumojax.training.initial_weights import load_initial_weights
+from pneumojax.training.plan import make_plan
 
 HERE = pathlib.Path(__file__).parent
 STORED = {
@@ -175,7 +177,7 @@ def test_training_starts_from_the_file_and_goes_on_without_it(make_config, tmp_p
     fields = {"model": "vgg16", "vgg_width": 2, "vgg_dense_widths": (), "pretrained": str(path), "epochs": 1}
     config = make_config(**fields)
     mesh = make_mesh()
-    state = load_initial_weights(config, init_state(config, make_optimizer(config.optimizer, 1), mesh), mesh)
+    [state] = load_initial_weights(make_plan(config), [init_state(config, make_optimizer(config.optimizer, 1), mesh)])
     _, loaded = load(path, "vgg16", vgg_dense_widths=())
     for variables in (state.ema, {"params": state.params, "batch_stats": state.batch_stats}):
         np.testing.assert_array_equal(

@@ -2,8 +2,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pneumojax.ops.convolution import xla_algorithms
 from pneumojax.ops.fusion import compute_unfused
+from pneumojax.ops.xla import xla_algorithms
 
 
 def double_and_sum(arrays):

@@ -12,7 +12,7 @@ from PIL import Image
 
 from pneumojax.config import Config, config_from_dict, config_to_dict
 from pneumojax.data.dataset import Split
-from pneumojax.evaluation import metrics
+from pneumojax.evaluation import point_metrics
 from pneumojax.evaluation.bootstrap import PatientBootstrap
 from pneumojax.evaluation.summary import compute_statistics
 from pneumojax.reporting.caveats import NOT_A_DEVICE, describe_warnings
@@ -60,7 +60,7 @@ def make_results(split, scores, threshold=0.5, task="binary"):
     fitted = {"temperature": 1.5, "prevalence": 0.5, "split": "validation"}
     numbers = compute_statistics(split, task, probabilities, chosen, fitted, PatientBootstrap(split.patient_ids))
     ill = split.subtypes > 0
-    confusion = metrics.compute_confusion(ill.astype(int), metrics.compute_decisions(scores, threshold), 2)
+    confusion = point_metrics.compute_confusion(ill.astype(int), point_metrics.compute_decisions(scores, threshold), 2)
     names = ("NORMAL", "PNEUMONIA") if task == "binary" else ("NORMAL", "BACTERIA", "VIRUS")
     matrices = {"at_threshold": confusion.tolist()} | ({} if task == "binary" else {"most_probable_class": []})
     return {
@@ -95,7 +95,7 @@ def directory(tmp_path_factory):
 
 
 def draw_report(results, split, scores, networks, directory):
-    decisions = metrics.compute_decisions(scores, results["threshold"]["value"])
+    decisions = point_metrics.compute_decisions(scores, results["threshold"]["value"])
     return make_report(results, split, np.asarray(scores), decisions, networks, directory)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pneumojax.evaluation import calibration, curves, decision_curve, metrics
+from pneumojax.evaluation import calibration, curves, decision_curve, metrics, point_metrics
 from pneumojax.evaluation.bootstrap import PatientBootstrap
 from pneumojax.reporting.figures import data, evaluation, intervals, search, style, training
 
@@ -23,11 +23,11 @@ def drawn(draw_pictures):
 def draw_all(folder, labels, probabilities, threshold):
     """Draws a split as an evaluation does; returns the files."""
     bootstrap = PatientBootstrap(np.arange(len(labels)), 50)
-    scores = metrics.compute_binary_scores(probabilities)
+    scores = point_metrics.compute_binary_scores(probabilities)
     result = metrics.compute_metrics(labels, probabilities, threshold, bootstrap)
     roc = curves.compute_roc_curve(labels, scores, bootstrap)
     pr = curves.compute_pr_curve(labels, scores, bootstrap)
-    confusion = metrics.compute_confusion(labels, probabilities.argmax(axis=1), probabilities.shape[1])
+    confusion = point_metrics.compute_confusion(labels, probabilities.argmax(axis=1), probabilities.shape[1])
     evaluation.save_roc(folder / "roc.png", roc, result, threshold, title="test")
     evaluation.save_precision_recall(folder / "pr.png", pr, result, threshold, title="test")
     evaluation.save_confusion_matrix(folder / "confusion.png", confusion, "ABC"[: len(confusion)])

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from pneumojax import steps
+from pneumojax import parallel, steps
 from pneumojax.config import config_from_dict
 from pneumojax.data.dataset import load_split
 from pneumojax.errors import UserError
@@ -43,7 +43,7 @@ def train_steps(config, devices=8, num_steps=4):
     images = data.images if features is None else features
     batches = np.random.default_rng(0).permutation(len(data))[: num_steps * 16].reshape(num_steps, 16).astype(np.int32)
     chunk = steps.make_train_chunk(config, graph, tx, np.ones(2, np.float32), mesh)
-    arrays = put(images, mesh), put(data.labels("binary"), mesh), steps.put_batches(batches, config, mesh)
+    arrays = put(images, mesh), put(data.labels("binary"), mesh), parallel.put_batches(batches, config, mesh)
     state, metrics = chunk(state, *arrays, key)
     return *jax.device_get((state, metrics)), features
 

@@ -9,6 +9,7 @@ from pneumojax import steps
 from pneumojax.config import config_from_dict
 from pneumojax.ops import convolution
 from pneumojax.optimizer import make_optimizer
+from pneumojax.parallel import put_batches
 from pneumojax.sharding import AXIS, put
 from pneumojax.training.compile_cost import compile_chunk
 
@@ -25,7 +26,7 @@ def compile_mlp(chunk_steps, batch_size, parallel):
     chunk = steps.make_train_chunk(config, steps.make_graph(config), tx, np.ones(2, np.float32), mesh)
     images = np.random.default_rng(0).integers(0, 256, (batch_size, PX, PX)).astype(np.uint8)
     batches = np.tile(np.arange(batch_size, dtype=np.int32), (chunk_steps, 1))
-    batches = steps.put_batches(batches, config, mesh)
+    batches = put_batches(batches, config, mesh)
     labels = put(np.arange(batch_size, dtype=np.int32) % 2, mesh)
     arguments = (steps.init_state(config, tx, mesh), put(images, mesh), labels, batches, steps.make_key(config, mesh))
     return chunk, arguments, *compile_chunk(chunk, arguments, DEVICES, parallel != "jit")

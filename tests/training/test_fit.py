@@ -15,15 +15,17 @@ import numpy as np
 import pytest
 from run_files import assert_same_run, list_files, read_rows, stop_at
 
-from pneumojax import checkpoint, steps
+from pneumojax import checkpoint, parallel, steps
+from pneumojax.data import stream
 from pneumojax.data.dataset import load_split
 from pneumojax.errors import LostProcessError, UserError
 from pneumojax.evaluation import operating_point
 from pneumojax.evaluation.predict import compute_probabilities
 from pneumojax.evaluation.run import open_run
+from pneumojax.reporting.figures import training as figures
 from pneumojax.sharding import initialize
 from pneumojax.training import fit as fit_module
-from pneumojax.training import input_pipeline, metric_log, validation
+from pneumojax.training import metric_log, validation
 from pneumojax.training import workdir as workdir_module
 from pneumojax.training.fit import fit
 
@@ -401,7 +403,7 @@ def test_a_run_compiles_its_chunk_once(make_config, tmp_path):
 
 
 def test_a_hidden_copy_in_the_loop_is_an_error(make_config, tmp_path, monkeypatch):
-    monkeypatch.setattr(steps, "put_batches", lambda batches, config, mesh: batches)
+    monkeypatch.setattr(parallel, "put_batches", lambda batches, config, mesh: batches)
     with pytest.raises(jax.errors.JaxRuntimeError, match="host-to-device"):
         fit(make_config(), tmp_path)
 
@@ -437,8 +439,8 @@ def join_all(started, seconds=200):
 
 
 def count_rows(chosen):
-    """stream_rows that adds the number of rows that this process reads to a list."""
-    original = input_pipeline.stream_rows
+    """stream_rows that adds the number of rows that this process reads for training to a list."""
+    original = stream.stream_rows
 
     class Counted:
         def __init__(self, column):
@@ -448,16 +450,21 @@ def count_rows(chosen):
             chosen.append(index.size)
             return self.column[index]
 
-    return lambda columns, *rest: original((Counted(columns[0]), *columns[1:]), *rest)
+    def stream_counted(columns, *rest):
+        if len(columns) > 1:  # Validation streams images without their labels.
+            columns = (Counted(columns[0]), *columns[1:])
+        return original(columns, *rest)
+
+    return stream_counted
 
 
 def fit_in_process(number, count, port, devices, config, workdir):
     """One process of several; those above 0 must write nothing but their part of a checkpoint."""
     join_processes(number, count, port, devices)
     reports, read = [], []
-    input_pipeline.stream_rows = count_rows(read)
+    stream.stream_rows = count_rows(read)
     if number:
-        for module in (fit_module, metric_log, workdir_module, operating_point):
+        for module in (metric_log, workdir_module, operating_point, figures):
             for name in ("append_row", "write_json", "write_text", "truncate_rows", "save_learning_curves"):
                 if hasattr(module, name):
                     setattr(module, name, None)

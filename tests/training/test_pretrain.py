@@ -16,13 +16,15 @@ import pytest
 from flax import nnx
 from jax.sharding import Mesh
 
-from pneumojax import checkpoint, steps
+from pneumojax import checkpoint, parallel, steps
 from pneumojax.config import ModelConfig, config_from_dict
+from pneumojax.data.pixels import PIXEL_MEAN, PIXEL_STD
 from pneumojax.errors import UserError
 from pneumojax.evaluation.run import open_run
 from pneumojax.models import make_pretraining_model
 from pneumojax.models.weight_import import check_pretraining_images, load_pretrained, save_backbone
 from pneumojax.optimizer import make_optimizer
+from pneumojax.pretrain_steps import make_pretrain_chunk
 from pneumojax.sharding import AXIS, put
 from pneumojax.training import plan, pretrain
 from pneumojax.training.fit import fit
@@ -60,13 +62,13 @@ def train_steps(config, devices):
     """(state, metrics) after three steps, as numpy arrays."""
     mesh = Mesh(np.array(jax.devices()[:devices]), (AXIS,))
     tx = make_optimizer(config.optimizer, 10)
-    chunk = steps.make_pretrain_chunk(config, steps.make_graph(config, make_pretraining_model), tx, mesh)
+    chunk = make_pretrain_chunk(config, steps.make_graph(config, make_pretraining_model), tx, mesh)
     state = steps.init_state(config, tx, mesh, make_pretraining_model)
     draws = np.random.default_rng(0)
     # Of different brightness: features that hardly differ would be normalised up to their rounding errors.
     images = draws.normal(draws.uniform(30, 220, (64, 1, 1)), 40, (64, 32, 32)).clip(0, 255).astype(np.uint8)
     batches = draws.permutation(64)[:48].reshape(3, 16).astype(np.int32)
-    arrays = put(images, mesh), steps.put_batches(batches, config, mesh), steps.make_key(config, mesh)
+    arrays = put(images, mesh), parallel.put_batches(batches, config, mesh), steps.make_key(config, mesh)
     return jax.device_get(chunk(state, *arrays))
 
 
@@ -135,7 +137,7 @@ def test_the_backbone_gives_the_same_features_in_the_network_that_starts_from_it
     save_backbone(path, config.model, variables, "fingerprint")
     tuned = config_from_dict(FIELDS | fields | {"pretrained": str(path)})
     fresh = jax.device_get(steps.init_state(tuned, tx, mesh)).eval_variables()
-    loaded = load_pretrained(path, tuned.model, fresh, steps.PIXEL_MEAN, steps.PIXEL_STD)
+    loaded = load_pretrained(path, tuned.model, fresh, PIXEL_MEAN, PIXEL_STD)
     jax.tree.map(np.testing.assert_array_equal, loaded["params"]["head"], fresh["params"]["head"])
     images = draws.normal(size=(2, 32, 32, 1)).astype(np.float32)
 
@@ -154,7 +156,7 @@ def test_the_backbone_gives_the_same_features_in_the_network_that_starts_from_it
 def test_another_network_or_width_is_refused_with_the_flags_that_fit(finished, config, tmp_path):
     path = finished[1].backbone
     with pytest.raises(UserError, match=r"backbone\.safetensors holds the backbone of a cnn: give --model=cnn\."):
-        load_pretrained(path, ModelConfig(model="resnet18"), {}, steps.PIXEL_MEAN, steps.PIXEL_STD)
+        load_pretrained(path, ModelConfig(model="resnet18"), {}, PIXEL_MEAN, PIXEL_STD)
     wider = FIELDS | {"data_dir": config.data.data_dir, "pretrained": str(path), "cnn_widths": [4, 16]}
     with pytest.raises(UserError, match=r"holds the backbone of another cnn: give --cnn_widths=4,8\."):
         fit(config_from_dict(wider), tmp_path / "run")

@@ -9,10 +9,10 @@ import pytest
 from run_files import assert_same_run, list_files, read_rows, stop_at
 from trainer import SWEEP
 
-from experiments.train import format_replicas
+from experiments.progress import format_replicas
 from pneumojax.config import config_from_dict, config_to_dict
 from pneumojax.errors import UserError
-from pneumojax.evaluation import metrics
+from pneumojax.evaluation import point_metrics
 from pneumojax.evaluation.ensemble import open_ensemble, open_replicas
 from pneumojax.evaluation.evaluate import evaluate
 from pneumojax.evaluation.operating_point import load_or_choose_threshold
@@ -150,8 +150,8 @@ def test_the_evaluation_of_the_folder_is_that_of_the_ensemble_of_its_parts(finis
     assert both.workdir == workdir
     results = evaluate(both, "validation")
     split, probabilities = parts.score("validation")
-    scores = metrics.compute_binary_scores(probabilities)
-    assert results["metrics"]["auroc"]["value"] == metrics.compute_auroc(split.labels("binary"), scores)
+    scores = point_metrics.compute_binary_scores(probabilities)
+    assert results["metrics"]["auroc"]["value"] == point_metrics.compute_auroc(split.labels("binary"), scores)
     assert results["threshold"]["value"] == load_or_choose_threshold(parts, parts.config.threshold)["value"]
     assert (workdir / "evaluation/validation/learning_curves.png").exists()
     with pytest.raises(UserError, match="run holds 2 replicas. Open one, as .*replica_0, or their ensemble"):

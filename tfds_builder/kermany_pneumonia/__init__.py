@@ -2,20 +2,19 @@
 
 `prepare` packages a folder or zip file of the images (or synthetic radiographs). `verify` compares a prepared data set
 with its metadata, which `read_metadata` reads. `choose_share` selects patients who hold a share of the images.
-Importing this package does not import TFDS, so that a program which only reads decoded images needs no TFDS.
+Importing this package imports neither TFDS nor the code that prepares a data set, as a program which only reads decoded
+images needs none of it.
 """
 
-from tfds_builder.kermany_pneumonia.prepare import (
-    DATASETS,
-    VERSION,
-    dataset_dir,
-    default_data_dir,
-    prepare,
-    read_metadata,
-    verify,
-)
-from tfds_builder.kermany_pneumonia.sources import SourceError
-from tfds_builder.kermany_pneumonia.splits import VALIDATION_FRACTION, choose_share
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from tfds_builder.kermany_pneumonia.location import DATASETS, VERSION, dataset_dir, default_data_dir
+
+if TYPE_CHECKING:
+    from tfds_builder.kermany_pneumonia.preparation import prepare, read_metadata, verify
+    from tfds_builder.kermany_pneumonia.sources import SourceError
+    from tfds_builder.kermany_pneumonia.splits import VALIDATION_FRACTION, choose_share
 
 __all__ = [
     "DATASETS",
@@ -29,3 +28,19 @@ __all__ = [
     "read_metadata",
     "verify",
 ]
+
+# The modules of the names that are imported on their first use.
+_MODULES = {
+    "SourceError": "sources",
+    "VALIDATION_FRACTION": "splits",
+    "choose_share": "splits",
+    "prepare": "preparation",
+    "read_metadata": "preparation",
+    "verify": "preparation",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

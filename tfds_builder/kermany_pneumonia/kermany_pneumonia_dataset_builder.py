@@ -17,7 +17,7 @@ from etils import epath
 from tensorflow_datasets.core.download import download_manager, util
 
 from tfds_builder.kermany_pneumonia import phantom, sources, splits
-from tfds_builder.kermany_pneumonia.prepare import VERSION
+from tfds_builder.kermany_pneumonia.location import VERSION
 from tfds_builder.kermany_pneumonia.progress import show_progress
 
 # Mendeley Data rscbjbr9sj, version 2. Its size and sha256 are in checksums.tsv.

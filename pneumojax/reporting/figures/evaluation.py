@@ -113,7 +113,7 @@ def save_confusion_matrix(path: str | Path, confusion: np.ndarray, class_names: 
 
     Args:
       path: PNG file to write; its folder exists.
-      confusion: [C, C] int of `metrics.compute_confusion`; rows are the true class. A class without images has no
+      confusion: [C, C] int of `point_metrics.compute_confusion`; rows are the true class. A class without images has no
         shares.
       class_names: C names.
       title: what was scored, as "test, 624 images, threshold 0.31".

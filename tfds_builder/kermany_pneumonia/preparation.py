@@ -14,28 +14,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tfds_builder.kermany_pneumonia import phantom, sources, splits
+from tfds_builder.kermany_pneumonia.location import DATASETS, NAME, dataset_dir
 from tfds_builder.kermany_pneumonia.progress import show_progress
 
-NAME = "kermany_pneumonia"
-DATASETS = ("kermany", "phantom")
-VERSION = "1.1.0"
 STAGING_PREFIX = "incomplete."  # TFDS uses this prefix for unfinished folders, and its listings ignore them.
-
-
-def default_data_dir() -> pathlib.Path:
-    """Returns the data folder of TFDS: $TFDS_DATA_DIR, or ~/tensorflow_datasets."""
-    return pathlib.Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
-
-
-def dataset_dir(dataset: str, data_dir: str | os.PathLike[str] | None = None) -> pathlib.Path:
-    """Returns the folder of a prepared data set.
-
-    Args:
-        dataset: kermany or phantom.
-        data_dir: data folder; None is the default one, see `default_data_dir`.
-    """
-    data_dir = default_data_dir() if data_dir is None else pathlib.Path(data_dir).expanduser()
-    return data_dir / NAME / dataset / VERSION
 
 
 def read_metadata(directory: str | os.PathLike[str]) -> dict[str, Any]:
@@ -71,7 +53,7 @@ def prepare(
 
     Args:
         dataset: kermany (real images) or phantom (synthetic radiographs).
-        data_dir: data folder; None is the default one, see `default_data_dir`.
+        data_dir: data folder; None is the default one, see `location.default_data_dir`.
         source: folder or zip file of the real images; None downloads Mendeley v2.
         skip_bad_images: leave out images that do not decode, instead of raising an error.
         overwrite: replace a data set that was prepared before.

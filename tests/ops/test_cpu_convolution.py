@@ -9,7 +9,7 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from xla_reference import assert_near, compute_with_gradients, plain_convolve
 
-from pneumojax.ops import convolution, winograd
+from pneumojax.ops import convolution, cpu_convolution, winograd
 
 
 # Up to 4 px, by stride 2 up to 8: by taps; above XLA's convolution, or with many channels Winograd's algorithm.
@@ -40,9 +40,9 @@ WINOGRAD_CHANNELS = 40, 44
 
 
 def make_tiles_small(monkeypatch):
-    for name in dir(convolution):
+    for name in dir(cpu_convolution):
         if name.startswith("MIN_") and "_TILE_" in name:
-            monkeypatch.setattr(convolution, name, 1)
+            monkeypatch.setattr(cpu_convolution, name, 1)
 
 
 @pytest.mark.parametrize("px", [4, 7, 9, 14])
@@ -58,7 +58,11 @@ def test_winograds_algorithm_is_xlas_convolution_with_its_gradients(monkeypatch,
     rng = np.random.default_rng(px)
     channels, features = WINOGRAD_CHANNELS
     of_kernel = (
-        {"multiply_kernel_grads"} if px <= convolution.MAX_FEW_PX else {"compute_kernel_grads"} if size == 3 else set()
+        {"multiply_kernel_grads"}
+        if px <= cpu_convolution.MAX_FEW_PX
+        else {"compute_kernel_grads"}
+        if size == 3
+        else set()
     )
     px += size - 1 - 2 * pad  # of the images, for px of the result
     images = rng.normal(size=(2 * jax.device_count(), px, px + 1, channels)).astype(np.float32)
@@ -94,7 +98,7 @@ def test_a_single_image_is_convolved_by_xla(monkeypatch):
     ],
 )
 def test_winograds_algorithm_is_taken_where_it_pays_and_is_exact_enough(rows, size, channels, stride, dtype, taken):
-    assert convolution._is_for_winograd(rows, (size, size, channels, channels), stride, jnp.dtype(dtype)) == taken
+    assert cpu_convolution._is_for_winograd(rows, (size, size, channels, channels), stride, jnp.dtype(dtype)) == taken
 
 
 @pytest.mark.parametrize(("stride", "channels", "features"), [(2, 2, 4), (1, *WINOGRAD_CHANNELS)])
@@ -144,7 +148,7 @@ def test_batch_tiles_are_equal_and_give_each_device_enough_to_do(
     monkeypatch, devices, batch, positions, min_images, tiles
 ):
     monkeypatch.setattr(jax, "device_count", lambda: devices)
-    assert convolution._count_batch_tiles(batch, positions, min_images, 12_500) == tiles
+    assert cpu_convolution._count_batch_tiles(batch, positions, min_images, 12_500) == tiles
 
 
 def test_convolve_compiles_to_the_fast_layout_inside_a_loop():

@@ -1,0 +1,59 @@
+"""A chunk of steps, compiled for all devices with jit, shard_map or pmap."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from pneumojax.config import Config
+from pneumojax.sharding import AXIS, put, replicated
+
+
+def compile_chunk(step: Callable, num_columns: int, config: Config, mesh: Mesh) -> Callable:
+    """Compiles a `lax.scan` of steps, parallelised over the devices as the config says.
+
+    Args:
+      step: `step(state, *columns, index, key) -> (state, metrics)`, as of `steps.make_train_step`.
+      num_columns: number of columns: 2 for images and labels.
+      config: the run.
+      mesh: the devices.
+
+    Returns:
+      `chunk(state, *columns, batches, key) -> (state, metrics)`: batches [S, B] from `put_batches`, metrics [S] each.
+      The state is donated. With loader=stream `chunk(state, *columns, key)`: the columns are the chunk's own rows
+      [S, B, ...], sharded along B as `shape_batches` says.
+    """
+
+    def chunk_resident(state, *rest):
+        *columns, batches, key = rest
+        return lax.scan(lambda state, index: step(state, *columns, index, key), state, batches)
+
+    def chunk_streamed(state, *rest):
+        *columns, key = rest
+        return lax.scan(lambda state, number: step(state, *columns, number, key), state, jnp.arange(len(columns[0])))
+
+    streamed = config.train.loader == "stream"
+    chunk = chunk_streamed if streamed else chunk_resident
+    sharded = (False, *[True] * num_columns, False) if streamed else (False, *[False] * num_columns, True, False)
+    if config.train.parallel == "pmap":
+        in_axes = tuple(1 if is_sharded else None for is_sharded in sharded)
+        return jax.pmap(chunk, AXIS, in_axes=in_axes, out_axes=(None, None), donate_argnums=(0,))
+    specs = tuple(PartitionSpec(None, AXIS) if is_sharded else PartitionSpec() for is_sharded in sharded)
+    if config.train.parallel == "shard_map":
+        # With check_vma=True the mean of the gradients becomes their sum (jax 0.10 to 0.12).
+        chunk = jax.shard_map(chunk, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False)
+    in_shardings = tuple(NamedSharding(mesh, spec) for spec in specs)
+    return jax.jit(chunk, in_shardings=in_shardings, out_shardings=replicated(mesh), donate_argnums=(0,))
+
+
+def shape_batches(batches: np.ndarray, config: Config, mesh: Mesh) -> np.ndarray:
+    """Shapes index batches [S, B] as a chunk takes them: for pmap [S, D, B / D], else unchanged."""
+    return batches.reshape(len(batches), mesh.size, -1) if config.train.parallel == "pmap" else batches
+
+
+def put_batches(batches: np.ndarray, config: Config, mesh: Mesh) -> jax.Array:
+    """Puts index batches [S, B] int32 on the devices, sharded along B, as a chunk takes them."""
+    return put(shape_batches(batches, config, mesh), mesh, axis=1)

@@ -1,0 +1,57 @@
+"""The compiled steps of pretraining without labels, as in `steps.py`."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from pneumojax.config import Config
+from pneumojax.data.augment import make_augment
+from pneumojax.data.pixels import normalise, scale_pixels
+from pneumojax.losses import compute_contrastive
+from pneumojax.parallel import compile_chunk
+from pneumojax.steps import fold_in_positions, gather, make_update
+
+
+def make_pretrain_step(config: Config, graph: nnx.GraphDef, tx: optax.GradientTransformation) -> Callable:
+    """Makes a step of pretraining without labels, with two augmented views of each image (`compute_contrastive`).
+
+    Args:
+      config: the run, with parallel=jit: the loss compares the views of the whole batch.
+      graph: from `make_graph`, of a network with a projector.
+      tx: the optimizer.
+
+    Returns:
+      `pretrain_step(state, images, index, key) -> (state, metrics)`: as in `make_train_step`. `correct` is the number
+      of images whose views are most similar to each other; a single such view counts half.
+    """
+    augment = make_augment(config.augment)
+
+    def compute_loss(params, batch_stats, views):
+        model = nnx.merge(graph, params, batch_stats)
+        embeddings = model(normalise(views), train=True)
+        losses, correct = compute_contrastive(embeddings.reshape(-1, 2, embeddings.shape[-1]))
+        # The metrics are sums over images, each of which has two views.
+        metrics = {"loss": losses.sum() / 2, "correct": correct.sum() / 2, "count": jnp.float32(len(views) // 2)}
+        return losses.mean(), (metrics, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
+
+    update = make_update(config, compute_loss, tx, mapped=False)
+
+    def pretrain_step(state, images, index, key):
+        batch = jnp.repeat(gather(images, index), 2, axis=0)  # Adjacent views stay on one device.
+        keys = fold_in_positions(key, state.step, len(batch), mapped=False)
+        return update(state, augment(keys, scale_pixels(batch)))
+
+    return pretrain_step
+
+
+def make_pretrain_chunk(config: Config, graph: nnx.GraphDef, tx: optax.GradientTransformation, mesh: Mesh) -> Callable:
+    """Compiles a chunk of pretraining steps; arguments as in `make_pretrain_step`.
+
+    Returns:
+      `pretrain_chunk(state, images, batches, key) -> (state, metrics)`, as in `make_train_chunk`. With loader=stream
+      `pretrain_chunk(state, images, key)`.
+    """
+    return compile_chunk(make_pretrain_step(config, graph, tx), 1, config, mesh)
