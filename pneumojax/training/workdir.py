@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from pneumojax.checkpoint import check_same_run, find_replicas, read_run, restore_state
 from pneumojax.config import CLASS_NAMES, Config, config_to_dict
 from pneumojax.data.dataset import ensure_prepared
+from pneumojax.data.pixels import PIXEL_MEAN, PIXEL_STD
 from pneumojax.errors import UserError
 from pneumojax.files import compute_sha256, read_rows, truncate_rows, write_json
 from pneumojax.state import TrainState
