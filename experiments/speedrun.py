@@ -116,11 +116,12 @@ class Racer:
         from pneumojax.evaluation.predict import make_predict_images
         from pneumojax.training.fit import make_train_chunks
         from pneumojax.training.plan import load_selection_split, make_plan
+        from pneumojax.training.validation import add_swapped
 
         if compile_cache:
             jax.config.update("jax_compilation_cache_dir", str(compile_cache))
         self.config, self.plan = config, make_plan(config)  # Writes the decoded cache if there is none.
-        self.selection, self.mesh = load_selection_split(config), self.plan.mesh
+        self.selection, self.mesh = add_swapped(load_selection_split(config)), self.plan.mesh
         self.train_chunks = make_train_chunks(self.plan)
         self.init = steps.make_init(config, self.plan.tx, self.mesh)
         self.predict_images = make_predict_images(config, self.selection.images, self.mesh)
@@ -183,7 +184,8 @@ class Racer:
         variables = self.train(seed)
         seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
         started = time.perf_counter()
-        scores = score_validation(self.selection.labels(self.config.model.task), self.predict_images(variables))
+        labels = self.selection.labels(self.config.model.task)
+        scores = score_validation(labels, self.predict_images(variables))
         if "val/auroc" not in scores:
             raise UserError(f"seed {seed} has diverged: its loss is not finite. Set a lower --learning_rate.")
         return {

@@ -44,7 +44,7 @@ READS = 5
 def open_checkpoints(
     workdir: pathlib.Path, read_only: bool = False, keep_latest: int = 1
 ) -> Iterator[ocp.CheckpointManager]:
-    """Opens the checkpoints of a run. The latest one and the best one by val/auroc are kept.
+    """Opens the checkpoints of a run. The latest one and the best one by score are kept.
 
     Checkpoints are saved in the background while the training continues.
 
@@ -61,12 +61,12 @@ def open_checkpoints(
     """
     keep = [
         preservation_policy.LatestN(keep_latest),
-        preservation_policy.BestN(get_metric_fn=_auroc, n=1, keep_checkpoints_without_metrics=False),
+        preservation_policy.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False),
     ]
     options = ocp.CheckpointManagerOptions(
         # max_to_keep with best_fn would delete the newest step when it is not among the best.
         preservation_policy=preservation_policy.AnyPreservationPolicy(keep),
-        best_fn=_auroc,  # It has no influence on the policy, but metrics are written only with it.
+        best_fn=_score,  # It has no influence on the policy, but metrics are written only with it.
         cleanup_tmp_directories=not read_only,  # Those of a process that was killed while it saved.
         create=not read_only,
         read_only=read_only,
@@ -91,7 +91,12 @@ def open_checkpoints(
 
 
 def save_checkpoint(
-    checkpoints: ocp.CheckpointManager, step: int, state: TrainState, run: dict, auroc: float | None
+    checkpoints: ocp.CheckpointManager,
+    step: int,
+    state: TrainState,
+    run: dict,
+    auroc: float | None,
+    score: float | None = None,
 ) -> None:
     """Starts to save a state. The files get their final name only when they are complete.
 
@@ -101,6 +106,7 @@ def save_checkpoint(
       state: the state to save.
       run: content of config.json.
       auroc: val/auroc of this state. None: it was not validated, so its checkpoint is never the best.
+      score: the best checkpoint is the one with the largest score; None: the score is the AUROC.
 
     Raises:
       UserError: this checkpoint or the one before could not be written.
@@ -119,7 +125,7 @@ def save_checkpoint(
         checksum=ocp.args.JsonSave({"sha256": _compute_checksum(on_host)}),
         run=ocp.args.JsonSave(run),
     )
-    metrics = None if auroc is None else {"val/auroc": auroc}
+    metrics = None if auroc is None else {"val/auroc": auroc, "score": auroc if score is None else score}
     with _sentences(checkpoints.directory, "written"):
         checkpoints.save(step, args=items, metrics=metrics, force=True)
 
@@ -137,10 +143,11 @@ def wait_for_checkpoints(checkpoints: ocp.CheckpointManager) -> None:
 def find_best(checkpoints: ocp.CheckpointManager) -> tuple[int, float] | None:
     """Returns (step, val/auroc) of the best checkpoint, or None before the first validation.
 
-    If several have the same val/auroc, the latest of them is the best.
+    If several have the same score, the latest of them is the best.
     """
-    scored = [(_auroc(metrics), step) for step in checkpoints.all_steps() if (metrics := checkpoints.metrics(step))]
-    return max(scored)[::-1] if scored else None
+    metrics = {step: saved for step in checkpoints.all_steps() if (saved := checkpoints.metrics(step))}
+    best = max(metrics, key=lambda step: (_score(metrics[step]), step), default=None)
+    return None if best is None else (best, metrics[best]["val/auroc"])
 
 
 def restore_state(checkpoints: ocp.CheckpointManager, step: int, fresh: TrainState, mesh) -> TrainState:
@@ -186,7 +193,7 @@ def load_run(workdir: pathlib.Path, which: str) -> tuple[dict, dict, int]:
 
     Args:
       workdir: folder of the run.
-      which: best (by val/auroc) or latest.
+      which: best (by score, see `save_checkpoint`) or latest.
 
     Returns:
       (run, variables, step): the content of config.json as the checkpoint holds it, {"params", "batch_stats"} as numpy
@@ -297,8 +304,8 @@ def _directory(workdir: pathlib.Path) -> pathlib.Path:
     return workdir.resolve() / "checkpoints"  # Orbax raises on relative paths.
 
 
-def _auroc(metrics: dict[str, float]) -> float:
-    return metrics["val/auroc"]
+def _score(metrics: dict[str, float]) -> float:
+    return metrics.get("score", metrics["val/auroc"])  # Older checkpoints were chosen by their AUROC and have no score.
 
 
 def _to_dict(state: TrainState) -> dict[str, Any]:

@@ -222,6 +222,11 @@ class TrainConfig(Checked):
         choices=("resident", "stream"),
         identity=False,
     )
+    select_by: str = option(
+        "auroc",
+        "best checkpoint: that of the largest AUROC or AUROC with swapped aspects (shift) on validation, or the last",
+        choices=("auroc", "shift", "last"),
+    )
     seed: int = option(
         0, "seed of the initialisation, the order of the images and the augmentation", at_least=0, at_most=2**31 - 1
     )

@@ -20,7 +20,7 @@ from pneumojax.training.input_pipeline import make_chunk_inputs
 from pneumojax.training.interrupts import STOP_REQUESTED, catch_signals, max_over_processes
 from pneumojax.training.metric_log import MetricLog, Report, report_nothing, watch
 from pneumojax.training.plan import TrainingPlan, load_selection_split, make_plan
-from pneumojax.training.validation import make_validate
+from pneumojax.training.validation import add_swapped, compute_selection_score, make_validate
 from pneumojax.training.workdir import describe_run, hold_workdir, resume
 
 
@@ -76,7 +76,7 @@ def fit(
     if config.train.replicas > 1:
         raise UserError(f"fit trains one run; replicas={config.train.replicas} are trained by replicas.fit_replicas.")
     workdir, plan = pathlib.Path(workdir).expanduser(), make_plan(config)
-    selection, run = load_selection_split(config), describe_run(config)
+    selection, run = add_swapped(load_selection_split(config)), describe_run(config)
     train_chunks = make_train_chunks(plan)
     fresh = steps.init_state(config, plan.tx, plan.mesh)
     if config.model.pretrained and (restart or not has_checkpoints(workdir)):
@@ -99,8 +99,10 @@ def fit(
         log = MetricLog(workdir, config, plan.steps_per_epoch, plan.total_steps, report)
 
         def end_epoch(step: int, state: TrainState) -> None:
-            auroc = log.write_validation(step, validate(state))
-            save_checkpoint(checkpoints, step, state, run, auroc)
+            row = validate(state)
+            log.write_validation(step, row)
+            score = compute_selection_score(row, config.train.select_by, step)
+            save_checkpoint(checkpoints, step, state, run, row["val/auroc"], score)
 
         with catch_signals() as caught:
             state, step, stopped_by = train_until_stopped(

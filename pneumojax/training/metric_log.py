@@ -152,8 +152,8 @@ class MetricLog:
             speed["perf/model_flop_utilisation"] = reached / (self.peak_flops * jax.device_count())
         return speed
 
-    def write_validation(self, step: int, row: dict[str, float]) -> float:
-        """Writes a validation row and returns its AUROC.
+    def write_validation(self, step: int, row: dict[str, float]) -> None:
+        """Writes a validation row.
 
         Raises:
           Diverged: the loss is not finite.
@@ -161,7 +161,6 @@ class MetricLog:
         if not np.isfinite(row["val/loss"]):
             self._raise_diverged(step)
         self._write(step, row)
-        return row["val/auroc"]
 
     def _write(self, step: int, row: dict[str, float]) -> None:
         row = {"step": step, "epoch": step / self.steps_per_epoch} | row

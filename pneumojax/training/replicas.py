@@ -28,7 +28,7 @@ from pneumojax.training.memory import estimate_memory
 from pneumojax.training.metric_log import MetricLog, Report, Watch, report_nothing
 from pneumojax.training.plan import TrainingPlan, load_selection_split, make_plan
 from pneumojax.training.sweep import plan_replicas
-from pneumojax.training.validation import score_validation
+from pneumojax.training.validation import add_swapped, compute_selection_score, score_validation
 from pneumojax.training.workdir import describe_run, hold_workdir, truncate_log
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def fit_replicas(
     """
     configs = plan_replicas(config)
     workdir, plan = pathlib.Path(workdir).expanduser(), make_plan(config)
-    selection = load_selection_split(config)
+    selection = add_swapped(load_selection_split(config))
     check_memory(plan, plan.data.images.nbytes + selection.images.nbytes)
     train_chunks = _make_train_chunks(plan)
     validate = _make_validate(plan, selection)
@@ -81,7 +81,9 @@ def fit_replicas(
         log = _ReplicaLogs(workdir, replicas, plan, report)
 
         def end_epoch(step: int, state: TrainState) -> None:
-            _save(replicas, step, state, log.write_validation(step, validate(state)))
+            rows = validate(state)
+            log.write_validation(step, rows)
+            _save(replicas, step, state, rows)
 
         with catch_signals() as caught:
             chunk_inputs = _make_chunk_inputs(plan, configs, first_step)
@@ -89,7 +91,7 @@ def fit_replicas(
                 plan, state, first_step, train_chunks, chunk_inputs, log, end_epoch, caught, count_flops
             )
             if step not in _find_steps(replicas):
-                _save(replicas, step, state, [None] * len(replicas))
+                _save(replicas, step, state, None)
             for replica in replicas:
                 wait_for_checkpoints(replica.checkpoints)
         return _finish_runs(workdir, plan, replicas, step - first_step, stopped_by)
@@ -323,9 +325,8 @@ class _ReplicaLogs:
     def flush(self) -> None:
         self._write(lambda log, _: log.flush())
 
-    def write_validation(self, step: int, rows: list[dict]) -> list[float | None]:
+    def write_validation(self, step: int, rows: list[dict]) -> None:
         self._write(lambda log, number: log.write_validation(step, rows[number]))
-        return [row.get("val/auroc") for row in rows]
 
     def _write(self, write: Callable[[MetricLog, int], object]) -> None:
         """Lets each replica write its row, if it has one, and writes the mean of these rows."""
@@ -342,7 +343,8 @@ class _ReplicaLogs:
         self.rows.clear()
 
 
-def _save(replicas: Sequence[_Replica], step: int, state: TrainState, aurocs: Sequence[float | None]) -> None:
+def _save(replicas: Sequence[_Replica], step: int, state: TrainState, rows: Sequence[dict] | None) -> None:
+    """Saves the state of each replica, with its row of validation if it was validated."""
     on_host = jax.device_get(state)
     for replica in _live(replicas):
         wait_for_checkpoints(replica.checkpoints)
@@ -350,4 +352,8 @@ def _save(replicas: Sequence[_Replica], step: int, state: TrainState, aurocs: Se
         # Copies, because the state is donated to the next chunk while it is being saved.
         own = jax.tree.map(lambda leaf, number=replica.number: np.array(leaf[number]), on_host)
         with _stop_diverged(replica):
-            save_checkpoint(replica.checkpoints, step, own, replica.run, aurocs[replica.number])
+            auroc = score = None
+            if rows:
+                row = rows[replica.number]
+                auroc, score = row["val/auroc"], compute_selection_score(row, replica.config.train.select_by, step)
+            save_checkpoint(replica.checkpoints, step, own, replica.run, auroc, score)

@@ -1,13 +1,27 @@
-"""Validation during training: loss, accuracy and AUROC of the whole selection split."""
+"""Validation during training: metrics of the whole selection split, and the score that chooses the best checkpoint.
 
+Validation images resemble the training images, so their AUROC says little about images from elsewhere. The AUROC of the
+same images with their aspects swapped between the classes (`evaluation.nuisances`) is reported as well.
+"""
+
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
 
+from pneumojax.data.dataset import Split
 from pneumojax.evaluation import point_metrics
+from pneumojax.evaluation.nuisances import swap_aspect
 from pneumojax.evaluation.predict import compute_probabilities, make_predict_images
 from pneumojax.state import TrainState
 from pneumojax.training.plan import TrainingPlan
+
+
+def add_swapped(split: Split) -> Split:
+    """Appends to the N images of a split the same N images with their aspects swapped between the classes."""
+    both = split.select(np.tile(np.arange(len(split)), 2))
+    swapped = swap_aspect(split.images, split.labels("binary") > 0)
+    return dataclasses.replace(both, images=np.concatenate([split.images, swapped]))
 
 
 def make_validate(
@@ -17,8 +31,8 @@ def make_validate(
 
     Args:
       plan: the training.
-      labels: [N] int32 class indices.
-      images: [N, H, W] uint8, or with `cached_views` features [N, K, ...].
+      labels: [2N] int32 class indices, of `add_swapped`.
+      images: [2N, H, W] uint8, of `add_swapped`, or with `cached_views` their features [2N, K, ...].
 
     Returns:
       `validate(state) -> row`, as `score_validation` returns it.
@@ -35,19 +49,41 @@ def score_validation(labels: np.ndarray, logits: np.ndarray) -> dict[str, float]
     """Computes a validation row of metrics.jsonl.
 
     Args:
-      labels: [N] int32 class indices.
-      logits: [N, C] float32.
+      labels: [2N] int32 class indices, of `add_swapped`.
+      logits: [2N, C] float32.
 
     Returns:
-      {"val/loss", "val/accuracy", "val/auroc"}, or the loss alone if it is not finite.
+      {"val/loss", "val/accuracy", "val/auroc", "val/shift_auroc"}, or the loss alone if it is not finite. The last is
+      the AUROC of the images with swapped aspects, all others are of the images themselves.
     """
     with np.errstate(invalid="ignore"):  # Logits that are not finite become a row whose loss is NaN.
         probabilities = compute_probabilities(logits)
     if not np.isfinite(probabilities).all():
         return {"val/loss": float("nan")}
+    labels = labels[: len(labels) // 2]
+    aurocs = [
+        point_metrics.compute_auroc(labels, point_metrics.compute_binary_scores(half))
+        for half in np.split(probabilities, 2)
+    ]
+    probabilities = probabilities[: len(labels)]
     true_class = probabilities[np.arange(len(labels)), labels]
     return {
         "val/loss": float(-np.log(np.maximum(true_class, 1e-300)).mean()),
         "val/accuracy": float((probabilities.argmax(-1) == labels).mean()),
-        "val/auroc": point_metrics.compute_auroc(labels, point_metrics.compute_binary_scores(probabilities)),
+        "val/auroc": aurocs[0],
+        "val/shift_auroc": aurocs[1],
     }
+
+
+def compute_selection_score(row: dict[str, float], select_by: str, step: int) -> float:
+    """Computes the number by which the best checkpoint is chosen.
+
+    Args:
+      row: of `score_validation`.
+      select_by: the config's.
+      step: training step of the checkpoint.
+
+    Returns:
+      The largest wins: val/auroc, val/shift_auroc, or the step.
+    """
+    return {"auroc": row["val/auroc"], "shift": row["val/shift_auroc"], "last": float(step)}[select_by]
