@@ -78,11 +78,8 @@ def test_a_training_imports_few_lines_of_this_repository():
     )
     output = subprocess.check_output([sys.executable, "-c", program], text=True, cwd=ROOT)
     folders = [ROOT / name for name in ("pneumojax", "tfds_builder", "experiments")]
-    ours = [
-        path
-        for path in map(pathlib.Path, output.splitlines())
-        if any(path.is_relative_to(folder) for folder in folders)
-    ]
+    paths = map(pathlib.Path, output.splitlines())
+    ours = [path for path in paths if any(path.is_relative_to(folder) for folder in folders)]
     assert ROOT / "pneumojax" / "steps.py" in ours
     assert sum(map(count_lines, ours)) < 5000
 

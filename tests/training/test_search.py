@@ -19,11 +19,11 @@ from pneumojax.config import config_from_dict, config_to_dict
 from pneumojax.errors import Diverged, UserError
 from pneumojax.evaluation.run import open_run
 from pneumojax.files import lock_folder
-from pneumojax.training import search, search_resume
 from pneumojax.training.fit import FitResult
 from pneumojax.training.search_space import Choices, Range
 
 optuna = pytest.importorskip("optuna")
+from pneumojax.training import search, search_resume  # noqa: E402
 
 ROOT = pathlib.Path(__file__).parents[2]
 SPACE = {

@@ -22,6 +22,8 @@ from tfds_builder.kermany_pneumonia import (
     sources,
     verify,
 )
+
+pytest.importorskip("tensorflow_datasets")
 from tfds_builder.kermany_pneumonia import kermany_pneumonia_dataset_builder as builder_module
 
 
