@@ -45,6 +45,7 @@ class Flatiron(nnx.Module):
         """[B, P, P, 32] features -> [B, outputs] logits."""
         x = features
         if train and self.dropout:
+            assert keys is not None, "dropout in training needs a key for each image"
             x = drop(x, self.dropout, keys)
         x = nnx.relu(self.dense1(x.reshape(len(x), -1)))
         x = nnx.relu(self.dense2(x))

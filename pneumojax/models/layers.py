@@ -111,5 +111,6 @@ class Head(nnx.Module):
         """[B, F] features -> [B, num_outputs] float32 logits."""
         features = features.astype(jnp.float32)
         if train and self.dropout:
+            assert keys is not None, "dropout in training needs a key for each image"
             features = drop(features, self.dropout, keys)
         return self.linear(features)

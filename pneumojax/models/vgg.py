@@ -72,6 +72,7 @@ class VGG16(nnx.Module):
         for i in range(self.depth):
             x = nnx.relu(getattr(self, f"dense{i + 1}")(x))
             if train and self.dropout and i < self.depth - 1:  # The head has a dropout of its own.
+                assert keys is not None, "dropout in training needs a key for each image"
                 x = drop(x, self.dropout, jax.vmap(jax.random.fold_in, (0, None))(keys, i))
         return self.head(x, train, keys)
 

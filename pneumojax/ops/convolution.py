@@ -33,7 +33,7 @@ Other backends run XLA's own algorithms. So does CPU inside `with xla_algorithms
 import functools
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
