@@ -8,6 +8,10 @@ import shlex
 import statistics
 import sys
 import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import tqdm
 
 
 class Progress:
@@ -21,10 +25,10 @@ class Progress:
         self.started = started
         # Some terminals report the size 0 x 0, for which tqdm draws an empty bar.
         self.has_terminal = sys.stderr.isatty() and min(os.get_terminal_size(sys.stderr.fileno())) > 0
-        self.bar = None
-        self.rates = []
+        self.bar: tqdm.tqdm | None = None
+        self.rates: list[float] = []
         self.auroc = ""
-        self.first_step_seconds = None
+        self.first_step_seconds: float | None = None
         self.last_line = time.monotonic()
 
     def report(self, row: dict, total_steps: int) -> None:
