@@ -6,9 +6,11 @@ reads flags.
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, TypeVar
 
 from pneumojax.errors import UserError
+
+T = TypeVar("T")
 
 # The index of a name is its class label. The score for pneumonia is 1 - P(NORMAL) in both tasks.
 CLASS_NAMES = {"binary": ("NORMAL", "PNEUMONIA"), "three_class": ("NORMAL", "BACTERIA", "VIRUS")}
@@ -23,23 +25,33 @@ SWEPT = ("learning_rate", "weight_decay", "label_smoothing", "augment_strength")
 PRETRAINABLE = ("cnn", "vgg16", "resnet18", "resnet34", "resnet50")
 
 
-def _field(default, help, choices=None, at_least=None, above=None, at_most=None, below=None, identity=True):
+def _field(
+    default: T,
+    help: str,
+    choices: tuple[str, ...] | None = None,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+    identity: bool = True,
+) -> T:
     """A dataclass field with its help text and limits. With identity=False it may change when a run resumes."""
     limits = {"choices": choices, "at_least": at_least, "above": above, "at_most": at_most, "below": below}
     return dataclasses.field(default=default, metadata={"help": help, "identity": identity, **limits})
 
 
+@dataclasses.dataclass(frozen=True)
 class _Checked:
     """Checks each field against its limits when an instance is created."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             for number in value if isinstance(value, tuple) else (value,):
                 _check(field, number)
 
 
-def _check(field, value, name=None):
+def _check(field: dataclasses.Field, value: object, name: str | None = None) -> None:
     limits, name = field.metadata, name or field.name
     # Values are arrays only inside the compiled program of several replicas. They were checked as numbers before.
     if not isinstance(value, (bool, int, float, str)):
@@ -170,7 +182,7 @@ class AugmentConfig(_Checked):
         at_least=1,
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         fields = {field.name: field for field in dataclasses.fields(self)}
         for name in ("rotate_degrees", "shift", "zoom", "brightness", "contrast", "erase_probability"):
@@ -284,7 +296,7 @@ class Config(_Checked):
     train: TrainConfig = _field(TrainConfig(), "")
     threshold: ThresholdConfig = _field(ThresholdConfig(), "")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         data, train, augment = self.data, self.train, self.augment
         if data.fold >= (data.folds or 1):
@@ -355,7 +367,7 @@ def config_from_dict(values: dict[str, Any]) -> Config:
     values = dict(values)
     groups = {}
     for group in dataclasses.fields(Config):
-        kind = type(group.default)
+        kind: type[Any] = type(group.default)
         given = {field.name: values.pop(field.name) for field in dataclasses.fields(kind) if field.name in values}
         groups[group.name] = kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
     if values:
@@ -379,4 +391,5 @@ def replace_fields(config: Config, values: dict[str, Any]) -> Config:
 
 def config_fields() -> list[dataclasses.Field]:
     """All fields of all groups, in order."""
-    return [field for group in dataclasses.fields(Config) for field in dataclasses.fields(type(group.default))]
+    groups: list[Any] = [group.default for group in dataclasses.fields(Config)]
+    return [field for group in groups for field in dataclasses.fields(group)]

@@ -18,7 +18,7 @@ from pneumojax.sharding import AXIS, replicated
 from pneumojax.steps import make_class_augment, normalise, scale_pixels
 
 
-def make_extract(config: Config, graph: nnx.GraphDef, mesh: Mesh) -> Callable:
+def make_extract(config: Config, graph: nnx.GraphDef, mesh: Mesh) -> jax.stages.Wrapped:
     """Compiles the backbone's features of a batch.
 
     Returns:
@@ -53,7 +53,7 @@ def make_predict(
     views: AugmentConfig | None = None,
     cached: bool = False,
     streamed: bool = False,
-) -> Callable:
+) -> jax.stages.Wrapped:
     """Compiles prediction over many batches as one call.
 
     Args:
@@ -78,7 +78,7 @@ def make_predict(
 
 def make_uncompiled_predict(
     graph: nnx.GraphDef, views: AugmentConfig | None = None, cached: bool = False, streamed: bool = False
-) -> Callable:
+) -> Callable[..., jax.Array]:
     """Makes the function that `make_predict` compiles; arguments as there."""
     others = views.test_time_views - 1 if views else 0
 

@@ -35,7 +35,7 @@ def make_replicas_chunk(
     class_weights: np.ndarray,
     mesh: Mesh,
     image_px: int | None = None,
-) -> Callable:
+) -> jax.stages.Wrapped:
     """Compiles a chunk of training steps of several replicas.
 
     Args:
@@ -80,7 +80,7 @@ def make_replicas_chunk(
     return _compile_replicas(train_chunk, in_specs, per_replica, mesh, donate_argnums=(0,))
 
 
-def make_replicas_predict(config: Config, graph: nnx.GraphDef, mesh: Mesh) -> Callable:
+def make_replicas_predict(config: Config, graph: nnx.GraphDef, mesh: Mesh) -> jax.stages.Wrapped:
     """Compiles the prediction of several replicas; arguments as in `make_replicas_chunk`.
 
     Returns:
@@ -114,7 +114,7 @@ def _compile_replicas(
     per_replica: PartitionSpec,
     mesh: Mesh,
     donate_argnums: tuple[int, ...] = (),
-) -> Callable:
+) -> jax.stages.Wrapped:
     if per_replica == PartitionSpec(AXIS):
         # Each device runs its own replicas, without communication and without a partitioning by the compiler.
         function = jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=per_replica, check_vma=False)

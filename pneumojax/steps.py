@@ -6,6 +6,7 @@ once. `replica_steps.py` and `inference.py` hold the other compiled functions; n
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from pneumojax.config import CLASS_NAMES, Config, ModelConfig
 from pneumojax.data.augment import keep_pneumonia, make_augment, mixup, shrink
 from pneumojax.losses import as_class_logits, compute_contrastive, compute_cross_entropy, make_targets
-from pneumojax.models import make_model, split_frozen
+from pneumojax.models import Network, make_model, split_frozen
 from pneumojax.ops.fusion import compute_unfused
 from pneumojax.sharding import AXIS, put, replicated
 from pneumojax.state import TrainState
@@ -26,6 +27,8 @@ from pneumojax.state import TrainState
 # Radiographs have a mean near 0.5 and a standard deviation near 0.25 of their range. These are constants rather than
 # statistics of the training split, so that a network needs only its weights to predict.
 PIXEL_MEAN, PIXEL_STD = 0.5, 0.25
+
+StepResult = tuple[TrainState, dict[str, jax.Array]]
 
 
 def scale_pixels(images: jax.Array) -> jax.Array:
@@ -38,7 +41,7 @@ def normalise(images: jax.Array) -> jax.Array:
     return ((images - PIXEL_MEAN) / PIXEL_STD)[..., None]
 
 
-def make_graph(config: Config, make: Callable = make_model) -> nnx.GraphDef:
+def make_graph(config: Config, make: Callable[..., Network] = make_model) -> nnx.GraphDef:
     """Makes the network's graph definition, which holds no arrays.
 
     With parallel=shard_map or pmap and batch_norm=global, its batch statistics are averaged over the devices.
@@ -60,20 +63,24 @@ def make_abstract_variables(config: Config) -> dict:
 
 @functools.lru_cache(8)  # A training asks four times, and each call would trace the initialisation of every layer.
 def _make_abstract_model(
-    config: ModelConfig, image_px: int, axis_name: str | None = None, make: Callable = make_model
-) -> nnx.Module:
+    config: ModelConfig, image_px: int, axis_name: str | None = None, make: Callable[..., Network] = make_model
+) -> Network:
     return nnx.eval_shape(lambda: make(config, image_px, jax.random.key(0), axis_name))
 
 
-def init_state(config: Config, tx: optax.GradientTransformation, mesh: Mesh, make: Callable = make_model) -> TrainState:
+def init_state(
+    config: Config, tx: optax.GradientTransformation, mesh: Mesh, make: Callable[..., Network] = make_model
+) -> TrainState:
     """Initialises the state from the config's seed, replicated over the devices; arguments as in `make_graph`."""
     return make_init(config, tx, mesh, make)(jax.random.key(config.train.seed))
 
 
-def make_init(config: Config, tx: optax.GradientTransformation, mesh: Mesh, make: Callable = make_model) -> Callable:
+def make_init(
+    config: Config, tx: optax.GradientTransformation, mesh: Mesh, make: Callable[..., Network] = make_model
+) -> Callable[[jax.Array], TrainState]:
     """Compiles `init(key) -> state`, replicated over the devices; arguments as in `make_graph`."""
 
-    def init(key):
+    def init(key: jax.Array) -> TrainState:
         model = make(config.model, config.data.image_px, key)
         params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
         batch_stats = nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
@@ -103,7 +110,7 @@ def make_train_step(
     class_weights: np.ndarray,
     mapped: bool,
     image_px: int | None = None,
-) -> Callable:
+) -> Callable[..., StepResult]:
     """Makes a training step.
 
     Args:
@@ -123,7 +130,14 @@ def make_train_step(
     """
     prepare = (_make_prepare_features if config.model.cached_views else _make_prepare)(config, mapped, image_px)
 
-    def compute_loss(params, batch_stats, batch, targets, labels, keys):
+    def compute_loss(
+        params: dict[str, Any],
+        batch_stats: dict[str, Any],
+        batch: jax.Array,
+        targets: jax.Array,
+        labels: jax.Array,
+        keys: jax.Array,
+    ) -> tuple[jax.Array, tuple[dict[str, jax.Array], dict[str, Any]]]:
         model = nnx.merge(graph, params, batch_stats)
         logits = as_class_logits((model.classify if config.model.cached_views else model)(batch, train=True, keys=keys))
         losses = compute_cross_entropy(logits, targets, class_weights)
@@ -133,7 +147,9 @@ def make_train_step(
 
     update = _make_update(config, compute_loss, tx, mapped)
 
-    def train_step(state, images, labels, index, key):
+    def train_step(
+        state: TrainState, images: jax.Array, labels: jax.Array, index: jax.Array, key: jax.Array
+    ) -> StepResult:
         labels = _gather(labels, index)
         keys = _fold_in(key, state.step, len(labels), mapped)
         mixup_keys, augment_keys, dropout_keys = jax.vmap(jax.random.split, (0, None), 1)(keys, 3)
@@ -143,21 +159,23 @@ def make_train_step(
     return train_step
 
 
-def _make_prepare(config: Config, mapped: bool, image_px: int | None) -> Callable:
+def _make_prepare(config: Config, mapped: bool, image_px: int | None) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """Returns `prepare(images, labels, index, mixup_keys, augment_keys) -> (batch, targets)`."""
     augment, alpha = make_class_augment(config), config.augment.mixup_alpha
     classes, smoothing = len(CLASS_NAMES[config.model.task]), config.optimizer.label_smoothing
-    shrinks = image_px is not None and image_px < config.data.image_px
-    resize = (lambda images: shrink(images, image_px)) if shrinks else (lambda images: images)
 
-    def prepare(images, labels, index, mixup_keys, augment_keys):
-        batch = resize(scale_pixels(_gather(images, index)))
+    def prepare(
+        images: jax.Array, labels: jax.Array, index: jax.Array, mixup_keys: jax.Array, augment_keys: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        batch = scale_pixels(_gather(images, index))
+        if image_px is not None and image_px < config.data.image_px:
+            batch = shrink(batch, image_px)
         targets = make_targets(labels, classes, smoothing)
         if alpha:
             batch, targets = mixup(mixup_keys, alpha, (batch, targets), (take_next(batch), take_next(targets)))
         return normalise(augment(augment_keys, batch, labels)), targets
 
-    def take_next(rows):
+    def take_next(rows: jax.Array) -> jax.Array:
         """For each row of the global batch the row after it."""
         if not mapped:
             return jnp.roll(rows, -1, axis=0)
@@ -168,13 +186,18 @@ def _make_prepare(config: Config, mapped: bool, image_px: int | None) -> Callabl
     return prepare
 
 
-def _make_prepare_features(config: Config, mapped: bool, image_px: int | None) -> Callable:
+def _make_prepare_features(
+    config: Config, mapped: bool, image_px: int | None
+) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """As `_make_prepare`, with a random one of the cached views of each image."""
     del mapped, image_px
     views = config.model.cached_views
+    assert views is not None  # Only a run with cached views takes features.
     classes, smoothing = len(CLASS_NAMES[config.model.task]), config.optimizer.label_smoothing
 
-    def prepare_features(features, labels, index, mixup_keys, augment_keys):
+    def prepare_features(
+        features: jax.Array, labels: jax.Array, index: jax.Array, mixup_keys: jax.Array, augment_keys: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         del mixup_keys
         view = jax.vmap(lambda key: jax.random.randint(key, (), 0, views))(augment_keys)
         return features[index, view], make_targets(labels, classes, smoothing)
@@ -182,7 +205,9 @@ def _make_prepare_features(config: Config, mapped: bool, image_px: int | None) -
     return prepare_features
 
 
-def make_pretrain_step(config: Config, graph: nnx.GraphDef, tx: optax.GradientTransformation) -> Callable:
+def make_pretrain_step(
+    config: Config, graph: nnx.GraphDef, tx: optax.GradientTransformation
+) -> Callable[..., StepResult]:
     """Makes a step of pretraining without labels, with two augmented views of each image (`compute_contrastive`).
 
     Args:
@@ -196,7 +221,9 @@ def make_pretrain_step(config: Config, graph: nnx.GraphDef, tx: optax.GradientTr
     """
     augment = make_augment(config.augment)
 
-    def compute_loss(params, batch_stats, views):
+    def compute_loss(
+        params: dict[str, Any], batch_stats: dict[str, Any], views: jax.Array
+    ) -> tuple[jax.Array, tuple[dict[str, jax.Array], dict[str, Any]]]:
         model = nnx.merge(graph, params, batch_stats)
         embeddings = model(normalise(views), train=True)
         losses, correct = compute_contrastive(embeddings.reshape(-1, 2, embeddings.shape[-1]))
@@ -206,7 +233,7 @@ def make_pretrain_step(config: Config, graph: nnx.GraphDef, tx: optax.GradientTr
 
     update = _make_update(config, compute_loss, tx, mapped=False)
 
-    def pretrain_step(state, images, index, key):
+    def pretrain_step(state: TrainState, images: jax.Array, index: jax.Array, key: jax.Array) -> StepResult:
         batch = jnp.repeat(_gather(images, index), 2, axis=0)  # Adjacent views stay on one device.
         keys = _fold_in(key, state.step, len(batch), mapped=False)
         return update(state, augment(keys, scale_pixels(batch)))
@@ -214,7 +241,7 @@ def make_pretrain_step(config: Config, graph: nnx.GraphDef, tx: optax.GradientTr
     return pretrain_step
 
 
-def make_class_augment(config: Config) -> Callable:
+def make_class_augment(config: Config) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
     """Returns `augment(keys, images, labels)`; with augment_classes=normal, images of pneumonia stay unchanged."""
     augment = make_augment(config.augment)
     if config.augment.augment_classes == "normal":
@@ -234,7 +261,9 @@ def _fold_in(key: jax.Array, step: jax.Array, size: int, mapped: bool) -> jax.Ar
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, step), position)
 
 
-def _make_update(config: Config, compute_loss: Callable, tx: optax.GradientTransformation, mapped: bool) -> Callable:
+def _make_update(
+    config: Config, compute_loss: Callable, tx: optax.GradientTransformation, mapped: bool
+) -> Callable[..., StepResult]:
     """Makes the update of a state by the gradients of a loss.
 
     Args:
@@ -248,7 +277,7 @@ def _make_update(config: Config, compute_loss: Callable, tx: optax.GradientTrans
     """
     frozen, ema_decay = config.model.frozen, config.optimizer.ema_decay
 
-    def update(state, *batch):
+    def update(state: TrainState, *batch: jax.Array) -> StepResult:
         # Frozen arrays are kept out of gradients, updates and means, each of which could change their last bit.
         params, kept_params = split_frozen(state.params, frozen)
         gradient = jax.grad(lambda p: compute_loss(p | kept_params, state.batch_stats, *batch), has_aux=True)
@@ -259,10 +288,11 @@ def _make_update(config: Config, compute_loss: Callable, tx: optax.GradientTrans
             metrics = lax.psum(metrics, AXIS)
         updates, opt_state = tx.update(grads, state.opt_state, params)
         params, batch_stats = optax.apply_updates(params, updates) | kept_params, batch_stats | kept_stats
-        ema = average(state.ema, {"params": params, "batch_stats": batch_stats}, state.step) if ema_decay else {}
+        variables = {"params": params, "batch_stats": batch_stats}
+        ema = average(state.ema, variables, state.step, ema_decay) if ema_decay else {}
         return TrainState(state.step + 1, params, batch_stats, opt_state, ema), metrics
 
-    def average(ema, variables, step):
+    def average(ema: dict[str, Any], variables: dict[str, Any], step: jax.Array, ema_decay: float) -> dict[str, Any]:
         # The decay starts low, so that the random initialisation does not stay for 1 / (1 - decay) steps.
         decay = jnp.minimum(ema_decay, (1 + step) / (10 + step))
         # Written so that the average of a constant is bitwise that constant.
@@ -278,7 +308,7 @@ def make_train_chunk(
     class_weights: np.ndarray,
     mesh: Mesh,
     image_px: int | None = None,
-) -> Callable:
+) -> jax.stages.Wrapped:
     """Compiles a chunk of training steps, parallelised over the devices as the config says.
 
     Args:
@@ -299,7 +329,9 @@ def make_train_chunk(
     return _compile_chunk(train_step, 2, config, mesh)
 
 
-def make_pretrain_chunk(config: Config, graph: nnx.GraphDef, tx: optax.GradientTransformation, mesh: Mesh) -> Callable:
+def make_pretrain_chunk(
+    config: Config, graph: nnx.GraphDef, tx: optax.GradientTransformation, mesh: Mesh
+) -> jax.stages.Wrapped:
     """Compiles a chunk of pretraining steps; arguments as in `make_pretrain_step`.
 
     Returns:
@@ -309,17 +341,17 @@ def make_pretrain_chunk(config: Config, graph: nnx.GraphDef, tx: optax.GradientT
     return _compile_chunk(make_pretrain_step(config, graph, tx), 1, config, mesh)
 
 
-def _compile_chunk(step: Callable, num_columns: int, config: Config, mesh: Mesh) -> Callable:
+def _compile_chunk(step: Callable[..., StepResult], num_columns: int, config: Config, mesh: Mesh) -> jax.stages.Wrapped:
     """Compiles `step(state, *columns, index, key)` as `chunk(state, *columns, batches, key)`.
 
     With loader=stream the columns are the chunk's own rows, sharded over the devices, and there are no index batches.
     """
 
-    def chunk_resident(state, *rest):
+    def chunk_resident(state: TrainState, *rest: jax.Array) -> StepResult:
         *columns, batches, key = rest
         return lax.scan(lambda state, index: step(state, *columns, index, key), state, batches)
 
-    def chunk_streamed(state, *rest):
+    def chunk_streamed(state: TrainState, *rest: jax.Array) -> StepResult:
         *columns, key = rest
         return lax.scan(lambda state, number: step(state, *columns, number, key), state, jnp.arange(len(columns[0])))
 

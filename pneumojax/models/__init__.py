@@ -1,5 +1,6 @@
 """The networks. Each maps images [B, H, W, 1] to logits [B, outputs]; a binary network has one output."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,7 +15,9 @@ from pneumojax.models.mlp import MLP
 from pneumojax.models.resnet import ResNet
 from pneumojax.models.vgg import VGG16
 
-MODELS = {
+Network = MLP | CNN | Flatiron | VGG16 | ResNet
+
+MODELS: dict[str, Callable[..., Network]] = {
     "mlp": lambda config, image_px, **common: MLP(image_px, config.mlp_widths, **common),
     "cnn": lambda config, image_px, **common: CNN(config.cnn_widths, frozen=config.frozen, **common),
     "flatiron": lambda config, image_px, **common: Flatiron(image_px, **common),
@@ -30,8 +33,10 @@ MODELS = {
 PROJECTOR_WIDTHS = (512, 128)
 
 
-def _make_resnet(stage_blocks, bottleneck, config, common):
-    options = {
+def _make_resnet(
+    stage_blocks: tuple[int, ...], bottleneck: bool, config: ModelConfig, common: dict[str, Any]
+) -> ResNet:
+    options: dict[str, Any] = {
         "strided": config.resnet_stride,
         "ones_plane": config.pretrained is not None,
         "frozen": config.frozen,
@@ -39,7 +44,7 @@ def _make_resnet(stage_blocks, bottleneck, config, common):
     return ResNet(stage_blocks, bottleneck, config.resnet_width, **options, **common)
 
 
-def make_model(config: ModelConfig, image_px: int, key, axis_name: str | None = None) -> nnx.Module:
+def make_model(config: ModelConfig, image_px: int, key: jax.Array, axis_name: str | None = None) -> Network:
     """Makes the configured network with random parameters.
 
     Args:
@@ -79,7 +84,7 @@ def make_model(config: ModelConfig, image_px: int, key, axis_name: str | None = 
     return model
 
 
-def make_pretraining_model(config: ModelConfig, image_px: int, key, axis_name: str | None = None) -> nnx.Module:
+def make_pretraining_model(config: ModelConfig, image_px: int, key: jax.Array, axis_name: str | None = None) -> Network:
     """Makes the configured network with a projector in place of its head; see `make_model`.
 
     Raises:
@@ -91,7 +96,8 @@ def make_pretraining_model(config: ModelConfig, image_px: int, key, axis_name: s
             f"only a backbone is pretrained, and {config.model} has dense layers: give --vgg_dense_widths=."
         )
     width = model.head.linear.in_features
-    model.head = Projector(width, PROJECTOR_WIDTHS, axis_name, nnx.Rngs(jax.random.fold_in(key, 1)))
+    projector = Projector(width, PROJECTOR_WIDTHS, axis_name, nnx.Rngs(jax.random.fold_in(key, 1)))
+    model.head = projector  # type: ignore[assignment]  # It is called as a head is.
     return model
 
 
