@@ -19,6 +19,7 @@ def load_initial_weights(config: Config, state: TrainState, mesh: Mesh) -> Train
     Raises:
       UserError: the file cannot be read or is of another network.
     """
+    assert config.model.pretrained is not None
     fresh = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
     loaded = load_pretrained(config.model.pretrained, config.model, fresh, PIXEL_MEAN, PIXEL_STD)
     # Two copies, as a donated state must not contain a buffer twice.
