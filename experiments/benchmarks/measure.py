@@ -86,7 +86,9 @@ class Training:
         return sums
 
 
-def compile_counted(function: Callable, arguments: tuple, devices: int, mapped: bool) -> tuple[Callable, dict]:
+def compile_counted(
+    function: jax.stages.Wrapped, arguments: tuple, devices: int, mapped: bool
+) -> tuple[jax.stages.Compiled, dict]:
     """Compiles a function as `compile_chunk` does; returns it and its costs under the names of a row of results.
 
     On CPU, the bytes are those of XLA's own convolution algorithms, so that they can be compared with an accelerator's.
