@@ -65,13 +65,17 @@ class ChunkLog(Protocol):
 
     stop_requested: int
 
-    def start_size(self, costs: dict[str, float]) -> None: ...
+    def start_size(self, costs: dict[str, float]) -> None:
+        """Called before the first chunk of an image size, with its cost."""
 
-    def start_chunk(self) -> None: ...
+    def start_chunk(self) -> None:
+        """Called before the host prepares a chunk."""
 
-    def end_chunk(self, step: int, sums: dict[str, jax.Array], chunk: Watch) -> None: ...
+    def end_chunk(self, step: int, sums: dict[str, jax.Array], chunk: Watch) -> None:
+        """Called after a chunk was dispatched."""
 
-    def flush(self) -> None: ...
+    def flush(self) -> None:
+        """Called after the last chunk of an epoch."""
 
 
 class MetricLog:
