@@ -19,6 +19,7 @@ import shlex
 import sys
 import tempfile
 import typing
+from typing import Any
 
 from absl import flags
 
@@ -62,7 +63,7 @@ logger = logging.getLogger("experiments")
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags of this command, and for each config field a flag that takes several values."""
-    own = {"flag_values": values}
+    own: dict[str, Any] = {"flag_values": values}
     flags.DEFINE_list("what", ["step"], f"what to measure: {'; '.join(f'{k}: {v}' for k, v in WHAT.items())}", **own)
     flags.DEFINE_list("peer", [], f"frameworks to compare with: {', '.join(PEERS)}", **own)
     flags.DEFINE_string("peer_python", sys.executable, "Python interpreter that has the packages of the peers", **own)

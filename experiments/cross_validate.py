@@ -40,14 +40,14 @@ logger = logging.getLogger("experiments")
 def main() -> int:
     if flags.FLAGS.fold:
         return fail(f"--fold={flags.FLAGS.fold}: all folds are trained here. Drop the flag.")
-    flags.FLAGS.folds = flags.FLAGS.folds or DEFAULT_FOLDS
-    config, workdir = config_from_flags(), pathlib.Path(WORKDIR.value).expanduser()
+    folds = flags.FLAGS.folds or DEFAULT_FOLDS
+    config, workdir = config_from_flags(folds=folds), pathlib.Path(WORKDIR.value).expanduser()
     from pneumojax.evaluation.cross_validation import (
         evaluate_folds,  # Imports JAX: after the flags are known to be good.
     )
     from pneumojax.evaluation.run import open_run
 
-    paths = {workdir / f"fold_{i}": set_fold(config, i) for i in range(config.data.folds)}
+    paths = {workdir / f"fold_{i}": set_fold(config, i) for i in range(folds)}
     for number, (path, of_fold) in enumerate(paths.items()):
         logger.info("fold %d of %d: %s", number + 1, len(paths), path)
         if stopped_by := train(path, of_fold):

@@ -14,6 +14,7 @@ has a threshold and a temperature of its own.
 
 import dataclasses
 import pathlib
+from typing import Any
 
 from absl import flags
 
@@ -60,18 +61,23 @@ def main() -> int:
     from pneumojax.checkpoint import find_replicas
     from pneumojax.evaluation.ensemble import open_ensemble, open_replicas
     from pneumojax.evaluation.evaluate import evaluate
-    from pneumojax.evaluation.run import open_run
+    from pneumojax.evaluation.run import Predictor, open_run
     from pneumojax.sharding import initialize
 
     initialize(multihost=False)
     if not WORKDIR.value:
         return fail("--workdir is empty: name the folder of a run.")
-    one = len(WORKDIR.value) == 1
-    open_it, named = (open_run, WORKDIR.value[0]) if one else (open_ensemble, WORKDIR.value)
-    if one and find_replicas(pathlib.Path(named).expanduser()):
-        open_it = open_replicas
-    opened = open_it(named, CHECKPOINT.value, DATA_DIR.value, VIEWS.value)
-    given = {flag.name: flag.value for flag in (RULE, TARGET, COST_RATIO, PREVALENCE, FIXED) if flag.value is not None}
+    first, arguments = WORKDIR.value[0], (CHECKPOINT.value, DATA_DIR.value, VIEWS.value)
+    opened: Predictor
+    if len(WORKDIR.value) > 1:
+        opened = open_ensemble(WORKDIR.value, *arguments)
+    elif find_replicas(pathlib.Path(first).expanduser()):
+        opened = open_replicas(first, *arguments)
+    else:
+        opened = open_run(first, *arguments)
+    given: dict[str, Any] = {
+        flag.name: flag.value for flag in (RULE, TARGET, COST_RATIO, PREVALENCE, FIXED) if flag.value is not None
+    }
     rules: ThresholdConfig = dataclasses.replace(opened.config.threshold, **given)
     results = evaluate(opened, SPLIT.value, rules)
     print(format_results(results))

@@ -9,6 +9,7 @@ Writes explore.html and its pictures to --output, and prints the tables. It take
 import dataclasses
 import pathlib
 import shlex
+from typing import Any
 
 from absl import flags
 
@@ -23,7 +24,8 @@ FIELDS = [field for field in dataclasses.fields(DataConfig) if field.name in ("d
 
 
 def main() -> int:
-    config = DataConfig(**{field.name: flags.FLAGS[field.name].value for field in FIELDS})
+    fields: dict[str, Any] = {field.name: flags.FLAGS[field.name].value for field in FIELDS}
+    config = DataConfig(**fields)
     directory = pathlib.Path(OUTPUT.value or f"runs/explore/{config.dataset}").expanduser()
     from pneumojax.reporting.dataset_report import explore  # Imports numpy, so it comes after the check of the flags.
 

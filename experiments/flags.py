@@ -4,7 +4,7 @@ import dataclasses
 import os
 import sys
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -14,7 +14,7 @@ from pneumojax.errors import UserError
 
 flags.disclaim_key_flags()  # The flags belong to the script that defines them, so that its --help lists them.
 
-DEFINE_FLAG = {
+DEFINE_FLAG: dict[type, Callable[..., flags.FlagHolder]] = {
     bool: flags.DEFINE_bool,
     int: flags.DEFINE_integer,
     float: flags.DEFINE_float,
@@ -32,15 +32,16 @@ def define_config_flags(
       fields: the fields that get a flag; None: all.
     """
     for field in fields or config_fields():
+        default: Any = field.default
         help_text = field.metadata["help"]
         kinds = [kind for kind in (field.type, *typing.get_args(field.type)) if kind in (bool, int, float, str)]
         if field.metadata["choices"]:
-            flags.DEFINE_enum(field.name, field.default, field.metadata["choices"], help_text, flag_values)
+            flags.DEFINE_enum(field.name, default, field.metadata["choices"], help_text, flag_values)
         elif typing.get_origin(field.type) is tuple:
-            default, help_text = [str(value) for value in field.default], f"{help_text}, separated by commas"
+            default, help_text = [str(value) for value in default], f"{help_text}, separated by commas"
             flags.DEFINE_list(field.name, default, help_text, flag_values)
         else:
-            DEFINE_FLAG[kinds[0]](field.name, field.default, help_text, flag_values=flag_values)
+            DEFINE_FLAG[kinds[0]](field.name, default, help_text, flag_values=flag_values)
 
 
 def config_from_flags(flag_values: flags.FlagValues = flags.FLAGS, **fixed: Any) -> Config:
@@ -54,7 +55,7 @@ def config_from_flags(flag_values: flags.FlagValues = flags.FLAGS, **fixed: Any)
       UserError: a value is outside its limits, or two values do not go together.
     """
     fields = [field for field in config_fields() if field.name in flag_values]
-    values = {field.name: flag_values[field.name].value for field in fields}
+    values: dict[str, Any] = {field.name: flag_values[field.name].value for field in fields}
     for field in fields:
         if typing.get_origin(field.type) is tuple:
             try:

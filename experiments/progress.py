@@ -9,9 +9,13 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from pneumojax.config import SWEPT, Config, config_to_dict
 from pneumojax.reporting.tables import Table
+
+if TYPE_CHECKING:
+    import tqdm
 
 
 class Progress:
@@ -25,10 +29,10 @@ class Progress:
         self.started = started
         # Some terminals report the size 0 x 0, for which tqdm draws an empty bar.
         self.has_terminal = sys.stderr.isatty() and min(os.get_terminal_size(sys.stderr.fileno())) > 0
-        self.bar = None
-        self.rates = []
+        self.bar: tqdm.tqdm | None = None
+        self.rates: list[float] = []
         self.auroc = ""
-        self.first_step_seconds = None
+        self.first_step_seconds: float | None = None
         self.last_line = time.monotonic()
 
     def report(self, row: dict, total_steps: int) -> None:

@@ -17,6 +17,7 @@ import logging
 import pathlib
 import statistics
 import time
+from typing import Any
 
 from absl import flags
 
@@ -78,7 +79,7 @@ def main() -> int:
 
 def plan_runs(chosen: list[str], seeds: int, workdir: pathlib.Path) -> dict[pathlib.Path, Config]:
     """Returns {folder: config} of all trainings: one seed after another, and the leaky protocol last."""
-    fields = dict(QUICK) if QUICKLY.value else {}
+    fields: dict[str, Any] = dict(QUICK) if QUICKLY.value else {}
     fields |= {"dataset": DATASET.value or ("phantom" if QUICKLY.value else "kermany"), "data_dir": DATA_DIR.value}
     if IMAGE_PX.value:
         fields["image_px"] = IMAGE_PX.value

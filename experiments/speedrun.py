@@ -125,7 +125,7 @@ class Racer:
         self.init = steps.make_init(config, self.plan.tx, self.mesh)
         self.predict_images = make_predict_images(config, self.selection.images, self.mesh)
         self.images = self.plan.total_steps * config.train.batch_size
-        self.compiled = {}
+        self.compiled: dict[int, Callable] = {}
         self.costs = {"compile_seconds": 0.0}
 
     def train(self, seed: int) -> dict:

@@ -17,6 +17,7 @@ import pathlib
 import shlex
 import signal
 import time
+from typing import TYPE_CHECKING
 
 from absl import flags
 
@@ -28,6 +29,9 @@ from pneumojax.files import write_text
 from pneumojax.reporting.caveats import describe_synthetic
 from pneumojax.reporting.tables import Table, format_csv
 from pneumojax.training.search_space import Choices, Range, apply_values, read_space
+
+if TYPE_CHECKING:
+    from pneumojax.training.search import Search
 
 WORKDIR = flags.DEFINE_string("workdir", "runs/tune", "folder of the trials' runs and of the results")
 SPACE = flags.DEFINE_string("space", None, "TOML file of the fields to vary; experiments/spaces has one")
@@ -78,7 +82,7 @@ def stop(number: int, frame: object) -> None:
 class TrialProgress:
     """A progress bar, or log lines, for each trial."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.progress = Progress(time.perf_counter())
         self.last_step = 0
 
@@ -97,7 +101,7 @@ def suggest_next(workdir: pathlib.Path) -> list[str]:
     return ["experiments/train.py", f"--flagfile={workdir / 'best.flags'}", f"--workdir={workdir}_best"]
 
 
-def write_results(search) -> str:
+def write_results(search: "Search") -> str:
     """Writes trials.csv, best.flags, tune.png and tune.html; returns the table of the best trials, or nothing."""
     from pneumojax.reporting.figures.search import save_search
     from pneumojax.training.search import compute_importances, find_best, list_trials
@@ -164,7 +168,7 @@ def format_best(best: dict, rows: list[dict], config: Config) -> str:
     )
 
 
-def format_page(search, rows: list[dict], importances: dict | None, best: dict | None) -> str:
+def format_page(search: "Search", rows: list[dict], importances: dict | None, best: dict | None) -> str:
     """The page of the search."""
     from pneumojax.data.dataset import ensure_prepared
     from pneumojax.reporting.html import Section, load_picture, render_page

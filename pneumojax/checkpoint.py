@@ -19,6 +19,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import pathlib
 import sys
 import time
@@ -29,6 +30,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import serialization
+from jax.sharding import Mesh
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from pneumojax.config import config_fields, config_from_dict, config_to_dict
@@ -143,7 +145,7 @@ def find_best(checkpoints: ocp.CheckpointManager) -> tuple[int, float] | None:
     return max(scored)[::-1] if scored else None
 
 
-def restore_state(checkpoints: ocp.CheckpointManager, step: int, fresh: TrainState, mesh) -> TrainState:
+def restore_state(checkpoints: ocp.CheckpointManager, step: int, fresh: TrainState, mesh: Mesh) -> TrainState:
     """Restores a state on the devices of this process. It may have been saved from other devices.
 
     Args:
@@ -345,7 +347,7 @@ def _compute_checksum(arrays: dict[str, Any]) -> str:
     checksum = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
         checksum.update(jax.tree_util.keystr(path, simple=True, separator="/").encode())
-        checksum.update(np.ascontiguousarray(leaf))
+        checksum.update(np.asarray(leaf).tobytes())
     return checksum.hexdigest()
 
 
@@ -367,7 +369,7 @@ def _shapes(tree: dict) -> dict[str, tuple[int, ...]]:
 
 
 @contextlib.contextmanager
-def _sentences(directory, action: str = "opened") -> Iterator[None]:
+def _sentences(directory: os.PathLike, action: str = "opened") -> Iterator[None]:
     """Turns the many types of errors that Orbax raises into a UserError with a sentence."""
     try:
         yield

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from pneumojax.sharding import AXIS, replicated
 from pneumojax.steps import make_class_augment, normalise, scale_pixels
 
 
-def make_extract(config: Config, graph: nnx.GraphDef, mesh: Mesh) -> Callable:
+def make_extract(config: Config, graph: nnx.GraphDef, mesh: Mesh) -> jax.stages.Wrapped:
     """Compiles the backbone's features of a batch.
 
     Returns:
@@ -27,7 +28,14 @@ def make_extract(config: Config, graph: nnx.GraphDef, mesh: Mesh) -> Callable:
     """
     augment = make_class_augment(config)
 
-    def extract(variables, images, labels, index, view, key):
+    def extract(
+        variables: dict[str, Any],
+        images: jax.Array,
+        labels: jax.Array,
+        index: jax.Array,
+        view: jax.Array,
+        key: jax.Array,
+    ) -> jax.Array:
         model = nnx.merge(graph, variables["params"], variables["batch_stats"])
         batch = scale_pixels(images[index])
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, view), index)
@@ -45,7 +53,7 @@ def make_predict(
     views: AugmentConfig | None = None,
     cached: bool = False,
     streamed: bool = False,
-) -> Callable:
+) -> jax.stages.Wrapped:
     """Compiles prediction over many batches as one call.
 
     Args:
@@ -70,28 +78,28 @@ def make_predict(
 
 def make_uncompiled_predict(
     graph: nnx.GraphDef, views: AugmentConfig | None = None, cached: bool = False, streamed: bool = False
-) -> Callable:
+) -> Callable[..., jax.Array]:
     """Makes the function that `make_predict` compiles; arguments as there."""
     others = views.test_time_views - 1 if views else 0
 
-    def predict(variables, images, *batches):
+    def predict(variables: dict[str, Any], images: jax.Array, *batches: jax.Array) -> jax.Array:
         model = nnx.merge(graph, variables["params"], variables["batch_stats"])
 
-        def classify(batch):
+        def classify(batch: jax.Array) -> jax.Array:
             return as_class_logits(model(normalise(batch), train=False))
 
-        def predict_batch(batch):
+        def predict_batch(batch: jax.Array) -> jax.Array:
             if cached:
                 return as_class_logits(model.classify(batch[:, 0], train=False))
             batch = scale_pixels(batch)
-            return average_views(classify, batch) if others else classify(batch)
+            return average_views(classify, batch, views) if views and others else classify(batch)
 
         return lax.map(predict_batch, images) if streamed else lax.map(lambda i: predict_batch(images[i]), *batches)
 
-    def average_views(classify, batch):
+    def average_views(classify: Callable[[jax.Array], jax.Array], batch: jax.Array, views: AugmentConfig) -> jax.Array:
         augment = make_augment(dataclasses.replace(views, erase_probability=0.0))
 
-        def classify_view(key):
+        def classify_view(key: jax.Array) -> jax.Array:
             return jax.nn.log_softmax(classify(augment(jnp.broadcast_to(key, len(batch)), batch)))
 
         # One view after the other takes the memory of a single view.

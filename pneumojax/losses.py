@@ -40,7 +40,7 @@ def make_targets(labels: jax.Array, classes: int, label_smoothing: float) -> jax
     return jax.nn.one_hot(labels, classes) * (1 - label_smoothing) + label_smoothing / classes
 
 
-def compute_cross_entropy(logits: jax.Array, targets: jax.Array, class_weights: jax.Array) -> jax.Array:
+def compute_cross_entropy(logits: jax.Array, targets: jax.Array, class_weights: jax.Array | np.ndarray) -> jax.Array:
     """Computes the cross-entropy of each image, weighted by its class.
 
     Args:

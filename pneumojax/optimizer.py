@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Any
 
 import jax
 import optax
@@ -42,7 +43,7 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
       Liu et al., "Muon is Scalable for LLM Training", 2025: the size of the updates.
     """
 
-    def is_kernel(params):
+    def is_kernel(params: dict[str, Any]) -> dict[str, Any]:
         return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
     schedule = make_schedule(config, total_steps)
@@ -62,7 +63,7 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
     if config.backbone_learning_rate_scale == 1:
         return tx
 
-    def scale_backbone(updates, params):
+    def scale_backbone(updates: dict[str, Any], params: dict[str, Any] | None) -> dict[str, Any]:
         # The updates of all optimizers are proportional to the learning rate.
         del params
         scale = config.backbone_learning_rate_scale
@@ -74,10 +75,10 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
     return optax.chain(tx, optax.stateless(scale_backbone))
 
 
-def _choose_rules(params):
+def _choose_rules(params: dict[str, Any]) -> dict[str, Any]:
     """muon or adam for each leaf. The kernel of the head is not one of a hidden layer."""
 
-    def choose(hidden, leaf):
+    def choose(hidden: bool, leaf: jax.Array) -> str:
         return "muon" if hidden and leaf.ndim > 1 else "adam"
 
     hidden = {name: not name.startswith("head") for name in params}
@@ -85,10 +86,10 @@ def _choose_rules(params):
 
 
 def _scale_by_muon() -> optax.GradientTransformation:
-    def find_axes(kernels):
+    def find_axes(kernels: dict[str, Any]) -> dict[str, Any]:
         return jax.tree.map(lambda kernel: MuonDimensionNumbers(tuple(range(kernel.ndim - 1)), -1), kernels)
 
-    def scale(update, params):
+    def scale(update: jax.Array, params: jax.Array | None) -> jax.Array:
         del params
         # 0.2 is about the root mean square of AdamW's updates (Liu et al.).
         return 0.2 * math.sqrt(max(update.size // update.shape[-1], update.shape[-1])) * update

@@ -1,6 +1,7 @@
 """The compiled functions of several replicas: each as in `steps.py`, for all replicas in one program."""
 
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -14,7 +15,12 @@ from pneumojax.ops.fusion import compute_unfused
 from pneumojax.ops.xla import uses_xla_algorithms
 from pneumojax.optimizer import make_optimizer
 from pneumojax.sharding import AXIS, put, replicas_partitioned
+from pneumojax.state import TrainState
 from pneumojax.steps import derive_key, make_train_step
+
+Arrays = TypeVar("Arrays")
+Replicas = TypeVar("Replicas")
+Result = TypeVar("Result")
 
 
 def make_replicas_chunk(
@@ -24,7 +30,7 @@ def make_replicas_chunk(
     class_weights: np.ndarray,
     mesh: Mesh,
     image_px: int | None = None,
-) -> Callable:
+) -> jax.stages.Wrapped:
     """Compiles a chunk of training steps of several replicas.
 
     Args:
@@ -42,8 +48,17 @@ def make_replicas_chunk(
       {field: [R] float32} holds the values that replace the config's in each replica.
     """
 
-    def train_chunk(state, images, labels, batches, key, swept):
-        def train_replica(replica):
+    def train_chunk(
+        state: TrainState,
+        images: jax.Array,
+        labels: jax.Array,
+        batches: jax.Array,
+        key: jax.Array,
+        swept: dict[str, jax.Array],
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        def train_replica(
+            replica: tuple[TrainState, jax.Array, jax.Array, dict[str, jax.Array]],
+        ) -> tuple[TrainState, dict[str, jax.Array]]:
             state, batches, key, values = replica
             replica_config = replace_fields(config, values)
             tx = make_optimizer(replica_config.optimizer, total_steps)
@@ -60,7 +75,7 @@ def make_replicas_chunk(
     return _compile_replicas(train_chunk, in_specs, per_replica, mesh, donate_argnums=(0,))
 
 
-def make_replicas_predict(config: Config, graph: nnx.GraphDef, mesh: Mesh) -> Callable:
+def make_replicas_predict(config: Config, graph: nnx.GraphDef, mesh: Mesh) -> jax.stages.Wrapped:
     """Compiles the prediction of several replicas; arguments as in `make_replicas_chunk`.
 
     Returns:
@@ -69,7 +84,7 @@ def make_replicas_predict(config: Config, graph: nnx.GraphDef, mesh: Mesh) -> Ca
     """
     predict_one = make_uncompiled_predict(graph)
 
-    def predict(variables, images, batches):
+    def predict(variables: dict[str, Any], images: jax.Array, batches: jax.Array) -> jax.Array:
         return _map_replicas(lambda replica: predict_one(replica, images, batches), variables)
 
     if replicas_partitioned(config.train.replicas, mesh):
@@ -79,7 +94,7 @@ def make_replicas_predict(config: Config, graph: nnx.GraphDef, mesh: Mesh) -> Ca
     return _compile_replicas(predict, (per_replica, PartitionSpec(), batches), per_replica, mesh)
 
 
-def _map_replicas(function: Callable, replicas):
+def _map_replicas(function: Callable[[Replicas], Result], replicas: Replicas) -> Result:
     """`function` of each replica, whose arrays are along the first axis of those in `replicas`."""
     if not uses_xla_algorithms():
         # On CPU, convolutions with a kernel for each replica take twice as long side by side as one after the other.
@@ -89,13 +104,22 @@ def _map_replicas(function: Callable, replicas):
 
 
 def _compile_replicas(
-    function: Callable, in_specs: tuple, per_replica: PartitionSpec, mesh: Mesh, **options
-) -> Callable:
+    function: Callable,
+    in_specs: tuple[PartitionSpec, ...],
+    per_replica: PartitionSpec,
+    mesh: Mesh,
+    donate_argnums: tuple[int, ...] = (),
+) -> jax.stages.Wrapped:
     if per_replica == PartitionSpec(AXIS):
         # Each device runs its own replicas, without communication and without a partitioning by the compiler.
         function = jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=per_replica, check_vma=False)
     in_shardings = tuple(NamedSharding(mesh, spec) for spec in in_specs)
-    return jax.jit(function, in_shardings=in_shardings, out_shardings=NamedSharding(mesh, per_replica), **options)
+    return jax.jit(
+        function,
+        in_shardings=in_shardings,
+        out_shardings=NamedSharding(mesh, per_replica),
+        donate_argnums=donate_argnums,
+    )
 
 
 def make_replica_keys(seeds: np.ndarray, mesh: Mesh) -> jax.Array:
@@ -104,7 +128,7 @@ def make_replica_keys(seeds: np.ndarray, mesh: Mesh) -> jax.Array:
     return jax.jit(jax.vmap(derive_key), out_shardings=NamedSharding(mesh, spec))(seeds)
 
 
-def put_replicas(arrays, config: Config, mesh: Mesh):
+def put_replicas(arrays: Arrays, config: Config, mesh: Mesh) -> Arrays:
     """Puts host arrays whose first axis is that of the replicas on the devices, as the compiled functions take them."""
     axis = 0 if replicas_partitioned(config.train.replicas, mesh) else None
     return jax.tree.map(lambda array: put(array, mesh, axis), arrays)

@@ -39,7 +39,7 @@ def initialize(multihost: bool) -> None:
     """
     if _KNOWS_FLAGS and _XLA_FLAGS not in (given := os.environ.get("XLA_FLAGS", "")):
         os.environ["XLA_FLAGS"] = f"{_XLA_FLAGS} {given}"  # The last flag counts: the user's.
-    if not jax.config.jax_compilation_cache_dir:
+    if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]  # JAX adds its options at run time.
         cache_home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(cache_home) / "pneumojax" / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

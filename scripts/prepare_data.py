@@ -10,6 +10,7 @@
 import os
 import signal
 import sys
+from types import FrameType
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
@@ -116,7 +117,7 @@ def run(argv: list[str]) -> None:
         _exit_wrong_flag(f"Unexpected argument {argv[1]}; every option is a flag.")
     logging.set_verbosity(logging.WARNING)  # TFDS logs every step.
 
-    def stop(signum: int, _) -> None:
+    def stop(signum: int, _: FrameType | None) -> None:
         raise KeyboardInterrupt(signum)
 
     signal.signal(signal.SIGTERM, stop)

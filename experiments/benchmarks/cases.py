@@ -64,9 +64,11 @@ def plan_cases(values: flags.FlagValues) -> list[dict]:
       UserError: a value is unknown or outside its limits, or a peer cannot do the same work.
     """
     for name, known in (("what", WHAT), ("peer", PEERS)):
-        if wrong := [word for word in values[name].value if word not in known]:
+        if wrong := [word for word in getattr(values, name) if word not in known]:
             raise UserError(f"--{name}={wrong[0]} is unknown: there are {', '.join(known)}.")
-    numbers = [[_read_number(name, word) for word in values[name].value] or [None] for name in ("devices", "limit")]
+    numbers: list[list[int | None]] = [
+        [_read_number(name, word) for word in getattr(values, name)] or [None] for name in ("devices", "limit")
+    ]
     given = {field.name: values[field.name].value for field in config_fields() if values[field.name].value is not None}
     choices = [value if isinstance(value, list) else [value] for value in given.values()]
     cases = []

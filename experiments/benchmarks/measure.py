@@ -86,7 +86,9 @@ class Training:
         return sums
 
 
-def compile_counted(function: Callable, arguments: tuple, devices: int, mapped: bool) -> tuple[Callable, dict]:
+def compile_counted(
+    function: jax.stages.Wrapped, arguments: tuple, devices: int, mapped: bool
+) -> tuple[jax.stages.Compiled, dict]:
     """Compiles a function as `compile_chunk` does; returns it and its costs under the names of a row of results.
 
     On CPU, the bytes are those of XLA's own convolution algorithms, so that they can be compared with an accelerator's.
@@ -109,7 +111,7 @@ def start_step(config: Config, case: dict) -> Measure:
     """Measures training steps in one call, on images that are on the device."""
     training = Training(config, 4 * config.train.batch_size, case["steps"])
 
-    def repeat():
+    def repeat() -> dict:
         jax.block_until_ready(training.train(training.batches))
         return {"images": case["steps"] * config.train.batch_size}
 
@@ -124,7 +126,7 @@ def start_epoch(config: Config, case: dict) -> Measure:
     training = Training(config, len(files), chunk_steps)
     epochs = itertools.count()
 
-    def repeat():
+    def repeat() -> dict:
         if (epoch := next(epochs)) == 0:
             images = decode_images(_Files([path for path, _ in files]), [path for path, _ in files], image_px)
             with tempfile.TemporaryFile() as cache:
@@ -157,7 +159,7 @@ def start_fit(config: Config, case: dict) -> Measure:
     workdir = _make_folder()
     fit(config, workdir, restart=True, count_flops=True)
 
-    def repeat():
+    def repeat() -> dict:
         result = fit(config, workdir, restart=True, count_flops=True)
         rows = [row for row in read_rows(workdir / "metrics.jsonl") if "perf/images_per_second" in row]
         if not rows:
@@ -184,7 +186,7 @@ def start_predict(config: Config, case: dict) -> Measure:
     predict, ready = compile_counted(make_predict(steps.make_graph(config), mesh), arguments, mesh.size, False)
     jax.block_until_ready(predict(*arguments))
 
-    def repeat():
+    def repeat() -> dict:
         jax.block_until_ready(predict(*arguments))
         return {"images": batches.size}
 
@@ -199,7 +201,7 @@ def start_evaluate(config: Config, case: dict) -> Measure:
     run = Run(_make_folder(), describe_run(config), config, variables, 0, "latest")
     images = evaluate(run, "validation")["counts"]["images"]
 
-    def repeat():
+    def repeat() -> dict:
         evaluate(run, "validation")
         return {"images": images}
 
@@ -210,7 +212,7 @@ def start_load(config: Config, case: dict) -> Measure:
     """Measures how the training split is read from its decoded cache into memory."""
     del case
 
-    def repeat():
+    def repeat() -> dict:
         return {"images": len(np.array(load_split(config.data, "train").images))}
 
     repeat()  # Writes the cache if there is none.
@@ -223,7 +225,7 @@ def start_cache(config: Config, case: dict) -> Measure:
     prepared = kermany_pneumonia.dataset_dir(config.data.dataset, config.data.data_dir).resolve()
     load_split(config.data, "train")  # Prepares the synthetic data set if there is none.
 
-    def repeat():
+    def repeat() -> dict:
         with tempfile.TemporaryDirectory() as folder:
             link = kermany_pneumonia.dataset_dir(config.data.dataset, folder)
             link.parent.mkdir(parents=True)
@@ -241,13 +243,13 @@ def start_decode(config: Config, case: dict) -> Measure:
     paths = [path for path, _ in json.loads(pathlib.Path(case["files"]).read_text())]
     image_px = config.data.image_px
 
-    def decode_plainly(path):
+    def decode_plainly(path: str) -> np.ndarray:
         return np.asarray(Image.open(path).convert("L").resize((image_px, image_px), Image.Resampling.BILINEAR))
 
-    def decode(path):
+    def decode(path: str) -> np.ndarray:
         return decode_image(pathlib.Path(path).read_bytes(), image_px)
 
-    def repeat():
+    def repeat() -> dict:
         for path in paths:
             (decode_plainly if case["framework"] == "pillow" else decode)(path)
         return {"images": len(paths)}
@@ -261,7 +263,7 @@ def start_save(config: Config, case: dict) -> Measure:
     state, info = steps.init_state(config, make_optimizer(config.optimizer, 1), make_mesh()), describe_run(config)
     workdir, numbers = _make_folder(), itertools.count()
 
-    def repeat():
+    def repeat() -> dict:
         with checkpoint.open_checkpoints(workdir) as checkpoints:
             started = time.perf_counter()
             checkpoint.save_checkpoint(checkpoints, next(numbers), state, info, auroc=0.5)
@@ -280,7 +282,7 @@ def start_restore(config: Config, case: dict) -> Measure:
     with checkpoint.open_checkpoints(workdir) as checkpoints:
         checkpoint.save_checkpoint(checkpoints, 0, state, describe_run(config), auroc=0.5)
 
-    def repeat():
+    def repeat() -> dict:
         with checkpoint.open_checkpoints(workdir) as checkpoints:
             jax.block_until_ready(checkpoint.restore_state(checkpoints, 0, state, mesh))
         return {}
@@ -295,11 +297,12 @@ def start_start(config: Config, case: dict) -> Measure:
     words = format_flags(find_changed_fields(config))
     command = [sys.executable, str(TRAIN), *words, "--epochs=1", "--restart", f"--workdir={_make_folder()}"]
 
-    def repeat():
+    def repeat() -> dict:
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise UserError(done.stderr.strip().splitlines()[-1])
-        return {"seconds": float(re.search(r"first steps after ([\d.]+) s", done.stdout)[1])}
+        seconds = re.findall(r"first steps after ([\d.]+) s", done.stdout)
+        return {"seconds": float(seconds[0])}
 
     repeat()
     return {}, repeat
@@ -332,7 +335,7 @@ def main() -> None:
     # Libraries may print too, so only the lines for benchmark.py go to the original standard output.
     out, sys.stdout = sys.stdout, sys.stderr
 
-    def send(content):
+    def send(content: dict) -> None:
         print(json.dumps(content), file=out, flush=True)
 
     try:

@@ -176,7 +176,7 @@ def group_varied(rows: Iterable[dict], varied: str, fewest: int) -> dict[str, li
       {group: [(value, row), ...]}, sorted by the value.
     """
     read = VARIED[varied][1]
-    groups = {}
+    groups: dict[str, list[tuple[float, dict]]] = {}
     for row in rows:
         if read(row) is not None:
             groups.setdefault(identify(row, varied), []).append((read(row), row))
@@ -255,7 +255,7 @@ def compute_growth(rows: list[dict]) -> list[dict]:
 def make_growth_table(growth: list[dict]) -> Table:
     """Returns a table with a row for each group of `compute_growth`."""
 
-    def join(numbers):
+    def join(numbers: list[float]) -> str:
         return ", ".join(f"{number:.3g}" for number in numbers)
 
     lines = [

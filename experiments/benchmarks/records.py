@@ -7,6 +7,7 @@ import pathlib
 import statistics
 import subprocess
 import sys
+from typing import Any
 
 ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = ROOT / "experiments" / "results"
@@ -58,7 +59,7 @@ def describe_machine() -> dict:
 
 def count_cores() -> int:
     """Returns the number of CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def summarise_samples(samples: list[dict], ready: dict, batch_size: int, first_is_apart: bool) -> dict:
@@ -75,8 +76,8 @@ def summarise_samples(samples: list[dict], ready: dict, batch_size: int, first_i
       "model_flop_utilisation" where they are known; "created"; and the content of `ready` but for "peak_flops".
     """
     later = samples[1:] if first_is_apart else samples
-    row = {"seconds": compute_spread([sample["seconds"] for sample in later]), "images_per_second": None}
-    row["repeats"] = len(later)
+    row: dict[str, Any] = {"seconds": compute_spread([sample["seconds"] for sample in later])}
+    row |= {"images_per_second": None, "repeats": len(later)}
     if "images" in samples[0]:
         row["images"] = samples[0]["images"]
         row["images_per_second"] = compute_spread([sample["images"] / sample["seconds"] for sample in later])

@@ -73,7 +73,7 @@ def collect_results(paths: list[pathlib.Path], split: str) -> dict[str, dict]:
     from pneumojax.evaluation.prediction_files import read_predictions
     from pneumojax.evaluation.summary import compute_mean_metrics
 
-    runs_of = {}
+    runs_of: dict[str, list[pathlib.Path]] = {}
     for path in paths:
         runs_of.setdefault(path.parent.name, []).append(path)
     results = {}
@@ -169,7 +169,8 @@ def format_markdown(lead: list[str], warning: str, sections: list[Section]) -> s
     """Formats the lead and the tables as Markdown."""
     paragraphs = [f"# {TITLE}", *([f"**{warning}**"] if warning else []), *lead]
     for section in sections:
-        paragraphs += [f"## {section.heading}", *section.text, *(table.format_markdown() for table in section.blocks)]
+        tables = [block.format_markdown() for block in section.blocks if isinstance(block, Table)]
+        paragraphs += [f"## {section.heading}", *section.text, *tables]
     return "\n\n".join(paragraphs) + "\n"
 
 

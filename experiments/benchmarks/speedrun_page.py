@@ -107,7 +107,8 @@ def format_page(rows: list[dict]) -> str:
       rows: rows of the results file. Of commands with the same fields on the same device, the last one counts. Each
         command is compared, seed by seed, with the first command of the same network on the same device.
     """
-    races, bases = {}, {}
+    races: dict[str, dict] = {}
+    bases: dict[str, dict] = {}
     for row in rows:
         if row["what"] == "speedrun":
             races[str((row["fields"], row["device"]))] = row

@@ -78,6 +78,8 @@ class Worker:
             text=True,
             env=environment,
         )
+        assert self.process.stdin and self.process.stdout  # Popen makes the pipes that it is asked for.
+        self.stdin, self.stdout = self.process.stdin, self.process.stdout
 
     def read(self) -> dict:
         """Reads the next line of the process.
@@ -86,7 +88,7 @@ class Worker:
           UserError: the process reports an error that the user can mend.
           ChildProcessError: the process has ended.
         """
-        line = self.process.stdout.readline()
+        line = self.stdout.readline()
         if not line:
             self.process.wait()
             self.log.seek(0)
@@ -101,15 +103,15 @@ class Worker:
     def repeat(self) -> dict:
         """Measures once; returns {"seconds", ...} as `read` does."""
         with contextlib.suppress(BrokenPipeError):  # The process has ended; read() reports why.
-            self.process.stdin.write("\n")
-            self.process.stdin.flush()
+            self.stdin.write("\n")
+            self.stdin.flush()
         return self.read()
 
     def close(self) -> None:
         """Ends the process."""
         self.process.terminate()
         self.process.wait()
-        for file in (self.process.stdin, self.process.stdout, self.log):
+        for file in (self.stdin, self.stdout, self.log):
             with contextlib.suppress(BrokenPipeError):
                 file.close()
 
@@ -134,7 +136,7 @@ def measure_in_turn(case: dict, folder: pathlib.Path, peer_python: str) -> list[
         case = case | {"files": str(list_files(case["images"], case["limit"], folder))}
     with contextlib.ExitStack() as stack:
 
-        def start(framework):
+        def start(framework: str) -> tuple[Worker, dict]:
             worker = Worker(case, framework, peer_python)
             stack.callback(worker.close)
             return worker, worker.read()
@@ -148,7 +150,7 @@ def measure_in_turn(case: dict, folder: pathlib.Path, peer_python: str) -> list[
         sizes = {worker.framework: ready["parameters"] for worker, ready in started if "parameters" in ready}
         if len(set(sizes.values())) > 1:
             raise UserError(f"the networks differ, so this is not the same work: parameters {sizes}.")
-        samples = [[] for _ in started]
+        samples: list[list[dict]] = [[] for _ in started]
         for _ in range(case["repeats"]):
             for (worker, _), own in zip(started, samples, strict=True):
                 own.append(worker.repeat())

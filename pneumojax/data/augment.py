@@ -38,7 +38,7 @@ def make_augment(config: AugmentConfig) -> Callable[[jax.Array, jax.Array], jax.
         ),
     )
 
-    def augment_one(key, image):
+    def augment_one(key: jax.Array, image: jax.Array) -> jax.Array:
         # float32 even if it is a constant: a replica, where it is an array, must round as a single run does.
         strength = jnp.asarray(config.augment_strength, jnp.float32)
         for i, (wanted, step) in enumerate(steps):
@@ -142,7 +142,7 @@ def resample(image: jax.Array, transform: jax.Array) -> jax.Array:
     pixels = image.reshape(-1)
     corner = top * (width + 2) + left
 
-    def pixel_at(offset):
+    def pixel_at(offset: int) -> jax.Array:
         return pixels.at[corner + offset].get(mode="promise_in_bounds")
 
     upper = pixel_at(0) * (1 - across) + pixel_at(1) * across
@@ -225,7 +225,7 @@ def mixup(keys: jax.Array, alpha: float, first: tuple, second: tuple) -> tuple:
     share = jax.vmap(lambda key: jax.random.beta(key, alpha, alpha))(keys)
     share = jnp.maximum(share, 1 - share)
 
-    def blend(a, b):
+    def blend(a: jax.Array, b: jax.Array) -> jax.Array:
         weight = share.reshape(-1, *[1] * (a.ndim - 1))
         return weight * a + (1 - weight) * b
 

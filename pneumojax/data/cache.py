@@ -83,4 +83,4 @@ def _compute_checksum(path: pathlib.Path, *version: int) -> int:
     """Computes the CRC-32 of a file. `version` identifies its content in the cache of this function."""
     if os.path.getsize(path) == 0:
         return 0  # An empty file cannot be mapped.
-    return zlib.crc32(np.memmap(path, np.uint8, mode="r"))
+    return zlib.crc32(np.memmap(path, np.uint8, mode="r").data)

@@ -5,7 +5,7 @@ import hashlib
 import json
 import logging
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -79,7 +79,7 @@ def ensure_prepared(config: DataConfig) -> dict:
     metadata = _read_prepared(config)
     if config.folds is None:
         return metadata
-    splits = [_load_fold(config, name) for name in ("train", "validation", "test")]
+    splits = [_load_fold(config, name, config.folds) for name in ("train", "validation", "test")]
     fingerprints = {split.name: split.fingerprint for split in splits}
     counts = {
         split.name: dict(zip(SUBTYPES, np.bincount(split.subtypes, minlength=3).tolist(), strict=True))
@@ -123,7 +123,7 @@ def load_split(config: DataConfig, name: str) -> Split:
       UserError: the data set is not prepared or damaged, has no such split, or is too small for the folds or for
         train_share.
     """
-    split = _load_whole_split(config, name) if config.folds is None else _load_fold(config, name)
+    split = _load_whole_split(config, name) if config.folds is None else _load_fold(config, name, config.folds)
     if name != "train" or config.train_share == 1:
         return split
     from pneumojax.data.folds import choose_patients
@@ -145,15 +145,15 @@ def load_training_images(config: DataConfig) -> Split:
     return _join(parts, [np.ones(len(part), bool) for part in parts], "out_of_fold", fingerprint)
 
 
-def _load_fold(config: DataConfig, name: str) -> Split:
+def _load_fold(config: DataConfig, name: str, folds: int) -> Split:
     from pneumojax.data.folds import cut_fold
 
     parts = [_load_whole_split(config, part) for part in ("train", "validation")]
     patient_ids = np.concatenate([part.patient_ids for part in parts])
     subtypes = np.concatenate([part.subtypes for part in parts])
-    chosen = cut_fold(patient_ids, subtypes, config.folds, config.fold)[name]
+    chosen = cut_fold(patient_ids, subtypes, folds, config.fold)[name]
     if len(np.unique(subtypes[chosen] > 0)) < 2:
-        raise UserError(f"folds={config.folds} is too many: a {name} split of this data set would have one class only.")
+        raise UserError(f"folds={folds} is too many: a {name} split of this data set would have one class only.")
     masks = np.split(chosen, [len(parts[0])])
     filenames = [part.filenames[mask].tolist() for part, mask in zip(parts, masks, strict=True)]
     # The fingerprints of the prepared splits cover labels, patients and bytes of all files that are named here.
@@ -168,7 +168,7 @@ def _join(parts: Sequence[Split], masks: Sequence[np.ndarray], name: str, finger
     return Split(name=name, fingerprint=fingerprint, **columns)
 
 
-def _hash(content) -> str:
+def _hash(content: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
@@ -190,7 +190,7 @@ def _load_whole_split(config: DataConfig, name: str) -> Split:
             # A read-only or full data set folder costs time at the next start, not the run.
             logger.warning("could not keep the decoded images in %s (%s); each start decodes them anew", cache, error)
             return _make_split(name, images, examples, fingerprint)
-        cached = read_cache(cache, config.image_px)
+        cached = read_cache(cache, config.image_px) or (images, examples)
     return _make_split(name, *cached, fingerprint)
 
 

@@ -3,6 +3,7 @@
 import concurrent.futures
 import os
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
@@ -65,11 +66,19 @@ def _scale_to_8_bits(pixels: np.ndarray) -> np.ndarray:
     return table.astype(np.uint8)[pixels]
 
 
-def decode_images(files: Sequence[bytes], names: Sequence[str], image_px: int) -> np.ndarray:
+class EncodedFiles(Protocol):
+    """The bytes of N files, by index. Each file may be read when it is accessed."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int, /) -> bytes: ...
+
+
+def decode_images(files: EncodedFiles, names: Sequence[str], image_px: int) -> np.ndarray:
     """Decodes many files on all cores, in threads: Pillow releases the interpreter's lock.
 
     Args:
-      files: the bytes of N files. The sequence may read them lazily; each item is accessed once.
+      files: the bytes of N files. Each item is accessed once.
       names: N file names, for error messages.
       image_px: height and width of the result.
 

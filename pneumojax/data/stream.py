@@ -1,5 +1,6 @@
 """Streams rows of host arrays to the devices: a background thread reads them before they are needed."""
 
+import functools
 from collections.abc import Callable, Iterator
 
 import jax
@@ -36,20 +37,24 @@ def stream_rows(
 
     sharding = NamedSharding(mesh, PartitionSpec(None, AXIS))
 
-    def read(call):
+    def read(call: int) -> list[tuple[tuple[int, ...], dict[int, np.ndarray]]]:
         index = choose(call)
         # Keyed by the start of the slice, since slices are not hashable before Python 3.12.
-        slices = {shard[1].start: shard[1] for shard in sharding.addressable_devices_indices_map(index.shape).values()}
+        shards = sharding.addressable_devices_indices_map(index.shape).values()
+        slices = {shard[1].start: shard[1] for shard in shards if shard}
         return [
             (index.shape + column.shape[1:], {start: column[index[:, batch]] for start, batch in slices.items()})
             for column in columns
         ]
 
-    def put(read_columns):
+    def put(read_columns: list[tuple[tuple[int, ...], dict[int, np.ndarray]]]) -> tuple[jax.Array, ...]:
         return tuple(
-            jax.make_array_from_callback(shape, sharding, lambda shard, shards=shards: shards[shard[1].start])
+            jax.make_array_from_callback(shape, sharding, functools.partial(find_shard, shards))
             for shape, shards in read_columns
         )
+
+    def find_shard(shards: dict[int, np.ndarray], shard: tuple[slice, ...]) -> np.ndarray:
+        return shards[shard[1].start]
 
     rows = grain.MapDataset.range(calls.start, calls.stop).map(read)
     rows = rows.to_iter_dataset(grain.ReadOptions(num_threads=READERS, prefetch_buffer_size=READERS)).map(put)

@@ -156,7 +156,7 @@ def make_tables(results: dict) -> tuple[Table, Table]:
       A table of the network with a row for each perturbation, and one of the linear models with a row for each.
     """
 
-    def make(heading, rows, *names):
+    def make(heading: str, rows: dict, *names: str) -> Table:
         cells = [[row["title"], *(_format_metric(row["metrics"][name]) for name in names)] for row in rows.values()]
         return Table((heading, *(NAMES[name] for name in names)), cells)
 
@@ -187,7 +187,7 @@ def explain(altered: dict, baselines: dict, split_name: str, selection_split: st
                 reached = f"{who} reaches {_format_metric(auroc)}"
                 sentences.append(f"Shown {row['title']}, {reached}: {_compare_with_chance(auroc)}.")
     simple = {name: baselines[name]["metrics"]["auroc"]["value"] for name in ("pixels", "hog")}
-    best = max(simple, key=simple.get)
+    best = max(simple, key=simple.__getitem__)
     verdict = (
         "the network's AUROC is no proof that it sees more than that"
         if simple[best] >= network["value"]

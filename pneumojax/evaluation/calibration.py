@@ -58,8 +58,8 @@ def compute_log_odds(probabilities: ArrayLike) -> np.ndarray:
     Raises:
       ValueError: the shape is not [N, 2] or [N, 3], or a probability is not in 0..1.
     """
-    probabilities = np.maximum(check_probabilities(probabilities), math.exp(-LARGEST_LOG_ODDS))
-    return np.log(probabilities[:, 1:].sum(axis=1)) - np.log(probabilities[:, 0])
+    clipped = np.maximum(check_probabilities(probabilities), math.exp(-LARGEST_LOG_ODDS))
+    return np.log(clipped[:, 1:].sum(axis=1)) - np.log(clipped[:, 0])
 
 
 def fit_temperature(labels: ArrayLike, probabilities: ArrayLike) -> float | None:

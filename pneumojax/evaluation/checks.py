@@ -54,7 +54,7 @@ def check_finite(what: str, numbers: np.ndarray) -> None:
         raise ValueError(f"{np.sum(~np.isfinite(numbers))} of {numbers.size} {what} are not finite numbers.")
 
 
-def check_same_length(**arrays: ArrayLike) -> None:
+def check_same_length(**arrays: np.ndarray) -> None:
     """Raises ValueError where the arrays, named as in the message, differ in length or are empty."""
     lengths = {name: len(array) for name, array in arrays.items()}
     if len(set(lengths.values())) > 1:

@@ -55,12 +55,13 @@ def compute_delong(labels: ArrayLike, scores_a: ArrayLike, scores_b: ArrayLike) 
     difference = auroc_a - auroc_b
     of_positive, of_negative = np.subtract(*by_positive), np.subtract(*by_negative)
     variance = of_positive.var(ddof=1) / len(of_positive) + of_negative.var(ddof=1) / len(of_negative)
-    result = dict(zip(names, (auroc_a, auroc_b, difference, math.sqrt(variance), None, None, None), strict=True))
+    error = math.sqrt(variance)
+    result = dict(zip(names, (auroc_a, auroc_b, difference, error, None, None, None), strict=True))
     if variance < 1e-20:
         reason = "Every image contributes the same difference, so the standard error is 0 and there is no test."
         return result | {"reason": reason}
-    z = difference / result["standard_error"]
-    low, high = stats.norm.interval(0.95, difference, result["standard_error"])
+    z = difference / error
+    low, high = stats.norm.interval(0.95, difference, error)
     return result | {"ci95": [float(low), float(high)], "z": z, "p": float(2 * stats.norm.sf(abs(z)))}
 
 

@@ -42,7 +42,8 @@ def evaluate_folds(runs: Sequence[Run], workdir: str | pathlib.Path) -> dict:
     rows = {filename: i for i, filename in enumerate(images.filenames)}
     probabilities = np.full((len(images), len(runs[0].info["class_names"])), np.nan)
     value, temperature = np.full((2, len(images)), np.nan)
-    points, prevalences, folds = {}, [], []
+    points: dict[str, np.ndarray] = {}
+    prevalences, folds = [], []
     for run in runs:
         held_out = load_split(run.config.data, "test")
         at = [rows[filename] for filename in held_out.filenames]

@@ -96,5 +96,5 @@ def _count_resamples(
 
 
 def _name_band(grid_name: str, grid: np.ndarray, rows: list[np.ndarray]) -> dict[str, list[float]] | None:
-    band = compute_band(rows)
+    band = compute_band(np.asarray(rows))
     return band and {grid_name: grid.tolist(), "low": band[0], "high": band[1]}

@@ -59,7 +59,8 @@ class Ensemble:
         Raises:
           UserError: the members have different data, or a split is missing or damaged.
         """
-        splits, calibrated = [], []
+        splits: list[Split] = []
+        calibrated: list[np.ndarray] = []
         for run in self.members:
             split, probabilities = run.score(split_name)
             if splits and split.fingerprint != splits[0].fingerprint:

@@ -163,7 +163,7 @@ def _belongs_to(predictor: Predictor, stored: dict) -> bool:
 
 def _describe_rule(rules: ThresholdConfig) -> dict:
     """Returns the rule and the numbers that it uses, as threshold.json holds them."""
-    numbers = {
+    numbers: dict[str, dict[str, float | None]] = {
         "target_sensitivity": {"target_sensitivity": rules.target_sensitivity},
         "youden": {},
         "cost_ratio": {"cost_ratio": rules.cost_ratio, "prevalence": rules.prevalence},

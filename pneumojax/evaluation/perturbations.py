@@ -101,8 +101,8 @@ def shuffle_pixels(images: np.ndarray, seed: int = 0) -> np.ndarray:
 
 def _find_centre(images: np.ndarray, area: float) -> tuple[slice, slice]:
     """Returns rows and columns of the central rectangle. The frame around it is at least one pixel wide."""
-    borders = (max(1, round(size * (1 - area**0.5) / 2)) for size in images.shape[1:])
-    return tuple(slice(border, -border) for border in borders)
+    down, right = (max(1, round(size * (1 - area**0.5) / 2)) for size in images.shape[1:])
+    return slice(down, -down), slice(right, -right)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Computes the logits of images, and probabilities from logits."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -34,10 +35,10 @@ def make_predict_images(
     predict_batches = make_predict(make_graph(config), mesh, views, cached, streamed)
     on_devices = () if streamed else (put(images, mesh), put(batches, mesh, axis=1))
 
-    def predict_resident(variables):
+    def predict_resident(variables: dict[str, Any]) -> list[np.ndarray]:
         return jax.device_get(predict_batches(variables, *on_devices))
 
-    def predict_streamed(variables):
+    def predict_streamed(variables: dict[str, Any]) -> list[np.ndarray]:
         from pneumojax.data.stream import stream_rows
 
         logits = []
@@ -46,7 +47,7 @@ def make_predict_images(
             logits[-2:-1] = jax.device_get(logits[-2:-1])  # At most two batches are on the devices.
         return jax.device_get(logits)
 
-    def predict_images(variables):
+    def predict_images(variables: dict[str, Any]) -> np.ndarray:
         logits = np.concatenate((predict_streamed if streamed else predict_resident)(variables))
         return logits.reshape(-1, logits.shape[-1])[: len(images)]
 

@@ -157,7 +157,7 @@ def compute_operating_points(
     """
     positive, scores = check_binary(labels, scores)
     check_same_length(scores=scores, patient_ids=bootstrap.patient_ids)
-    points = {}
+    points: dict[str, dict] = {}
     for name, threshold in thresholds.items():
         if threshold is None:
             reason = "The split on which this threshold is chosen lacks the images that the rule needs."

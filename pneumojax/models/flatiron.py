@@ -3,11 +3,11 @@
 import jax
 from flax import nnx
 
-from pneumojax.models.layers import Conv, Head, drop
+from pneumojax.models.layers import Conv, Head, Network, drop
 from pneumojax.ops.pooling import max_pool
 
 
-class Flatiron(nnx.Module):
+class Flatiron(Network):
     """Two convolutions, three poolings, two dense layers; 3,011,169 parameters at 224 px with one output.
 
     Conv 32 3x3 tanh, MaxPool 2, Conv 32 4x4 ReLU, MaxPool 2 'same', LeakyReLU 0.3, MaxPool 2 'same', dropout,
@@ -31,9 +31,6 @@ class Flatiron(nnx.Module):
         self.dense2 = nnx.Linear(128, 64, dtype=dtype, rngs=rngs)
         self.head = Head(64, num_outputs, 0.0, rngs)
 
-    def __call__(self, images: jax.Array, train: bool, keys: jax.Array | None = None) -> jax.Array:
-        return self.classify(self.extract(images, train), train, keys)
-
     def extract(self, images: jax.Array, train: bool) -> jax.Array:
         """The backbone: [B, H, W, 1] images -> [B, P, P, 32] features."""
         del train
@@ -45,6 +42,7 @@ class Flatiron(nnx.Module):
         """[B, P, P, 32] features -> [B, outputs] logits."""
         x = features
         if train and self.dropout:
+            assert keys is not None, "dropout in training needs a key for each image"
             x = drop(x, self.dropout, keys)
         x = nnx.relu(self.dense1(x.reshape(len(x), -1)))
         x = nnx.relu(self.dense2(x))

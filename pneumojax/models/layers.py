@@ -111,5 +111,33 @@ class Head(nnx.Module):
         """[B, F] features -> [B, num_outputs] float32 logits."""
         features = features.astype(jnp.float32)
         if train and self.dropout:
+            assert keys is not None, "dropout in training needs a key for each image"
             features = drop(features, self.dropout, keys)
         return self.linear(features)
+
+
+class Network(nnx.Module):
+    """A network: a backbone, which computes features of an image, and a classifier."""
+
+    head: Head
+
+    def __call__(self, images: jax.Array, train: bool, keys: jax.Array | None = None) -> jax.Array:
+        """Computes the logits of images.
+
+        Args:
+          images: [B, H, W, 1] float32.
+          train: whether batch normalisation uses the statistics of the batch, and dropout is applied.
+          keys: [B] PRNG keys for the dropout; None unless training.
+
+        Returns:
+          [B, outputs] float32.
+        """
+        return self.classify(self.extract(images, train), train, keys)
+
+    def extract(self, images: jax.Array, train: bool) -> jax.Array:
+        """The backbone: [B, H, W, 1] images -> [B, ...] features."""
+        raise NotImplementedError
+
+    def classify(self, features: jax.Array, train: bool, keys: jax.Array | None = None) -> jax.Array:
+        """The classifier: [B, ...] features -> [B, outputs] logits."""
+        return self.head(features, train, keys)

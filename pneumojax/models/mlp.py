@@ -3,10 +3,10 @@
 import jax
 from flax import nnx
 
-from pneumojax.models.layers import Head
+from pneumojax.models.layers import Head, Network
 
 
-class MLP(nnx.Module):
+class MLP(Network):
     """Hidden layers of the given widths with ReLU, then the head."""
 
     def __init__(
@@ -27,16 +27,9 @@ class MLP(nnx.Module):
             features = width
         self.head = Head(features, num_outputs, dropout, rngs)
 
-    def __call__(self, images: jax.Array, train: bool, keys: jax.Array | None = None) -> jax.Array:
-        return self.classify(self.extract(images, train), train, keys)
-
     def extract(self, images: jax.Array, train: bool) -> jax.Array:
         """The hidden layers: [B, H, W, 1] images -> [B, F] features."""
         x = images.reshape(len(images), -1)
         for i in range(self.depth):
             x = nnx.relu(getattr(self, f"hidden{i + 1}")(x))
         return x
-
-    def classify(self, features: jax.Array, train: bool, keys: jax.Array | None = None) -> jax.Array:
-        """[B, F] features -> [B, outputs] logits."""
-        return self.head(features, train, keys)

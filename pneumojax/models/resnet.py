@@ -9,7 +9,7 @@ References:
 import jax
 from flax import nnx
 
-from pneumojax.models.layers import Conv, Head, add_ones, make_batch_norm
+from pneumojax.models.layers import Conv, Head, Network, add_ones, make_batch_norm
 from pneumojax.ops.pooling import max_pool
 
 
@@ -55,7 +55,7 @@ class Block(nnx.Module):
         return nnx.relu(x + shortcut)
 
 
-class ResNet(nnx.Module):
+class ResNet(Network):
     """Stem (7x7 at stride 2, max-pooling at stride 2), four stages of blocks, global average pooling, head."""
 
     def __init__(
@@ -88,9 +88,6 @@ class ResNet(nnx.Module):
                 channels = width * 2**stage * (4 if bottleneck else 1)
         self.head = Head(channels, num_outputs, dropout, rngs)
 
-    def __call__(self, images: jax.Array, train: bool, keys: jax.Array | None = None) -> jax.Array:
-        return self.classify(self.extract(images, train), train, keys)
-
     def extract(self, images: jax.Array, train: bool) -> jax.Array:
         """The backbone: [B, H, W, 1] images -> [B, F] features."""
         x = add_ones(images) if self.ones_plane else images
@@ -99,7 +96,3 @@ class ResNet(nnx.Module):
         for name in self.block_names:
             x = getattr(self, name)(x, train and name.split("_")[0] not in self.frozen)
         return x.mean((1, 2), dtype="float32")
-
-    def classify(self, features: jax.Array, train: bool, keys: jax.Array | None = None) -> jax.Array:
-        """[B, F] features -> [B, outputs] logits."""
-        return self.head(features, train, keys)

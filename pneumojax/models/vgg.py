@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from pneumojax.models.layers import Conv, Head, add_ones, drop
+from pneumojax.models.layers import Conv, Head, Network, add_ones, drop
 from pneumojax.ops.pooling import max_pool
 
 STAGE_CONVOLUTIONS = (2, 2, 3, 3, 3)
@@ -17,7 +17,7 @@ STAGE_CONVOLUTIONS = (2, 2, 3, 3, 3)
 DENSE_PX = 7
 
 
-class VGG16(nnx.Module):
+class VGG16(Network):
     """Five stages of 3x3 convolutions with ReLU and 2x2 max-pooling; dense layers with ReLU and dropout; the head.
 
     Adaptive average pooling brings the features of the last stage to 7 x 7, as in torchvision, so the dense layers take
@@ -53,9 +53,6 @@ class VGG16(nnx.Module):
             features = units
         self.head = Head(features, num_outputs, dropout, rngs)
 
-    def __call__(self, images: jax.Array, train: bool, keys: jax.Array | None = None) -> jax.Array:
-        return self.classify(self.extract(images, train), train, keys)
-
     def extract(self, images: jax.Array, train: bool) -> jax.Array:
         """The backbone: [B, H, W, 1] images -> [B, P, P, F] features; without dense layers [B, F]."""
         del train
@@ -72,6 +69,7 @@ class VGG16(nnx.Module):
         for i in range(self.depth):
             x = nnx.relu(getattr(self, f"dense{i + 1}")(x))
             if train and self.dropout and i < self.depth - 1:  # The head has a dropout of its own.
+                assert keys is not None, "dropout in training needs a key for each image"
                 x = drop(x, self.dropout, jax.vmap(jax.random.fold_in, (0, None))(keys, i))
         return self.head(x, train, keys)
 

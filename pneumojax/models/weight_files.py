@@ -5,10 +5,14 @@ import json
 import pathlib
 import pickle
 import zipfile
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pneumojax.errors import UserError
+
+if TYPE_CHECKING:
+    import h5py
 
 # Our networks and PyTorch's add EPSILON to the variance of a normalisation; Keras's ResNet50 adds KERAS_EPSILON.
 EPSILON = 1e-5
@@ -60,7 +64,7 @@ def read_tensors(path: pathlib.Path) -> tuple[str, dict[str, np.ndarray]]:
     return "torch", _rename_timm(tensors)
 
 
-def _read_safetensors(path):
+def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     import safetensors
     import safetensors.numpy
 
@@ -80,7 +84,7 @@ def read_info(path: pathlib.Path) -> dict | None:
         return json.loads((file.metadata() or {}).get("pneumojax", "null"))
 
 
-def _read_pickle(path):
+def _read_pickle(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         import torch
     except ImportError as error:
@@ -99,27 +103,27 @@ def _read_pickle(path):
     return {name: tensor.float().numpy() for name, tensor in tensors.items()}
 
 
-def _read_h5(path):
+def _read_h5(path: pathlib.Path) -> dict[str, np.ndarray]:
     import h5py
 
     with h5py.File(path) as file:
         return _read_layers(file)
 
 
-def _read_keras(path):
+def _read_keras(path: pathlib.Path) -> dict[str, np.ndarray]:
     import h5py
 
     with zipfile.ZipFile(path) as archive, h5py.File(io.BytesIO(archive.read("model.weights.h5"))) as file:
         return _read_layers(file)
 
 
-def _read_layers(file):
+def _read_layers(file: "h5py.File") -> dict[str, np.ndarray]:
     """Reads {layer.weight: array} from a Keras file of version 3 (groups `layers/*/vars` with a name) or earlier."""
     import h5py
 
-    layers = {}
+    layers: dict[str, list[h5py.Dataset]] = {}
 
-    def visit(path, item):
+    def visit(path: str, item: "h5py.Group | h5py.Dataset") -> None:
         if not isinstance(item, h5py.Group):
             return
         if path.endswith("/vars") and "name" in item.attrs:
@@ -128,7 +132,7 @@ def _read_layers(file):
             layers[path.split("/")[-1]] = [item[_text(name)] for name in item.attrs["weight_names"]]
 
     file.visititems(visit)
-    tensors = {}
+    tensors: dict[str, np.ndarray] = {}
     for layer, weights in layers.items():
         kinds = ("gamma", "beta", "moving_mean", "moving_variance") if len(weights) == 4 else ("kernel", "bias")
         tensors |= {f"{layer}.{kind}": np.asarray(weight) for kind, weight in zip(kinds, weights, strict=False)}
@@ -137,11 +141,11 @@ def _read_layers(file):
     return tensors
 
 
-def _text(name):
+def _text(name: bytes | str) -> str:
     return name.decode() if isinstance(name, bytes) else str(name)
 
 
-def _fold_keras_biases(tensors):
+def _fold_keras_biases(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Folds the biases before the normalisations of Keras's ResNet50, and its epsilon, into the statistics."""
     for name in [name for name in tensors if name.endswith("_conv.bias")]:
         norm = name.removesuffix("_conv.bias") + "_bn"
@@ -151,7 +155,7 @@ def _fold_keras_biases(tensors):
     return tensors
 
 
-def _rename_timm(tensors):
+def _rename_timm(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     renamed = {}
     for name, tensor in tensors.items():
         for theirs, torchvisions in TIMM_NAMES.items():
@@ -162,5 +166,5 @@ def _rename_timm(tensors):
     return renamed
 
 
-def _first_line(error):
+def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]

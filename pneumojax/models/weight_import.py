@@ -13,6 +13,7 @@ import json
 import logging
 import pathlib
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -48,7 +49,7 @@ LEAVES = {
 }
 # Positions of VGG16's convolutions in torchvision's list of layers, by stage. ReLU and pooling have the others.
 VGG_POSITIONS = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
-RESNET_BLOCKS = {
+RESNET_BLOCKS: dict[tuple[tuple[int, ...], bool], str] = {
     ((2, 2, 2, 2), False): "resnet18",
     ((3, 4, 6, 3), False): "resnet34",
     ((3, 4, 6, 3), True): "resnet50",
@@ -163,7 +164,7 @@ def check_pretraining_images(path: str | pathlib.Path, data_fingerprint: str) ->
         )
 
 
-def _name(source, model, key):
+def _name(source: str, model: str, key: tuple[str, ...]) -> str:
     """Our name in the naming of the source: ("params", "stage1_block2", "conv1", "kernel") -> layer1.1.conv1.weight."""
     if source == "pneumojax":
         return "/".join(key)
@@ -172,8 +173,8 @@ def _name(source, model, key):
     if module in ("stem_conv", "stem_norm"):
         layer = {"stem_conv": ("conv1", "conv1_conv"), "stem_norm": ("bn1", "conv1_bn")}[module][not torch]
     elif match := re.fullmatch(r"stage(\d)_conv(\d)", module):
-        stage, i = map(int, match.groups())
-        layer = f"features.{VGG_POSITIONS[stage - 1][i - 1]}" if torch else f"block{stage}_conv{i}"
+        stage, conv = map(int, match.groups())
+        layer = f"features.{VGG_POSITIONS[stage - 1][conv - 1]}" if torch else f"block{stage}_conv{conv}"
     elif match := re.fullmatch(r"stage(\d)_block(\d)/(conv|norm)(\d)", module):
         stage, block, kind, i = int(match[1]), int(match[2]), match[3], match[4]
         theirs = {"conv": ("conv", "conv"), "norm": ("bn", "bn")}[kind][0]
@@ -191,7 +192,7 @@ def _name(source, model, key):
     return f"{layer}.{kind}"
 
 
-def _convert(source, key, tensor):
+def _convert(source: str, key: tuple[str, ...], tensor: np.ndarray) -> np.ndarray:
     """A tensor in our layout: kernels [K, K, I, O] and [I, O]; the first dense layer's inputs in H, W, C order."""
     if source != "torch" or key[-1] != "kernel":
         return tensor
@@ -202,7 +203,12 @@ def _convert(source, key, tensor):
     return tensor.T
 
 
-def _find_fresh(wanted, names, source, tensors):
+def _find_fresh(
+    wanted: Mapping[tuple[str, ...], jax.Array],
+    names: Mapping[tuple[str, ...], str],
+    source: str,
+    tensors: Mapping[str, np.ndarray],
+) -> list[str]:
     """The layers of the classifier from the first one on that the file lacks or has in another shape."""
     layers = sorted({key[1] for key in wanted if key[1].startswith(CLASSIFIER)})
     for i, layer in enumerate(layers):
@@ -217,7 +223,9 @@ def _find_fresh(wanted, names, source, tensors):
     return []
 
 
-def _check_names(path, model, source, tensors, expected):
+def _check_names(
+    path: pathlib.Path, model: str, source: str, tensors: Mapping[str, np.ndarray], expected: list[str]
+) -> None:
     unused = ("fc.", "fc1.", "fc2.", "classifier.", "predictions.")  # Classifiers that are not loaded.
     known = {*expected, *(name for name in tensors if name.startswith(unused) or name.endswith(".num_batches_tracked"))}
     missing, extra = [name for name in expected if name not in tensors], [name for name in tensors if name not in known]
@@ -237,8 +245,8 @@ def _check_names(path, model, source, tensors, expected):
     raise UserError(f"{path} is not a {model} of {SOURCES[source]}: it {', and '.join(parts)}.{advice}")
 
 
-def _check_backbone(path, config):
-    info = read_info(path)
+def _check_backbone(path: pathlib.Path, config: ModelConfig) -> None:
+    info = read_info(path) or {}
     fields = ("model", *SHAPING[config.model])
     made, wanted = ({name: format_value(values.get(name)) for name in fields} for values in (info, vars(config)))
     if made["model"] != wanted["model"]:
@@ -253,7 +261,7 @@ def format_value(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
-def _recognise(source, tensors):
+def _recognise(source: str, tensors: Mapping[str, np.ndarray]) -> str | None:
     """The network of ours to which the names belong, or None."""
     if ("features.28.weight" if source == "torch" else "block5_conv3.kernel") in tensors:
         return "vgg16"
@@ -266,7 +274,7 @@ def _recognise(source, tensors):
     return RESNET_BLOCKS.get((blocks, any(i == "3" for _, _, i in found)))
 
 
-def _check_stride(path, source, config):
+def _check_stride(path: pathlib.Path, source: str, config: ModelConfig) -> None:
     expected = "3x3" if source == "torch" or config.model != "resnet50" else "1x1"
     if config.model == "resnet50" and config.resnet_stride != expected:
         raise UserError(
@@ -275,5 +283,5 @@ def _check_stride(path, source, config):
         )
 
 
-def _shape(array):
+def _shape(array: np.ndarray | jax.Array) -> str:
     return "x".join(map(str, array.shape))

@@ -5,6 +5,7 @@ computes as a scatter, is then one pass over the images. Other backends run XLA'
 """
 
 import functools
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +46,7 @@ def _max_pool_on_cpu(images: jax.Array, window: int) -> jax.Array:
     return _find_maxima(images, window)[0]
 
 
-def _find_maxima(images, window):
+def _find_maxima(images: jax.Array, window: int) -> tuple[jax.Array, jax.Array]:
     """(maximum of each window, its position in the window as int8). The first of equal values counts."""
     image_shape = images.shape[1:3]
     rows, columns = ((px + 1) // 2 for px in image_shape)
@@ -61,19 +62,19 @@ def _find_maxima(images, window):
     return maxima, positions
 
 
-def _max_pool_forward(images, window):
+def _max_pool_forward(images: jax.Array, window: int) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     # Unfused, as XLA would repeat the search for each use of the maxima, as in a residual network.
     maxima, positions = compute_unfused(lambda images: _find_maxima(images, window), images)
     return maxima, (positions, images)
 
 
-def _max_pool_backward(window, saved, grads):
+def _max_pool_backward(window: int, saved: tuple[jax.Array, jax.Array], grads: jax.Array) -> tuple[jax.Array]:
     positions, images = saved  # Only the shape of the images is used, so XLA does not store them.
     # Row (or column) in window i of the image rows 2 i and 2 i + 1. Windows of size 3 overlap: the second line is for
     # window i + 1.
     overlaps = np.array([[0, 1]] if window == 2 else [[1, 2], [OUTSIDE, 0]])
 
-    def compute_share(down, right):
+    def compute_share(down: int, right: int) -> jax.Array:
         """Gradients from the windows that are so many positions further down and right."""
         chosen, shifted = (
             jnp.pad(x[:, down:, right:], ((0, 0), (0, down), (0, right), (0, 0)))[:, :, None, :, None]
@@ -82,7 +83,8 @@ def _max_pool_backward(window, saved, grads):
         position = window * overlaps[down][:, None, None, None] + overlaps[right][:, None]
         return jnp.where(chosen == position, shifted, 0)
 
-    total = sum(compute_share(down, right) for down in range(len(overlaps)) for right in range(len(overlaps)))
+    shares = [compute_share(down, right) for down in range(len(overlaps)) for right in range(len(overlaps))]
+    total = functools.reduce(operator.add, shares)
     batch, rows, _, columns, _, channels = total.shape
     total = total.reshape(batch, 2 * rows, 2 * columns, channels)
     return (total[:, : images.shape[1], : images.shape[2]],)

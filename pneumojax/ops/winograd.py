@@ -13,7 +13,8 @@ References:
 """
 
 import functools
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -34,14 +35,15 @@ def make_matrices(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
       (A [6, 7 - size], B [6, 6], G [6, size]) float32, with a row for each product.
     """
 
-    def evaluate(length):
+    def evaluate(length: int) -> np.ndarray:
         at_infinity = np.arange(length) == length - 1  # There only the last coefficient counts.
         return np.vstack([np.vander(POINTS, length, increasing=True), at_infinity])
 
     others = [np.delete(POINTS, i) for i in range(len(POINTS))]
     scale = [*(np.prod(point - rest) for point, rest in zip(POINTS, others, strict=True)), 1]
     b = [*(np.append(polynomial.polyfromroots(rest), 0) for rest in others), polynomial.polyfromroots(POINTS)]
-    return np.float32(evaluate(TILE + 1 - size)), np.float32(b), np.float32(evaluate(size) / np.array(scale)[:, None])
+    g = evaluate(size) / np.array(scale)[:, None]
+    return evaluate(TILE + 1 - size).astype(np.float32), np.array(b, np.float32), g.astype(np.float32)
 
 
 def transform_kernel(kernel: jax.Array) -> list[jax.Array]:
@@ -87,7 +89,7 @@ def compute_kernel_grads(images: jax.Array, grads: jax.Array, size: int, pad: in
     a, b, g = make_matrices(size)
     image_rows, grad_rows = _split_into_tiles(images, size, pad), _split_output(grads, size, 0)
 
-    def multiply(weights):
+    def multiply(weights: tuple[jax.Array, jax.Array]) -> jax.Array:
         of_images, of_grads = weights
         rows, kernel = _sum_weighted(of_images, image_rows), _sum_weighted(of_grads, grad_rows)
         layout = ("NHWC", "HWIO", "NHWC")
@@ -113,7 +115,7 @@ def multiply_kernel_grads(images: jax.Array, grads: jax.Array, size: int, pad: i
     a, b, g = make_matrices(size)
     image_rows, grad_rows = _split_into_tiles(images, size, pad), _split_output(grads, size, 1)
 
-    def multiply(rows, grads, tap):
+    def multiply(rows: jax.Array, grads: jax.Array, tap: int) -> jax.Array:
         # Only the output columns where the tap meets the image contribute.
         first, end = max(0, pad - tap), min(grads.shape[2], rows.shape[2] + pad - tap)
         overlap = rows[:, :, first + tap - pad : end + tap - pad], grads[:, :, first:end]
@@ -128,7 +130,7 @@ def multiply_kernel_grads(images: jax.Array, grads: jax.Array, size: int, pad: i
     return jnp.stack([jnp.stack([_sum_weighted(weights, of_tap) for of_tap in products]) for weights in g.T])
 
 
-def _split_into_tiles(images, size, pad):
+def _split_into_tiles(images: jax.Array, size: int, pad: int) -> list[jax.Array]:
     """Six arrays [B, tiles, W, I]: the first rows of all tiles, the second rows, and so on."""
     step = TILE + 1 - size
     height = images.shape[1] + 2 * pad + 1 - size
@@ -139,7 +141,7 @@ def _split_into_tiles(images, size, pad):
     return [padded[:, row // step :][:, :tiles, row % step] for row in range(TILE)]
 
 
-def _split_output(grads, size, axis):
+def _split_output(grads: jax.Array, size: int, axis: int) -> list[jax.Array]:
     """The first output rows of all tiles, the second rows, and so on; `axis` is the axis of the rows."""
     step = TILE + 1 - size
     padded = jnp.pad(grads, [(0, -length % step if i == axis else 0) for i, length in enumerate(grads.shape)])
@@ -147,7 +149,8 @@ def _split_output(grads, size, axis):
     return [lax.index_in_dim(padded, row, axis + 1, keepdims=False) for row in range(step)]
 
 
-def _sum_weighted(weights, arrays):
+def _sum_weighted(weights: np.ndarray | jax.Array, arrays: Sequence[jax.Array] | jax.Array) -> jax.Array:
     """The weighted sum of arrays. Weights that are known when tracing and are 0 are left out."""
     known = isinstance(weights, np.ndarray)
-    return sum(weight * array for weight, array in zip(weights, arrays, strict=True) if not known or weight)
+    pairs = zip(weights, arrays, strict=True)
+    return functools.reduce(operator.add, (weight * array for weight, array in pairs if not known or weight))

@@ -28,16 +28,16 @@ def describe_warnings(results: Mapping) -> list[str]:
     if split == selection_split:
         chosen = ["epoch"] * (run["checkpoint"]["which"] == "best")
         chosen += ["threshold"] * (results["threshold"]["split"] == split) + ["temperature"]
-        chosen = " and ".join(filter(None, (", ".join(chosen[:-1]), chosen[-1])))
-        verb = "were" if "and" in chosen else "was"
+        choices = " and ".join(filter(None, (", ".join(chosen[:-1]), chosen[-1])))
+        verb = "were" if "and" in choices else "was"
         if split == "test":
             warnings.append(
-                f"LEAKY: {chosen} {verb} chosen on the split that is scored. These figures are worth nothing but to "
+                f"LEAKY: {choices} {verb} chosen on the split that is scored. These figures are worth nothing but to "
                 "show what the leak adds."
             )
         else:
             warnings.append(
-                f"{chosen.capitalize()} {verb} chosen on the split that is scored, so its figures are optimistic. "
+                f"{choices.capitalize()} {verb} chosen on the split that is scored, so its figures are optimistic. "
                 "Score test."
             )
     if split == "train":

@@ -156,7 +156,7 @@ def _show_metrics(results: Mapping) -> html.Section:
     of_classes = [name.removesuffix("_NORMAL") for name in values if name.endswith("_NORMAL")]
     columns = {"macro": "Mean (macro)"} | {kind: kind for kind in SUBTYPES}
     grid = {name: [f"{name}_{column}" for column in columns] for name in of_classes}
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, metric in values.items():
         if name in itertools.chain(*grid.values()):
             continue
@@ -240,7 +240,7 @@ def _show_probabilities(results: Mapping, directory: pathlib.Path) -> html.Secti
     ]
     text = [f"Whether a score can be read as a probability. The temperature was fitted on {calibration['split']}."]
     text += [calibration["reason"]] if "reason" in calibration else []
-    blocks = [picture, Table(("Calibration", "As trained", after), rows)]
+    blocks: list[Table | html.Picture] = [picture, Table(("Calibration", "As trained", after), rows)]
     return html.Section("Scores as probabilities", text, blocks)
 
 

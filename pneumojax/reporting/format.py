@@ -39,7 +39,7 @@ def format_score(score: float | Sequence[float]) -> str:
       score: one score, 0..1, or one for each fold. A confident network gives scores such as 0.99998.
     """
 
-    def format_one(number):
+    def format_one(number: float) -> str:
         digits = 1 - math.floor(math.log10(1 - number)) if 0.9 < number < 1 else None
         return f"{number:.{digits}f}" if digits else f"{number:.3g}"
 

@@ -1,15 +1,16 @@
 """Compilation of a chunk of steps ahead of its first call, with its cost: FLOP, bytes, memory and compile time."""
 
 import time
-from collections.abc import Callable
 from typing import Any
+
+import jax
 
 from pneumojax.ops.xla import uses_xla_algorithms, xla_algorithms
 
 
 def compile_chunk(
-    train_chunk: Callable, arguments: tuple, devices: int, mapped: bool, count_flops: bool = True
-) -> tuple[Callable, dict[str, float]]:
+    train_chunk: jax.stages.Wrapped, arguments: tuple, devices: int, mapped: bool, count_flops: bool = True
+) -> tuple[jax.stages.Compiled, dict[str, float]]:
     """Compiles a chunk of steps and reports its cost.
 
     Args:

@@ -44,6 +44,6 @@ def make_chunk_inputs(
         rows = stream_rows(columns, lambda number: parallel.shape_batches(choose(number), config, mesh), numbers, mesh)
         yield from ((*chunk, key) for chunk in rows)
     else:
-        columns = tuple(put(column, mesh) for column in columns)
+        on_devices = tuple(put(column, mesh) for column in columns)
         for number in numbers:
-            yield *columns, parallel.put_batches(choose(number), config, mesh), key
+            yield *on_devices, parallel.put_batches(choose(number), config, mesh), key

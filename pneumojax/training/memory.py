@@ -1,5 +1,8 @@
 """An estimate of the memory that a training step takes."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -33,13 +36,15 @@ def estimate_memory(
     state = jax.eval_shape(make_init(config, tx, mesh), jax.random.key(0))
     images, keys = jax.eval_shape(lambda: (jnp.zeros((size, px, px)), jax.random.split(jax.random.key(0), size)))
 
-    def save_for_backward(params, batch_stats, images, keys):
-        def forward(params):
+    def save_for_backward(
+        params: dict[str, Any], batch_stats: dict[str, Any], images: jax.Array, keys: jax.Array
+    ) -> Callable:
+        def forward(params: dict[str, Any]) -> jax.Array:
             return nnx.merge(graph, params, batch_stats)(normalise(images), train=True, keys=keys)
 
         return jax.vjp(forward, params)[1]
 
-    def count_bytes(tree):
+    def count_bytes(tree: Any) -> int:
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
     saved = jax.eval_shape(save_for_backward, state.params, state.batch_stats, images, keys)

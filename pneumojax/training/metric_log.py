@@ -7,7 +7,7 @@ import pathlib
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import jax
 import numpy as np
@@ -58,6 +58,24 @@ def watch(arrays: Any) -> Watch:
     # Not a daemon thread: one that still waits inside JAX when Python exits aborts the process.
     threading.Thread(target=wait).start()
     return Watch(dispatched, ended.result)
+
+
+class ChunkLog(Protocol):
+    """What a training calls for each chunk: a `MetricLog`, or the logs of several replicas."""
+
+    stop_requested: int
+
+    def start_size(self, costs: dict[str, float]) -> None:
+        """Called before the first chunk of an image size, with its cost."""
+
+    def start_chunk(self) -> None:
+        """Called before the host prepares a chunk."""
+
+    def end_chunk(self, step: int, sums: dict[str, jax.Array], chunk: Watch) -> None:
+        """Called after a chunk was dispatched."""
+
+    def flush(self) -> None:
+        """Called after the last chunk of an epoch."""
 
 
 class MetricLog:

@@ -118,7 +118,7 @@ def _finish_runs(
     return results
 
 
-def _make_train_chunks(plan: TrainingPlan) -> list[Callable]:
+def _make_train_chunks(plan: TrainingPlan) -> list[jax.stages.Wrapped]:
     """The training chunk of all replicas for each image size, not compiled yet."""
     class_weights = plan.class_weights()
     return [
@@ -270,10 +270,10 @@ def _make_validate(plan: TrainingPlan, split: Split) -> Callable[[TrainState], l
     images = put(split.images, mesh)
     partitioned = replicas_partitioned(config.train.replicas, mesh)
     batches = make_eval_batches(len(split), config.train.eval_batch_size, 1 if partitioned else mesh.size)
-    batches = put(batches, mesh, axis=None if partitioned else 1)
+    on_devices = put(batches, mesh, axis=None if partitioned else 1)
 
     def validate(state: TrainState) -> list[dict[str, float]]:
-        logits = jax.device_get(predict_batches(state.eval_variables(), images, batches))
+        logits = jax.device_get(predict_batches(state.eval_variables(), images, on_devices))
         logits = logits.reshape(len(logits), -1, logits.shape[-1])[:, : len(labels)]
         return [score_validation(labels, of_replica) for of_replica in logits]
 
@@ -287,7 +287,7 @@ SUMMED = {
 
 
 class _ReplicaLogs:
-    """A log for each replica, and one of their means in the folder of all. It is used as a `MetricLog`."""
+    """A log for each replica, and one of their means in the folder of all. It is used as a `ChunkLog`."""
 
     def __init__(self, workdir: pathlib.Path, replicas: Sequence[_Replica], plan: TrainingPlan, report: Report):
         self.path = workdir / "metrics.jsonl"

@@ -15,6 +15,7 @@ import time
 import urllib.parse
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -235,8 +236,8 @@ def _run_trial(
     search: Search,
     trial: optuna.Trial,
     trials: int,
-    report: Callable,
-    release: Callable,
+    report: Callable[[dict, int], None],
+    release: Callable[[], None],
     alive: contextlib.ExitStack,
 ) -> float:
     """Trains or resumes one trial and returns its best val/auroc.
@@ -272,7 +273,9 @@ def _run_trial(
         trial.set_user_attr("seconds", spent + time.perf_counter() - started)
 
 
-def _train(search: Search, trial: optuna.Trial, workdir: pathlib.Path, config: Config, report: Callable) -> float:
+def _train(
+    search: Search, trial: optuna.Trial, workdir: pathlib.Path, config: Config, report: Callable[[dict, int], None]
+) -> float:
     """Trains until the end, or until the trial is pruned or stopped."""
     reported = set()
 
@@ -303,6 +306,7 @@ def _train(search: Search, trial: optuna.Trial, workdir: pathlib.Path, config: C
     if pruned:
         logger.info("%s is pruned: others were better after as many epochs", workdir.name)
         raise optuna.TrialPruned
+    assert result.best_auroc is not None  # Each epoch ends with a validation.
     return result.best_auroc
 
 
@@ -310,7 +314,7 @@ def _suggest(space: dict[str, Range | Choices], trial: optuna.Trial) -> dict:
     for name, values in space.items():
         if isinstance(values, Choices):
             trial.suggest_categorical(name, [_to_word(value) for value in values.values])
-        elif isinstance(values.low, int):
+        elif isinstance(values.low, int) and isinstance(values.high, int):
             trial.suggest_int(name, values.low, values.high, log=values.log)
         else:
             trial.suggest_float(name, values.low, values.high, log=values.log)
@@ -321,16 +325,17 @@ def _read_values(space: dict[str, Range | Choices], params: dict) -> dict:
     """The values of a trial as the config takes them: optuna knows a tuple by its words."""
     values = {}
     for name, param in params.items():
-        of_words = {_to_word(value): value for value in space[name].values} if isinstance(space[name], Choices) else {}
+        allowed = space[name]
+        of_words = {_to_word(value): value for value in allowed.values} if isinstance(allowed, Choices) else {}
         values[name] = of_words.get(param, param)
     return values
 
 
-def _to_word(value):
+def _to_word(value: Any) -> bool | int | float | str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else value
 
 
-def _format(value) -> str:
+def _format(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(_to_word(value))
 
 

@@ -7,6 +7,7 @@ names the folder of its run.
 import collections
 import logging
 import pathlib
+from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -46,7 +47,7 @@ class Halving(optuna.pruners.SuccessiveHalvingPruner):
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
         """Whether the trial stops early, as `optuna.pruners.BasePruner.prune`."""
-        return super().prune(_WithoutFailed(study), trial)
+        return super().prune(_WithoutFailed(study), trial)  # type: ignore[arg-type]  # It stands in for a study.
 
 
 class _WithoutFailed:
@@ -55,7 +56,7 @@ class _WithoutFailed:
     def __init__(self, study: optuna.Study):
         self.study = study
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self.study, name)
 
     def get_trials(self, deepcopy: bool = True) -> list[FrozenTrial]:

@@ -119,6 +119,8 @@ def _read_field(name: str, table: Any, base: Config) -> Range | Choices:
     several = typing.get_origin(fields[name].type) is tuple
     kinds = typing.get_args(fields[name].type) or (fields[name].type,)
     kind = next(kind for kind in kinds if kind in (bool, int, float, str))
+    found: Range | Choices
+    values: tuple
     if "choices" in keys:
         found = Choices(_read_choices(table["choices"], kind, several))
         values = found.values

@@ -45,9 +45,11 @@ def score_validation(labels: np.ndarray, logits: np.ndarray) -> dict[str, float]
         probabilities = compute_probabilities(logits)
     if not np.isfinite(probabilities).all():
         return {"val/loss": float("nan")}
+    auroc = point_metrics.compute_auroc(labels, point_metrics.compute_binary_scores(probabilities))
+    assert auroc is not None  # Each split has images of both classes.
     true_class = probabilities[np.arange(len(labels)), labels]
     return {
         "val/loss": float(-np.log(np.maximum(true_class, 1e-300)).mean()),
         "val/accuracy": float((probabilities.argmax(-1) == labels).mean()),
-        "val/auroc": point_metrics.compute_auroc(labels, point_metrics.compute_binary_scores(probabilities)),
+        "val/auroc": auroc,
     }

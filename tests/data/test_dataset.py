@@ -194,6 +194,20 @@ def test_a_read_only_data_folder_is_read_without_a_cache(config, monkeypatch, ca
     assert decoded(config) == []
 
 
+def test_a_cache_that_is_deleted_while_it_is_written_costs_nothing_but_the_cache(config, monkeypatch):
+    write_cache = dataset.write_cache
+
+    def write_and_lose(folder, *content):
+        write_cache(folder, *content)
+        shutil.rmtree(folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dataset, "write_cache", write_and_lose)
+        split = load_split(config, "validation")
+    assert decoded(config) == []
+    assert_same(split, load_split(config, "validation"))
+
+
 def test_two_processes_that_make_the_cache_at_once_do_not_disturb_each_other(config, monkeypatch, caplog):
     decode_split = dataset._decode_split
     others = []

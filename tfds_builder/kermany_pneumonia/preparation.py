@@ -140,7 +140,8 @@ def verify(directory: str | os.PathLike[str]) -> list[str]:
 
 def _read_rows(split: str, data: Sequence[dict[str, Any]]) -> tuple[list[tuple[str, ...]], list[str]]:
     """Returns the rows of a split for its fingerprint, and the names of images whose sha256 does not match."""
-    rows, damaged = [], []
+    rows: list[tuple[str, ...]] = []
+    damaged = []
     for example in show_progress(data, f"verifying {split}"):
         filename, digest, patient_id, duplicate_of = (
             example[key].decode() for key in ("filename", "sha256", "patient_id", "duplicate_of")

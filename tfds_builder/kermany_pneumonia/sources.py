@@ -135,7 +135,7 @@ class Source:
     def __enter__(self) -> "Source":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -150,22 +150,22 @@ class Source:
             SourceError: the file or the member of the zip file can't be read, or is larger than MAX_FILE_BYTES.
         """
         try:
-            data = self._read_member(self._members[path]) if self._zip else _read_file(self._path / path)
+            data = self._read_member(self._zip, self._members[path]) if self._zip else _read_file(self._path / path)
         except Exception as error:  # A damaged zip file makes zipfile raise nearly anything.
             raise SourceError(f"{path} in {self.name} can't be read: {error}.") from error
         return data
 
-    def _read_member(self, member: zipfile.ZipInfo) -> bytes:
+    def _read_member(self, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
         # A few compressed bytes can stand for gigabytes. Only deflate is decompressed by zipfile in limited steps.
         _check_size(member.file_size)
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise OSError("its compression is not supported; use deflate")
-        with self._zip.open(member) as file:
+        with archive.open(member) as file:
             # Without the number of bytes, a member that is longer than it says would be decompressed completely.
             return file.read(member.file_size)
 
     def _find_images(self, files: list[tuple[str, int]]) -> None:
-        self.skipped = collections.Counter()
+        self.skipped: collections.Counter[str] = collections.Counter()
         # The tree of class folders at each place: Kaggle's zip file holds two.
         roots: dict[tuple[str, ...], list[ImageFile]] = collections.defaultdict(list)
         split_paths = [(tuple(path.split("/")), size) for path, size in sorted(files)]

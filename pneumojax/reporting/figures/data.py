@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -42,7 +43,7 @@ def save_images(
     side = 5.4 / columns
     with use_style():
         figure = make_figure(5.4, rows * side + 0.2 * rows * (len(captions) > 0) + 0.3 * (title != ""))
-        figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)
+        figure.set_layout_engine("constrained", w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)
         if title:
             figure.suptitle(title, x=0.01, ha="left", size=10)
         for i, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
@@ -69,7 +70,7 @@ def save_class_counts(path: str | Path, counts: Mapping[str, Mapping[str, int]],
         figure = make_figure(6.4, 1.1 + 0.55 * len(counts))
         axes = figure.add_subplot()
         axes.set_title(join_heading("Classes", title))
-        on_bar = {"color": "white", "weight": "bold"}
+        on_bar: dict[str, Any] = {"color": "white", "weight": "bold"}
         for position, numbers in enumerate(counts.values()):
             total, left = max(1, sum(numbers.values())), 0.0
             for colour, (name, number) in zip(CLASS_COLOURS, numbers.items(), strict=False):
@@ -160,8 +161,8 @@ def save_sizes(
         for part in np.array_split(order, 20):
             for c in range(len(names)):
                 of_class = part[classes[part] == c]
-                marker = {"marker": CLASS_MARKERS[c], "color": CLASS_COLOURS[c], "s": 12, "linewidths": 0}
-                axes.scatter(widths[of_class], heights[of_class], alpha=0.55, **marker)
+                marker: dict[str, Any] = {"marker": CLASS_MARKERS[c], "color": CLASS_COLOURS[c]}
+                axes.scatter(widths[of_class], heights[of_class], s=12, linewidths=0, alpha=0.55, **marker)
         for c, name in enumerate(names):
             axes.scatter([], [], marker=CLASS_MARKERS[c], color=CLASS_COLOURS[c], s=24, label=name)
         axes.set(xlabel="Width in pixels", ylabel="Height in pixels")
@@ -221,7 +222,7 @@ def save_images_per_patient(path: str | Path, numbers: np.ndarray, title: str = 
         axes.bar_label(bars, [f"{count:,}" if count else "" for count in counts], size=7, padding=1)
         axes.set(xlabel="Images of a patient", ylabel="Patients", yscale="log", ylim=(0.5, counts.max() * 2))
         axes.set_xlim(0.3, len(counts) + 0.7)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.locator_params(axis="x", integer=True)
         axes.yaxis.set_major_formatter("{x:,.0f}")
         axes.grid(visible=False, axis="x")
         save_figure(figure, path)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -172,7 +172,8 @@ def save_reliability(path: str | Path, reliability: Mapping, calibration: Mappin
             bins = reliability[when]
             below, above = (np.abs(np.subtract(bins[bound], bins["share"])) for bound in ("low", "high"))
             # Where the temperature is near 1 the two curves coincide, so the first has small open markers.
-            marker = {"marker": "o", "markersize": size, "markerfacecolor": colour if when == "after" else "white"}
+            face = colour if when == "after" else "white"
+            marker: dict[str, Any] = {"marker": "o", "markersize": size, "markerfacecolor": face}
             axes.errorbar(
                 bins["mean_score"], bins["share"], [below, above], color=colour, linewidth=1.4, elinewidth=0.9, **marker
             )
@@ -188,10 +189,8 @@ def save_reliability(path: str | Path, reliability: Mapping, calibration: Mappin
         lines.append((GREY, "bars: 95 % interval of the share"))
         # The text stands on the side of the diagonal that the curve leaves free.
         is_below = np.mean(np.subtract(reliability["after"]["share"], reliability["after"]["mean_score"])) < 0
-        corner = (
-            {"x": 0.03, "bottom": 0.77, "align": "left"} if is_below else {"x": 0.97, "bottom": 0.04, "align": "right"}
-        )
-        write_lines(axes, lines, **corner)
+        x, bottom, align = (0.03, 0.77, "left") if is_below else (0.97, 0.04, "right")
+        write_lines(axes, lines, x, bottom, align)
         save_figure(figure, path)
 
 

@@ -37,7 +37,9 @@ def save_intervals(path: str | Path, groups: Mapping[str, Mapping[str, Mapping]]
         axes = figure.add_subplot()
         axes.set_title(join_heading("AUROC, pneumonia against NORMAL", title))
         axes.axvline(0.5, **REFERENCE)
-        y, positions, names = 0.0, [], []
+        y = 0.0
+        positions: list[float] = []
+        names: list[str] = []
         for colour, (heading, metrics) in zip((BLUE, ORANGE), groups.items(), strict=True):
             margin = axes.get_yaxis_transform()
             axes.text(-0.02, y, heading, color=colour, ha="right", va="center", weight="bold", transform=margin)

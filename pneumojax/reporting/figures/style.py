@@ -4,11 +4,12 @@ import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.typing import RcKeyType
 
 # Okabe and Ito, Color universal design, 2008: colour-blind readers can tell these apart.
 BLUE, ORANGE, GREEN, GREY, INK = "#0072B2", "#D55E00", "#009E73", "#767676", "#222222"
@@ -16,10 +17,10 @@ BLUE, ORANGE, GREEN, GREY, INK = "#0072B2", "#D55E00", "#009E73", "#767676", "#2
 # The same palette, in the order in which curves use it.
 COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#E69F00")
 
-BAND = {"color": BLUE, "alpha": 0.18, "linewidth": 0}
-REFERENCE = {"color": GREY, "linewidth": 1, "linestyle": (0, (4, 3))}
+BAND: dict[str, Any] = {"color": BLUE, "alpha": 0.18, "linewidth": 0}
+REFERENCE: dict[str, Any] = {"color": GREY, "linewidth": 1, "linestyle": (0, (4, 3))}
 
-STYLE = {
+STYLE: "dict[RcKeyType, Any]" = {
     "font.family": "DejaVu Sans",  # Ships with matplotlib, so a figure looks the same everywhere.
     "font.size": 9,
     "text.color": INK,

@@ -61,7 +61,7 @@ def save_learning_curves(
                 if panel == "auroc":
                     panel_title += f": best {aurocs[best]:.4f} at epoch {epochs[best]:.3g} (dashed)"
             axes.set(title=panel_title, xlabel="Epoch", xlim=(0, last * 1.03 or 1))
-            axes.xaxis.get_major_locator().set_params(integer=last >= 1)
+            axes.locator_params(axis="x", integer=last >= 1)
             if panel == "loss":
                 axes.set_ylim(bottom=0)
         # In the line of the title, where no curve can cross it.
