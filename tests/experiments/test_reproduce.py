@@ -62,7 +62,7 @@ def test_the_table_holds_the_means_over_the_seeds_of_the_runs_own_figures(reprod
     assert {metric: float(value) for metric, value in reported.items()} == SYSTEMS["e1"].reported
     page = (workdir / "results.html").read_text()
     for text in (done.stdout, (workdir / "results.md").read_text(), page):
-        assert "A smoke test" in text and "Leaky protocol" in text and "multilayer perceptron" in text
+        assert "is a smoke test" in text and "Leaky protocol" in text and "multilayer perceptron" in text
 
 
 def test_a_second_start_trains_nothing_again(reproduce, reproduced):

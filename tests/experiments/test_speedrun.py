@@ -100,7 +100,7 @@ def test_a_small_speedrun_is_resumed_from_the_command_to_the_table(run_speedrun,
     "field", [{"selection_split": "test"}, {"replicas": 2}, {"cached_views": 1}, {"model": "cnn", "pretrained": "a.h5"}]
 )
 def test_another_race_is_refused(field):
-    with pytest.raises(UserError, match=f"{list(field)[-1]}=.* is against the rules"):
+    with pytest.raises(UserError, match=f"{list(field)[-1]}=.* is not allowed"):
         speedrun.check_rules(config_from_dict(field))
 
 

@@ -141,7 +141,7 @@ def test_a_trial_whose_process_was_killed_is_taken_up_three_times_at_most(open_s
     assert states == ["FAIL"] * 3
     assert len({tuple(trial.params.items()) for trial in opened.study.trials}) == 1
     assert [row["name"] for row in run_trials(opened, 2)] == ["trial_1", "trial_2"]
-    assert "trial_0 is given up: it failed, or its process was killed, 3 times" in caplog.text
+    assert "trial_0 is not resumed again: it failed, or its process was killed, 3 times" in caplog.text
 
 
 def test_a_trial_of_a_dead_process_is_taken_up_without_waiting_for_its_heartbeat(open_search, trained, tmp_path):
@@ -170,7 +170,7 @@ def test_processes_that_share_a_storage_finish_as_many_trials_as_wanted(open_sea
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"space": {"learning_rate": Range(1e-4, 1.0, log=True)}}, "dropout was .*, is not there; learning_rate was "),
+        ({"space": {"learning_rate": Range(1e-4, 1.0, log=True)}}, "dropout was .*, is not set; learning_rate was "),
         ({"epochs": 10}, "epochs was 9, is 10"),
         ({"weight_decay": 0.5}, "weight_decay was 0.01, is 0.5"),
     ],
@@ -178,7 +178,7 @@ def test_processes_that_share_a_storage_finish_as_many_trials_as_wanted(open_sea
 def test_the_file_of_another_search_is_refused_and_left_as_it_is(open_search, trained, tmp_path, change, sentence):
     run_trials(open_search(), 1)
     before = (tmp_path / "study.db").read_bytes()
-    with pytest.raises(UserError, match=f"holds a search of another space or config: .*{sentence}"):
+    with pytest.raises(UserError, match=f"holds a search with another space or config: .*{sentence}"):
         open_search(**change)
     assert (tmp_path / "study.db").read_bytes() == before
 
@@ -275,5 +275,5 @@ def test_the_script_searches_writes_its_files_and_names_the_next_command(data_di
 
 
 def test_test_is_not_searched_on(open_search):
-    with pytest.raises(UserError, match="a search is on validation"):
+    with pytest.raises(UserError, match="a search compares trials on validation"):
         open_search(selection_split="test")

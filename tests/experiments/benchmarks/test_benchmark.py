@@ -242,7 +242,7 @@ def test_the_page_shows_ratios_speeds_roofline_and_growth(tmp_path, draw_picture
     rows[0]["load"] = 7.0
     with draw_pictures():
         page = benchmark_page.write_page(tmp_path / "rows.jsonl", rows).read_text()
-    for text in ("Compared with PyTorch and Keras", "1.25", "How cost grows", "Roofline", "1 of 8 cases began", "2.00"):
+    for text in ("Compared with PyTorch and Keras", "1.25", "How cost grows", "Roofline", "1 of 8 cases", "2.00"):
         assert text in page
     assert {path.name for path in tmp_path.glob("*.png")} == {"step_image_px.png", "step_devices.png", "roofline.png"}
     assert page.count("data:image/png") == 3
