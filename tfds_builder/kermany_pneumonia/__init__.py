@@ -1,8 +1,8 @@
-"""The Kermany chest X-rays of children as a TFDS data set, without TensorFlow.
+"""The Kermany chest X-rays of children as a TFDS data set. It does not need TensorFlow.
 
-`prepare` packages a folder or zip file of the images (or synthetic radiographs). `verify` compares a prepared data set
-with its metadata, which `read_metadata` reads. `choose_share` selects patients who hold a share of the images.
-Importing this package does not import TFDS, so that a program which only reads decoded images needs no TFDS.
+`prepare` packages a folder or zip file of the images, or synthetic radiographs. `verify` compares a prepared data set
+with its metadata. `read_metadata` returns these metadata. `choose_share` selects patients who have a given share of the
+images. Importing this package does not import TFDS, so a program that only reads decoded images does not need TFDS.
 """
 
 from tfds_builder.kermany_pneumonia.prepare import (

@@ -86,7 +86,7 @@ def spoil_second_set(folder):
         (spoil_no_xrays, "holds no chest X-rays"),
         (spoil_pointing_below, "point to the folder above"),
         (spoil_class_folder, "class folder train/NORMAL of chest_xray is missing"),
-        (spoil_name, "No layout knows the file name holiday.jpeg. Known are: person1"),
+        (spoil_name, "The file name holiday.jpeg has no known pattern. Known patterns are: person1"),
         (spoil_class, "IM-0001-0001.jpeg is in a PNEUMONIA folder, but its name says NORMAL"),
         (spoil_truncated, "-0001.jpeg in chest_xray does not decode: .*truncated"),
         (spoil_zero, "-0001.jpeg in chest_xray is empty"),
