@@ -170,7 +170,7 @@ def test_a_write_cut_short_leaves_no_cache(config, monkeypatch, error, caplog):
         if isinstance(error, OSError):
             # A full disk costs the cache, not the run.
             split = load_split(config, "validation")
-            assert "could not keep the decoded images" in caplog.text
+            assert "the decoded images cannot be cached" in caplog.text
         else:
             with pytest.raises(KeyboardInterrupt):
                 load_split(config, "validation")

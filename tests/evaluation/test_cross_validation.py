@@ -13,7 +13,7 @@ from sklearn.metrics import accuracy_score, roc_auc_score
 from pneumojax.checkpoint import read_run
 from pneumojax.config import config_from_dict
 from pneumojax.data.dataset import ensure_prepared, load_split, load_training_images
-from pneumojax.data.folds import cut_fold
+from pneumojax.data.folds import split_fold
 from pneumojax.errors import UserError
 from pneumojax.evaluation.calibration import apply_temperature
 from pneumojax.evaluation.predict import compute_probabilities
@@ -57,7 +57,7 @@ def test_each_class_is_shared_out_as_its_share_is():
     patients = np.array([f"train/{s}/{'person' if s else 'IM'}/{n}" for s, n in zip(subtypes, numbers, strict=True)])
     shares = np.bincount(subtypes) / 5000
     for fold in range(5):
-        parts = cut_fold(patients, subtypes, 5, fold)
+        parts = split_fold(patients, subtypes, 5, fold)
         np.testing.assert_array_equal(np.sum([*parts.values()], axis=0), 1)
         for name, share in (("test", 0.2), ("validation", 0.15 * 0.8), ("train", 0.85 * 0.8)):
             assert abs(parts[name].mean() - share) < 0.003
