@@ -152,7 +152,7 @@ def test_the_files_agree_with_each_other(workdir, draw_pictures):
     for picture in pictures - {"confusion_matrix.png"}:
         content = (workdir / "evaluation" / "test" / picture).read_bytes()
         assert base64.b64encode(content).decode() in report, picture
-    assert "Synthetic radiographs, not patients" in report
+    assert "synthetic radiographs, not patients" in report
 
 
 def test_three_classes_score_as_one_minus_normal_and_have_their_own_matrix(three_class_workdir):
@@ -346,7 +346,7 @@ def test_a_run_scored_on_another_data_set_warns(workdir, data_dir, tmp_path, cap
     other = edit_record(data_dir, tmp_path / "data", lambda record: record["fingerprints"].update(train="0" * 64))
     with caplog.at_level("WARNING", "pneumojax"):
         results = evaluate(open_run(workdir, data_dir=other), "test")
-    assert "training split is not the one the run was trained on" in caplog.text
+    assert "the run was trained on another training split" in caplog.text
     assert results["run"]["trained_on_this_data"] is False
 
 
@@ -424,7 +424,7 @@ def test_the_leaky_protocol_chooses_on_test_trains_the_same_and_says_so(
     assert fitted["temperature"] == temperature or fitted.get("reason")
     assert json.loads((leaky / "config.json").read_text())["config"]["selection_split"] == "test"
 
-    warning = "LEAKY: epoch, threshold and temperature were chosen on the split that is scored"
+    warning = "LEAKY: epoch, threshold and temperature were chosen on the evaluated split"
     assert warning in " ".join(describe_warnings(evaluate(run, "test")))
     assert warning in (leaky / "evaluation" / "test" / "report.html").read_text()
     assert "LEAKY" not in " ".join(describe_warnings(evaluate(run, "validation")))
