@@ -8,7 +8,10 @@ from pneumojax.ops.pooling import max_pool
 
 
 class CNN(nnx.Module):
-    """For each width a 3x3 convolution, batch normalisation, ReLU and 2x2 max-pooling; then global average pooling."""
+    """A stage for each width, followed by global average pooling and the head.
+
+    A stage is a 3x3 convolution, batch normalisation, 2x2 max-pooling and ReLU.
+    """
 
     def __init__(
         self,
@@ -33,7 +36,7 @@ class CNN(nnx.Module):
         return self.classify(self.extract(images, train), train, keys)
 
     def extract(self, images: jax.Array, train: bool) -> jax.Array:
-        """The backbone: [B, H, W, 1] images -> [B, F] features."""
+        """Applies the backbone to images [B, H, W, 1]. Returns features [B, F]."""
         x = images
         for i in range(self.depth):
             x = getattr(self, f"conv{i + 1}")(x)
@@ -43,5 +46,5 @@ class CNN(nnx.Module):
         return x.mean((1, 2), dtype="float32")
 
     def classify(self, features: jax.Array, train: bool, keys: jax.Array | None = None) -> jax.Array:
-        """[B, F] features -> [B, outputs] logits."""
+        """Applies the classifier to features [B, F]. Returns logits [B, outputs]."""
         return self.head(features, train, keys)

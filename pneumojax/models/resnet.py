@@ -1,9 +1,9 @@
 """Residual networks for grey images.
 
 References:
-  He et al., "Deep Residual Learning for Image Recognition", 2016. There a bottleneck has its stride in the
-  first 1x1 convolution, as in Keras; PyTorch has it in the 3x3 convolution (v1.5). The last normalisation of
-  each block starts at zero (Goyal et al., "Accurate, Large Minibatch SGD", 2017).
+  He et al., "Deep Residual Learning for Image Recognition", 2016. In the paper and in Keras, the stride of a bottleneck
+    is in the first 1x1 convolution. In PyTorch (v1.5) it is in the 3x3 convolution.
+  Goyal et al., "Accurate, Large Minibatch SGD", 2017: the last normalisation of each block starts at zero.
 """
 
 import jax
@@ -56,7 +56,10 @@ class Block(nnx.Module):
 
 
 class ResNet(nnx.Module):
-    """Stem (7x7 at stride 2, max-pooling at stride 2), four stages of blocks, global average pooling, head."""
+    """A residual network: stem, four stages of blocks, global average pooling and head.
+
+    The stem is a 7x7 convolution at stride 2 and max-pooling at stride 2.
+    """
 
     def __init__(
         self,
@@ -92,7 +95,7 @@ class ResNet(nnx.Module):
         return self.classify(self.extract(images, train), train, keys)
 
     def extract(self, images: jax.Array, train: bool) -> jax.Array:
-        """The backbone: [B, H, W, 1] images -> [B, F] features."""
+        """Applies the backbone to images [B, H, W, 1]. Returns features [B, F]."""
         x = add_ones(images) if self.ones_plane else images
         x = self.stem_norm(self.stem_conv(x), use_running_average=not train or "stem" in self.frozen)
         x = nnx.relu(max_pool(x, 3))
@@ -101,5 +104,5 @@ class ResNet(nnx.Module):
         return x.mean((1, 2), dtype="float32")
 
     def classify(self, features: jax.Array, train: bool, keys: jax.Array | None = None) -> jax.Array:
-        """[B, F] features -> [B, outputs] logits."""
+        """Applies the classifier to features [B, F]. Returns logits [B, outputs]."""
         return self.head(features, train, keys)

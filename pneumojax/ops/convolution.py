@@ -40,32 +40,33 @@ from jax import lax
 
 from pneumojax.ops import winograd
 
-# The smallest output height at which XLA's convolution is faster than a matrix product for each tap.
+# The smallest output height at which XLA's convolution is faster than a matrix product for each kernel tap.
 MIN_CONVOLUTION_PX = 5
 # The largest kernel of grey images that is written as a sum over its taps. A kernel of size 7 gains nothing from it,
 # and XLA would repeat the sum for each use of the output.
 MAX_GREY_SIZE = 3
-# A batch tile of the kernel gradient has at least this many positions. In a smaller one the overhead exceeds what the
-# cache saves. XLA vectorises over its images, so they have a minimum too; with one channel and no stride it vectorises
-# over positions.
+# The smallest batch tile of the kernel gradient, in positions and in images. In a smaller tile, the overhead exceeds
+# the gain from the cache. XLA vectorises over the images of a tile; with one channel and stride 1 it vectorises over
+# positions, so the minimum of images does not apply.
 MIN_TILE_POSITIONS = 12_500
 MIN_TILE_IMAGES = 8
 # Up to this output height Winograd's algorithm takes the whole batch, with a matrix product for each kernel column.
 MAX_FEW_PX = 7
-# Winograd's algorithm is used for these kernel sizes, from this output height on, where it saves this many products for
-# each addition. The kernel gradient uses it for the smallest size only. Its batch tiles have their own minimum.
+# Winograd's algorithm is used for these kernel sizes, if the output has at least this height and if the algorithm saves
+# at least this many products for each addition. The kernel gradient uses it for the smallest size only. The smallest
+# batch tile is different for this algorithm.
 WINOGRAD_SIZES = (3, 4, 5)
 MIN_WINOGRAD_PX = 4
 MIN_WINOGRAD_RATIO = 60
 MIN_WINOGRAD_TILE_IMAGES = 2
 MIN_WINOGRAD_TILE_POSITIONS = 6_000
 
-# What is traced inside `with xla_algorithms(True):` uses XLA's own algorithms on every backend.
+# Functions that are traced inside `with xla_algorithms(True):` use XLA's own algorithms on every backend.
 xla_algorithms = jax.make_user_context(False)
 
 
 def uses_xla_algorithms() -> bool:
-    """Whether functions that are traced now use XLA's own algorithms."""
+    """Returns whether functions that are traced now use XLA's own algorithms."""
     return xla_algorithms.value or jax.default_backend() != "cpu"
 
 
@@ -105,7 +106,7 @@ def _convolve(images, kernel, stride, padding, **dilation):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _convolve_few_pixels(images: jax.Array, kernel: jax.Array, pad: int) -> jax.Array:
-    """Winograd's algorithm over the rows, with a matrix product for each tap of the columns."""
+    """Applies Winograd's algorithm to the rows, with a matrix product for each kernel column."""
 
     def convolve_columns(rows, kernel):
         return _convolve_by_taps(rows, kernel, 1, (0, pad))
@@ -128,7 +129,7 @@ def _convolve_by_taps(images, kernel, stride, pads):
     output_shape = [(px + 2 * pad - k) // stride + 1 for px, pad, k in zip(image_shape, pads, size, strict=True)]
 
     def find_overlap(tap, px, out, pad):
-        """(pixels of the image that a tap meets, output positions before and after those, whether there are any)."""
+        """Returns (slice of the pixels under a tap, numbers of output positions before and after, whether any is left)."""
         first, end = max(0, -((tap - pad) // stride)), min(out, (px - 1 + pad - tap) // stride + 1)
         start = first * stride + tap - pad
         return slice(start, start + stride * (end - first - 1) + 1, stride), (first, out - end), end > first
@@ -183,7 +184,7 @@ def _convolve_grey_by_rows(images, kernel, stride, pad):
 
 
 def _is_for_winograd(height, kernel_shape, stride, dtype):
-    """Whether Winograd's algorithm is the faster one at this output height, and exact enough in this dtype."""
+    """Returns whether Winograd's algorithm is faster at this output height and precise enough in this dtype."""
     size, _, channels, features = kernel_shape
     if stride > 1 or size not in WINOGRAD_SIZES or height < MIN_WINOGRAD_PX or dtype != jnp.float32:
         return False
@@ -195,7 +196,7 @@ def _is_for_winograd(height, kernel_shape, stride, dtype):
 def _convolve_by_winograd(images, kernel, pad):
     """Applies Winograd's algorithm to one batch tile at a time, so that its sums stay in the cache.
 
-    A single tile would have no loop around it, and XLA would repeat the operations that produced the images.
+    A single tile would need no loop. Without one, XLA would repeat the operations that produced the images.
     """
     batch, *image_shape = images.shape[:3]
     shape = [px + 2 * pad + 1 - len(kernel) for px in image_shape]
@@ -233,9 +234,9 @@ def _compute_image_grads(grads, kernel, stride, pad, image_shape):
         return _convolve_by_winograd(grads, flipped, len(kernel) - 1 - pad)
 
     def plan(phase, px, out):
-        """(first tap that meets the pixels phase, phase + stride, ..., padding of the gradients)."""
+        """Returns (first tap that meets the pixels phase, phase + stride, ..., padding of the gradients)."""
         first = (phase + pad) % stride
-        last = (kernel.shape[0] - 1 - first) // stride  # Index of the last one of first, first + stride, ...
+        last = (kernel.shape[0] - 1 - first) // stride  # Index of the last tap in first, first + stride, ...
         reach = (phase + pad) // stride
         return first, (last - reach, -(-px // stride) + reach - out)
 
@@ -246,7 +247,7 @@ def _compute_image_grads(grads, kernel, stride, pad, image_shape):
         taps = kernel[top::stride, left::stride][::-1, ::-1].swapaxes(2, 3)
         operand, padding = grads, [rows, columns]
         if min(*rows, *columns) < 0:
-            # XLA's CPU convolution reads beyond an operand that its padding crops at one edge and extends at the other.
+            # XLA's CPU convolution reads outside of an operand if the padding is negative at one edge only.
             operand = lax.pad(grads, jnp.zeros((), grads.dtype), [(0, 0, 0), (*rows, 0), (*columns, 0), (0, 0, 0)])
             padding = [(0, 0), (0, 0)]
         return _convolve(operand, lax.optimization_barrier(taps), 1, padding)
@@ -286,16 +287,16 @@ def _compute_kernel_grads(images, grads, stride, pad, size):
 
 
 def _take_batch_tile(x, tiles, i):
-    """The i-th of equal batch tiles. A tile takes every `tiles`-th image: each device has a part of each tile."""
+    """Returns the i-th of equal batch tiles. It has every `tiles`-th image, so each device has a part of each tile."""
     return lax.dynamic_index_in_dim(x.reshape(-1, tiles, *x.shape[1:]), i, 1, keepdims=False)
 
 
 def _count_batch_tiles(batch, positions, min_images, min_positions):
-    """The largest number of equal batch tiles in which each device has `min_images` and `min_positions` at least.
+    """Returns the largest number of equal batch tiles that give each device `min_images` and `min_positions` at least.
 
-    Where no number above 1 fits, a single device takes two tiles: without a loop XLA fuses the operations that produced
-    the images into their transposition, where they are many times slower. Several devices take one tile, as each tile
-    costs a sum over the devices.
+    If no number above 1 does, a single device uses two tiles. Without a loop, XLA would fuse the operations that
+    produced the images into their transposition, where they are many times slower. Several devices use one tile,
+    because each tile costs a sum over the devices.
     """
     devices = jax.device_count()
 

@@ -129,7 +129,7 @@ def test_a_file_without_a_classifier_is_taken(tmp_path):
         (lambda t: t | {"extra.weight": t["bn1.bias"]}, r"has in addition extra\.weight"),
         (
             lambda t: t | {"conv1.weight": t["conv1.weight"][..., :5]},
-            r"conv1\.weight has shape 7x5x2x2 .* takes 7x7x2x2",
+            r"conv1\.weight has shape 7x5x2x2 .* needs 7x7x2x2",
         ),
         (lambda t: t | {"bn1.bias": np.full(2, np.nan, np.float32)}, r"bn1\.bias holds numbers that are not finite"),
     ],
@@ -147,14 +147,14 @@ def test_another_architecture_is_recognised():
         load(stored("resnet50"), "resnet18", resnet_width=2)
     with pytest.raises(UserError, match="It looks like vgg16: give --model=vgg16"):
         load(stored("vgg16"), "resnet50")
-    with pytest.raises(UserError, match="has shape 2 in our layout, this resnet50 takes 4"):
+    with pytest.raises(UserError, match="has shape 2 in our layout, but this resnet50 needs 4"):
         load(stored("resnet50"), resnet_width=4)
 
 
 def test_a_stride_in_another_place_is_refused():
     with pytest.raises(
         UserError,
-        match="torchvision or timm's ResNet50 have their stride in the 3x3 convolution: give --resnet_stride=3x3",
+        match="ResNet50 of torchvision or timm, the stride of a block is in the 3x3 convolution: give --resnet_stride=3x3",
     ):
         load(stored("resnet50"), resnet_stride="1x1")
 
@@ -266,7 +266,7 @@ def test_keras_networks_give_the_same_logits(tmp_path, monkeypatch, name, suffix
     config = ModelConfig(model=name.lower(), resnet_stride="1x1", pretrained=str(path))
     assert_same_logits(compute_logits(path, config, images, 1000), expected)
     if name == "ResNet50":
-        with pytest.raises(UserError, match="Keras's ResNet50 have their stride in the 1x1 convolution"):
+        with pytest.raises(UserError, match="ResNet50 of Keras, the stride of a block is in the 1x1 convolution"):
             load_pretrained(path, ModelConfig(model="resnet50"), {}, PIXEL_MEAN, PIXEL_STD)
 
 
