@@ -15,7 +15,7 @@ def save_speeds(
     """Plots images/s against a varied choice on a logarithmic axis, with a band of the quartiles.
 
     Args:
-      path: PNG file to write; its folder exists.
+      path: PNG file to write. Its folder must exist.
       curves: {name: points}, each point {"x": float, "median", "low", "high"} in images/s.
       x_label: name of the varied choice.
       title: title of the figure.
@@ -52,7 +52,7 @@ def save_roofline(path: str | Path, points: Sequence[Mapping], roofs: Mapping[st
     """Plots FLOP/s against FLOP per byte, with the limits of the chips.
 
     Args:
-      path: PNG file to write; its folder exists.
+      path: PNG file to write. Its folder must exist.
       points: {"name", "intensity": FLOP per byte, "flops": FLOP/s} for each point. All are per device.
       roofs: {name: (FLOP/s, bytes/s)}, the peak rates of each known chip.
 

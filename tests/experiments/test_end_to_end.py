@@ -85,7 +85,7 @@ def test_the_next_command_works_on_one_device_what_eight_trained(first_run, run)
     assert f"{results['metrics']['auroc']['value']:.4f}" == best
     assert re.search(rf"^auroc +{best} ", evaluated.stdout, re.M)
     assert "say nothing about X-rays" in evaluated.stdout
-    assert "Score test." in evaluated.stdout
+    assert "Evaluate the run on test." in evaluated.stdout
 
 
 def test_a_finished_run_says_so(first_run, train):

@@ -154,7 +154,7 @@ def test_the_evaluation_of_the_folder_is_that_of_the_ensemble_of_its_parts(finis
     assert results["metrics"]["auroc"]["value"] == metrics.compute_auroc(split.labels("binary"), scores)
     assert results["threshold"]["value"] == load_or_choose_threshold(parts, parts.config.threshold)["value"]
     assert (workdir / "evaluation/validation/learning_curves.png").exists()
-    with pytest.raises(UserError, match="run holds 2 replicas. Open one, as .*replica_0, or their ensemble"):
+    with pytest.raises(UserError, match="run holds 2 replicas. Open one of them, such as .*replica_0"):
         open_run(workdir)
 
 

@@ -270,7 +270,7 @@ def test_the_script_searches_writes_its_files_and_names_the_next_command(data_di
     assert (workdir / "tune.png").read_bytes().startswith(b"\x89PNG")
     page = (workdir / "tune.html").read_text()
     assert f"{float(best['val/auroc']):.4f}" in page
-    assert "Synthetic radiographs, not patients" in page
+    assert "synthetic radiographs, not patients" in page
     assert f"--flagfile={workdir / 'best.flags'}" in done.stdout.splitlines()[-1]
 
 

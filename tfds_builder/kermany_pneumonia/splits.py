@@ -151,9 +151,9 @@ def choose_share(patient_ids: Sequence[str], subtypes: Sequence[str], share: flo
     """Chooses patients who together have a given share of the images.
 
     Patients are stratified by the set of subtypes of their images, because half of the pneumonia patients have images
-    of both bacteria and virus. In each stratum, patients are sorted by a hash of their id, and the first ones are chosen
-    until they have the share of the stratum's images. The hash makes the choice stable: if a few images are added to
-    the source or removed from it, only a patient or two change.
+    of both bacteria and virus. In each stratum, patients are sorted by a hash of their id, and the first ones are
+    chosen until they have the share of the stratum's images. The hash makes the choice stable: if a few images are
+    added to the source or removed from it, only a patient or two change.
 
     Args:
         patient_ids: patient id of each image.
