@@ -199,9 +199,9 @@ def test_a_checkpoint_that_training_removes_while_it_is_read_is_replaced_by_the_
 
 def test_a_checkpoint_of_another_network_is_refused_with_the_first_name_that_differs(tmp_path):
     save(tmp_path, [init_state()], [0.5])
-    with pytest.raises(UserError, match=r"checkpoints/10.*norm2/mean has shape \(8,\), the run's network \(16,\)"):
+    with pytest.raises(UserError, match=r"checkpoints/10.*norm2/mean has shape \(8,\), the network needs \(16,\)"):
         restore(tmp_path, init_state(cnn_widths=(4, 16)), 1)
-    with pytest.raises(UserError, match="batch_stats/norm1/mean has shape .*, the run's network None"):
+    with pytest.raises(UserError, match="batch_stats/norm1/mean has shape .*, the network needs None"):
         restore(tmp_path, init_state(model="mlp", mlp_widths=(4,)), 1)
 
 

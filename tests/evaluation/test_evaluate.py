@@ -367,7 +367,7 @@ def test_images_that_the_network_does_not_take_are_refused(trained, images, word
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
-        ({"cnn_widths": [4, 16]}, r"norm2/mean has shape \(8,\), the run's network \(16,\)"),
+        ({"cnn_widths": [4, 16]}, r"norm2/mean has shape \(8,\), the network needs \(16,\)"),
         ({"model": "mlp"}, "has shape"),
         ({"image_px": "32"}, "does not fit its config"),
         ({"layers": 3}, "unknown config fields: layers"),

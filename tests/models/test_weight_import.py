@@ -154,7 +154,7 @@ def test_another_architecture_is_recognised():
 def test_a_stride_in_another_place_is_refused():
     with pytest.raises(
         UserError,
-        match="ResNet50 of torchvision or timm, the stride of a block is in the 3x3 convolution: give --resnet_stride=3x3",
+        match="of torchvision or timm, the stride of a block is in the 3x3 convolution: give --resnet_stride=3x3",
     ):
         load(stored("resnet50"), resnet_stride="1x1")
 

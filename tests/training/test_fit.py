@@ -622,7 +622,7 @@ def small_disk(tmp_path):
 
 def test_a_full_disk_ends_in_a_sentence_and_the_run_goes_on_when_there_is_room(finished, make_config, small_disk):
     workdir = small_disk / "run"
-    with pytest.raises(UserError, match="cannot be written .* are kept. Make room there"):
+    with pytest.raises(UserError, match="cannot be written .* are kept. Free disk space there"):
         fit(make_config(), workdir, report=fill_at(6, small_disk))
     (small_disk / "filler").unlink()
     fit(make_config(), workdir)
