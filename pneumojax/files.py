@@ -125,8 +125,8 @@ def append_row(path: pathlib.Path, row: dict[str, Any]) -> None:
     """Appends a row to a file of JSON lines.
 
     If the last line has no newline, because of a full disk or a crash, a newline is written first. Otherwise the new
-    row would be lost. The file is not synced to disk, because training calls this after each chunk. After a power loss, the
-    last rows may be missing.
+    row would be lost. The file is not synced to disk, because training calls this after each chunk. After a power loss,
+    the last rows may be missing.
 
     Args:
       path: the file.

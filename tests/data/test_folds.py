@@ -1,4 +1,4 @@
-"""Folds and shares of the training images: whole patients, whatever their names and classes."""
+"""Tests of folds and shares of the training images: patients are never split, for any names and classes."""
 
 import collections
 
@@ -49,7 +49,7 @@ def test_a_share_is_of_whole_patients_and_near_the_wish_for_each_kind_of_patient
     patients, subtypes = unzip(images)
     try:
         chosen = choose_patients(patients, subtypes, share)
-    except UserError:  # A class would have no image: see the test below.
+    except UserError:  # A class would have no image, which the test below checks.
         return
     assert_whole_patients(patients, [chosen, ~chosen])
     assert set(subtypes[chosen]) == set(subtypes)

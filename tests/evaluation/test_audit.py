@@ -1,4 +1,4 @@
-"""The audit of a run: its figures are those of an evaluation, and its page says what they mean."""
+"""Tests of the audit of a run: its numbers equal those of an evaluation, and its page explains them."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ from pneumojax.training.fit import fit
 
 @pytest.fixture(scope="module")
 def audited(make_config, tmp_path_factory):
-    """A perceptron of 16 px, trained for an epoch, and its audit; not to be changed."""
+    """A perceptron at 16 px that was trained for an epoch, and its audit. Tests must not change them."""
     workdir = tmp_path_factory.mktemp("audit") / "run"
     fit(make_config(model="mlp", image_px=16, epochs=1, mixup_alpha=0.0), workdir)
     run = open_run(workdir)
@@ -92,7 +92,7 @@ def test_three_classes_score_as_pneumonia_and_baselines_do_not_hang_on_the_run(a
     larger = dataclasses.replace(run.config, data=dataclasses.replace(run.config.data, image_px=24))
     results = audit.audit(dataclasses.replace(run, workdir=tmp_path, config=larger), "validation")
     labels = load(run.config.data, "validation").subtypes > 0
-    others = np.log(np.exp(logits[:, 1:]).sum(axis=1))  # Orders as 1 - P(NORMAL) does.
+    others = np.log(np.exp(logits[:, 1:]).sum(axis=1))  # This has the same order as 1 - P(NORMAL).
     expected = roc_auc_score(labels, others - logits[:, 0])
     assert results["altered"]["blocks"]["metrics"]["auroc"]["value"] == pytest.approx(expected)
 
@@ -153,7 +153,7 @@ def test_script_prints_both_tables_the_reading_and_the_next_command(audited, pro
     text = done.stdout
     network, linear = audit.make_tables(results)
     assert linear.format_text() in text
-    for row in network.rows:  # On one device; the last digit of a score, and so a decision, may differ.
+    for row in network.rows:  # On one device, the last digit of a score, and therefore a decision, may differ.
         assert f"\n{row[0]}   " in text
     assert results["reading"][-2] in text
     data = run.config.data

@@ -1,4 +1,4 @@
-"""Weight files that cannot be read, or must not be."""
+"""Tests of weight files that cannot be read or must not be read."""
 
 import os
 import pickle

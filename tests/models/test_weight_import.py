@@ -1,7 +1,7 @@
-"""Published weights in our networks: small stored ones always, real architectures where their libraries are installed.
+"""Tests of published weights in our networks: small stored files, and real networks if their libraries are installed.
 
-The stored ones, `pretrained_*.safetensors`, are torchvision's code at a width of 2 with random weights, made by
-`python -m tests.test_pretrained` where torch and torchvision are installed; their logits lie in the files' metadata.
+The stored files, `pretrained_*.safetensors`, are torchvision's networks with width 2 and random weights, made by
+`python -m tests.models.test_weight_import` (needs torch and torchvision). The logits are in their metadata.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ def make_images(size, number=2):
 
 
 def make_fresh(config, image_px, num_outputs):
-    """A network with any number of outputs, and its fresh variables."""
+    """Makes a network with any number of outputs, and its fresh variables."""
     common = {"num_outputs": num_outputs, "dropout": 0.0, "dtype": "float32", "axis_name": None}
     model = nnx.eval_shape(lambda: MODELS[config.model](config, image_px, rngs=nnx.Rngs(0), **common))
     rng = np.random.default_rng(1)
@@ -50,7 +50,7 @@ def make_fresh(config, image_px, num_outputs):
 
 
 def compute_logits(path, config, images, num_outputs):
-    """Our logits for uint8 images, from the pixels on, with the weights of a file."""
+    """Computes our logits for uint8 images, with the weights of a file."""
     graph, fresh = make_fresh(config, images.shape[1], num_outputs)
     variables = load_pretrained(path, config, fresh, PIXEL_MEAN, PIXEL_STD)
 
@@ -67,7 +67,7 @@ def assert_same_logits(ours, theirs):
 
 
 def colour(images):
-    """What torchvision's networks are given for grey images: [B, 3, H, W] float32, normalised."""
+    """Converts grey images to the input of torchvision's networks: [B, 3, H, W] float32, normalised."""
     x = images[:, None].astype(np.float32) / 255
     return ((x - IMAGENET_MEAN[:, None, None]) / IMAGENET_STD[:, None, None]).astype(np.float32)
 
@@ -195,7 +195,7 @@ def test_training_starts_from_the_file_and_goes_on_without_it(make_config, tmp_p
 
 
 def randomise(network, torch):
-    """Random statistics and biases: with the initial ones, zeros and ones, a mixed-up tensor would not be seen."""
+    """Sets random statistics and biases. With the initial zeros and ones, swapped tensors would not be detected."""
     torch.manual_seed(0)
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -271,7 +271,7 @@ def test_keras_networks_give_the_same_logits(tmp_path, monkeypatch, name, suffix
 
 
 def make_stored(name):
-    """Torchvision's network at a width of 2, five outputs: (weights, logits of `make_images(48)`)."""
+    """Makes torchvision's network with width 2 and five outputs. Returns (weights, logits of `make_images(48)`)."""
     import torch
     import torchvision
 

@@ -1,4 +1,4 @@
-"""The pictures of a data set: right numbers, of the training images alone."""
+"""Tests of the data set report: its numbers are correct, and it shows training images only."""
 
 import json
 
@@ -21,7 +21,7 @@ def config(data_dir):
 
 @pytest.fixture(scope="module")
 def explored(config, draw_pictures, tmp_path_factory):
-    """(tables, folder, names of the splits that were loaded, average images that were drawn)."""
+    """Returns (tables, folder, names of the loaded splits, average images in the figure)."""
     folder, loaded, averages = tmp_path_factory.mktemp("explored") / "new", [], {}
     with draw_pictures(), pytest.MonkeyPatch.context() as patch:
         draw = dataset_report.save_average_images

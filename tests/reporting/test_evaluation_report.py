@@ -1,4 +1,4 @@
-"""The report says in words what metrics.json holds, and hides nothing that a reader must know."""
+"""Tests of the report: its text agrees with metrics.json, and it shows all warnings."""
 
 import base64
 import copy
@@ -22,7 +22,7 @@ PICTURES = ("roc", "precision_recall", "reliability", "predictive_values", "deci
 
 
 def make_split(subtypes):
-    """Images of one patient each, which differ in brightness."""
+    """Makes a split with one image for each patient. The images differ in brightness."""
     n = len(subtypes)
     return Split(
         name="test",
@@ -51,7 +51,7 @@ def make_info(**fields):
 
 
 def make_results(split, scores, threshold=0.5, task="binary"):
-    """metrics.json of scores for pneumonia. With three classes, a third of each score is for VIRUS."""
+    """Makes metrics.json for given scores. With three classes, a third of each score is the probability of VIRUS."""
     scores = np.asarray(scores, np.float64)
     columns = [1 - scores, scores] if task == "binary" else [1 - scores, scores * 2 / 3, scores / 3]
     probabilities = np.stack(columns, axis=1)
@@ -101,7 +101,7 @@ def draw_report(results, split, scores, networks, directory):
 
 @pytest.fixture(scope="module")
 def report(directory):
-    """`report(subtypes, scores, ...)`: the page of these scores, as text."""
+    """`report(subtypes, scores, ...)`: the text of the report for these scores."""
 
     def make(subtypes, scores, networks=None, **choices):
         split = make_split(subtypes)
@@ -112,7 +112,7 @@ def report(directory):
 
 
 def read_text(page):
-    """All that is read on a page, in one line."""
+    """Returns the visible text of a page in one line."""
     text = re.sub(r"<style>.*?</style>|<[^>]+>", " ", page, flags=re.DOTALL)
     return " ".join(html.unescape(text).replace("\xa0", " ").split())
 
@@ -122,7 +122,7 @@ def read_rows(page):
     return [[read_text(cell) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL)] for row in rows]
 
 
-# Of 20 NORMAL and 20 of pneumonia: 2 false alarms and 5 misses at 0.5; at 0.25 7 and 2.
+# 20 NORMAL images and 20 of pneumonia: 2 false positives and 5 false negatives at 0.5, 7 and 2 at 0.25.
 SUBTYPES = [0] * 20 + [1] * 12 + [2] * 8
 SCORES = [0.1] * 13 + [0.3] * 5 + [0.6, 0.8] + [0.9] * 13 + [0.7] * 2 + [0.2, 0.05, 0.3, 0.4, 0.45]
 
@@ -208,7 +208,7 @@ def test_three_classes_have_their_matrix_and_metrics(report):
     (first,) = [i for i, row in enumerate(rows) if row[0] == "Each class against the others"]
     assert rows[first][1:] == ["Mean (macro)", "NORMAL", "BACTERIA", "VIRUS"]
     assert [row[0] for row in rows[first + 1 : first + 4]] == ["AUROC", "AUPRC", "Sensitivity"]
-    # NORMAL has the higher probability up to a score of 0.6: 19 of 20.
+    # NORMAL is the most probable class up to a score of 0.6, which 19 of 20 images have.
     assert rows[first + 3][2].startswith("0.950 (") and rows[first + 3][4] == "0.000 (0.000 to 0.369)"
     assert "Confusion matrix of three classes" not in report(SUBTYPES, SCORES)
 

@@ -16,7 +16,7 @@ SCRIPT = pathlib.Path(__file__).parents[2] / "scripts" / "prepare_data.py"
 
 @pytest.fixture(scope="module")
 def chest_xray(tmp_path_factory) -> pathlib.Path:
-    """A phantom set in Kaggle's layout; not to be changed."""
+    """A phantom set in Kaggle's layout. Tests must not change it."""
     return phantom.draw_folder(tmp_path_factory.mktemp("drawn"), 40)
 
 

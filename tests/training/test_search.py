@@ -1,4 +1,4 @@
-"""Searches: what counts as finished, what goes on after a stop or a kill, and whose file is touched."""
+"""Tests of searches: finished trials, resuming after a stop or a kill, and which storage files are accepted."""
 
 import csv
 import json
@@ -34,13 +34,13 @@ SPACE = {
 
 
 def score(config, epoch):
-    """Best at a learning rate of 0.01, and better with each epoch."""
+    """Returns an AUROC that is best at a learning rate of 0.01 and increases with each epoch."""
     return 0.9 - 0.1 * abs(np.log10(config.optimizer.learning_rate) + 2) + 0.001 * epoch
 
 
 @pytest.fixture
 def trained(monkeypatch):
-    """Puts a formula for training; lists (folder, config) of each call. Its signal, if any, stops the next one."""
+    """Replaces training by a formula. Lists (folder, config) of each call. A number in `signals` stops a call."""
     calls, signals = [], []
 
     def fit(config, workdir, report):
@@ -61,7 +61,7 @@ def trained(monkeypatch):
 
 @pytest.fixture
 def open_search(make_config, tmp_path):
-    """`open_search(space, **fields)`: the search of this test."""
+    """`open_search(space, **fields)`: opens the search of this test."""
 
     def open_it(space=SPACE, **fields):
         return search.open_search(tmp_path / "study.db", tmp_path, make_config(**{"epochs": 9} | fields), space)
@@ -104,7 +104,7 @@ def test_trials_are_complete_pruned_or_diverged_and_the_best_complete_one_wins(o
     complete = [row for row in rows if row["state"] == "complete"]
     assert search.find_best(rows) == max(complete, key=lambda row: row["auroc"])
     assert search.find_best(rows)["auroc"] == opened.study.best_value
-    # The best third after one epoch goes on.
+    # The best third continues after one epoch.
     assert rows[0]["state"] in ("complete", "diverged")
     importances = search.compute_importances(opened)
     assert next(iter(importances)) == "learning_rate"
@@ -131,7 +131,7 @@ def test_a_trial_that_is_stopped_goes_on_in_its_folder_with_its_values(open_sear
 def test_a_trial_whose_process_was_killed_is_taken_up_three_times_at_most(open_search, trained, caplog):
     opened = open_search()
     for _ in range(search_resume.MAX_KILLED):
-        trial = opened.study.ask()  # What a process does that is killed next.
+        trial = opened.study.ask()  # The steps of a process that is then killed.
         search._suggest(opened.space, trial)
         trial.set_user_attr("directory", "trial_0")
         opened.study.tell(trial, state=optuna.trial.TrialState.FAIL)

@@ -1,4 +1,4 @@
-"""Search spaces: what a good file says, and one sentence for each mistake."""
+"""Tests of search spaces: valid files, and the message for each mistake."""
 
 import pathlib
 import re
@@ -23,7 +23,7 @@ def test_each_value_has_its_fields_own_type(tmp_path):
     space = read(
         tmp_path,
         """
-        weight_decay = {low = 1, high = 2}  # whole numbers may stand for a float
+        weight_decay = {low = 1, high = 2}  # an integer is accepted for a float
         batch_size = {low = 8, high = 64, log = true}
         ema_decay = {choices = [0.99, 0.999]}
         flip = {choices = [true, false]}
