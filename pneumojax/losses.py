@@ -46,7 +46,7 @@ def compute_cross_entropy(logits: jax.Array, targets: jax.Array, class_weights: 
     Args:
       logits: [B, C] float32.
       targets: [B, C] float32, rows sum to 1.
-      class_weights: [C] float32. An image with a mixed target has the mixture of its classes' weights.
+      class_weights: [C] float32. The weight of an image is the mean of these weights under its target.
 
     Returns:
       [B] float32, in nats. Training takes the unweighted mean over B.

@@ -117,7 +117,7 @@ def list_files(images: str | None, limit: int | None, folder: pathlib.Path) -> p
 
     Args:
       images: folder with the subfolders NORMAL and PNEUMONIA; None: synthetic radiographs.
-      limit: number of files, taken at even distances from the list of all; None: all, or SYNTHETIC_FILES if synthetic.
+      limit: number of files, evenly spaced in the list of all files; None: all, or SYNTHETIC_FILES if synthetic.
       folder: folder to write to. Synthetic radiographs are also written there.
 
     Returns:

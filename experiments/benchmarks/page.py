@@ -236,7 +236,10 @@ def draw_roofline(results: pathlib.Path, rows: list[dict]) -> Picture | None:
 
 
 def compute_growth(rows: list[dict]) -> list[dict]:
-    """Fits the growth of the seconds in each group of at least three rows that differ in one choice only.
+    """Fits the growth of the seconds with a varied choice.
+
+    The rows are grouped so that the rows of a group differ in one choice only. Groups with fewer than three values of
+    this choice are left out.
 
     Returns:
       A dict for each group: {"varied": key of VARIED, "group": description, "values", "seconds", "power"}.

@@ -33,7 +33,7 @@ def find_commit() -> str | None:
 
 
 def list_measured_words() -> list[str]:
-    """Returns the words of this command without those that do not affect the work: --resume and LOCAL_FLAGS."""
+    """Returns the words of this command that determine the measured work: all except --resume and LOCAL_FLAGS."""
     words, measured = iter(sys.argv[1:]), []
     for word in words:
         name, _, value = word.lstrip("-").partition("=")

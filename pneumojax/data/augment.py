@@ -167,7 +167,7 @@ def change_intensity(
       key: PRNG key.
       image: [H, W] float32, 0..1.
       brightness: largest value that is added to or subtracted from the pixels.
-      contrast: largest relative change of the distances from the image's mean.
+      contrast: largest relative change of the pixels' differences from the image's mean.
       gamma: the exponent is between 1 / (1 + gamma) and 1 + gamma, uniform on a log scale.
       strength: brightness, contrast and the logarithm of the exponent are multiplied by this.
 

@@ -121,8 +121,8 @@ def _read_prepared(config: DataConfig) -> dict:
 def load_split(config: DataConfig, name: str) -> Split:
     """Loads one split at the image size of the config, from the cache if possible.
 
-    With folds, test is the fold of the config. validation is a share of the other patients, as large as in the prepared
-    data set.
+    With folds, test is the fold of the config, and validation has 15 % of the other images, as in the prepared data
+    set.
 
     Args:
       config: the data set, its folder, the image size and the fold.

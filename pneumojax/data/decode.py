@@ -25,9 +25,9 @@ def decode_image(data: bytes, image_px: int) -> np.ndarray:
     antialiasing triangle filter. It is rotated by its EXIF orientation.
 
     The header of a 16-bit PNG does not contain the number of bits that are used. The decoder takes the smallest of 8,
-    10, 12, 14 and 16 bits that can represent the largest value of the image, and scales them to 0..255. An image of a
-    12-bit detector is then not nearly black. Images of one detector usually get the same scale, so differences in
-    exposure are preserved. Scaling each image from its minimum to its maximum would remove them.
+    10, 12, 14 and 16 bits that can represent the largest value of the image, and scales them to 0..255. Without
+    this, an image of a 12-bit detector would be nearly black. Images of one detector usually get the same scale, so
+    differences in exposure are preserved. Scaling each image from its minimum to its maximum would remove them.
 
     Args:
       data: the bytes of a JPEG or PNG file, grey or RGB with 8 bits, or grey with 16 bits.

@@ -18,8 +18,8 @@ def split_fold(patient_ids: np.ndarray, subtypes: np.ndarray, folds: int, fold: 
       fold: index of the fold, from 0.
 
     Returns:
-      {"train", "validation", "test"}, a mask [N] bool for each. test is the fold itself. validation is a share of the
-      other images, as large as in the prepared data set. It is a different share for each fold.
+      {"train", "validation", "test"}, a mask [N] bool for each. test is the fold itself. validation has 15 % of
+      the other images, as in the prepared data set. Its patients are chosen separately for each fold.
     """
 
     def choose(among: np.ndarray, share: float, salt: str) -> np.ndarray:

@@ -129,7 +129,7 @@ def _convolve_by_taps(images, kernel, stride, pads):
     output_shape = [(px + 2 * pad - k) // stride + 1 for px, pad, k in zip(image_shape, pads, size, strict=True)]
 
     def find_overlap(tap, px, out, pad):
-        """Returns (slice of the pixels under a tap, output positions before and after them, whether there are any)."""
+        """Returns (slice of the pixels under a tap, output positions before and after them, whether any remain)."""
         first, end = max(0, -((tap - pad) // stride)), min(out, (px - 1 + pad - tap) // stride + 1)
         start = first * stride + tap - pad
         return slice(start, start + stride * (end - first - 1) + 1, stride), (first, out - end), end > first

@@ -74,11 +74,14 @@ def convolve(images: jax.Array, kernels: list[jax.Array], pad: int, convolve_col
 
 
 def compute_kernel_grads(images: jax.Array, grads: jax.Array, size: int, pad: int) -> jax.Array:
-    """Computes the kernel gradient with a convolution for each product.
+    """Computes the kernel gradient with a convolution for each of the six products.
+
+    The images are convolved with the gradients of the output, which have the role of a large kernel. The channels of
+    the images have the role of the batch.
 
     Args:
-      images: [I, H, W, B]: the channels are the batch dimension of the convolution.
-      grads: [H + 2 pad + 1 - K, W + 2 pad + 1 - K, B, O]: the gradients of the output are a large kernel.
+      images: [I, H, W, B].
+      grads: [H + 2 pad + 1 - K, W + 2 pad + 1 - K, B, O], gradients of the output.
       size: K.
       pad: number of zeros at each edge of the images.
 
@@ -100,7 +103,7 @@ def compute_kernel_grads(images: jax.Array, grads: jax.Array, size: int, pad: in
 
 
 def multiply_kernel_grads(images: jax.Array, grads: jax.Array, size: int, pad: int) -> jax.Array:
-    """Computes the kernel gradient with a matrix product for each product and each kernel column.
+    """Computes the kernel gradient with matrix products, one for each of the six products and each kernel column.
 
     Args:
       images: [B, H, W, I].

@@ -1,4 +1,4 @@
-"""The folder of a run: its lock, its config.json, its resumption and its restart."""
+"""Manages the folder of a run: locks it, checks its config.json, and restores or deletes an earlier run."""
 
 import contextlib
 import datetime

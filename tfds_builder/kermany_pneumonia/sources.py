@@ -139,7 +139,7 @@ class Source:
         self.close()
 
     def close(self) -> None:
-        """Closes the zip file. A folder needs no closing."""
+        """Closes the zip file. Does nothing for a folder."""
         if self._zip:
             self._zip.close()
 

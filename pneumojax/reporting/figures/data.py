@@ -55,7 +55,7 @@ def save_images(
 
 
 def save_class_counts(path: str | Path, counts: Mapping[str, Mapping[str, int]], title: str = "") -> None:
-    """Plots the share of each class as a bar for each split, with the numbers of images.
+    """Plots a bar for each split, which is divided by the shares of the classes, with the numbers of images.
 
     Args:
       path: PNG file to write. Its folder must exist.
