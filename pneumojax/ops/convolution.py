@@ -129,7 +129,11 @@ def _convolve_by_taps(images, kernel, stride, pads):
     output_shape = [(px + 2 * pad - k) // stride + 1 for px, pad, k in zip(image_shape, pads, size, strict=True)]
 
     def find_overlap(tap, px, out, pad):
-        """Returns (slice of the pixels under a tap, output positions before and after them, whether any remain)."""
+        """Returns (pixels, margins, meets) of a tap in one spatial dimension.
+
+        pixels is the slice of the image under the tap. margins are the numbers of output positions before and after
+        those where the tap meets the image. meets is whether there are such positions.
+        """
         first, end = max(0, -((tap - pad) // stride)), min(out, (px - 1 + pad - tap) // stride + 1)
         start = first * stride + tap - pad
         return slice(start, start + stride * (end - first - 1) + 1, stride), (first, out - end), end > first
@@ -234,7 +238,7 @@ def _compute_image_grads(grads, kernel, stride, pad, image_shape):
         return _convolve_by_winograd(grads, flipped, len(kernel) - 1 - pad)
 
     def plan(phase, px, out):
-        """Returns (first tap that meets the pixels phase, phase + stride, ..., padding of the gradients)."""
+        """Returns (first tap, padding of the gradients) for the pixels phase, phase + stride, ... of one dimension."""
         first = (phase + pad) % stride
         last = (kernel.shape[0] - 1 - first) // stride  # Index of the last tap in first, first + stride, ...
         reach = (phase + pad) // stride

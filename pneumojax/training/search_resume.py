@@ -26,7 +26,7 @@ def count_begun(study: optuna.Study) -> int:
 
 
 def fail_dead_trials(study: optuna.Study, workdir: pathlib.Path) -> None:
-    """Marks trials whose process was killed as failed, without waiting until their heartbeats are overdue.
+    """Marks the trials of killed processes as failed, without waiting until their heartbeats are overdue.
 
     Args:
       study: the study.
