@@ -76,7 +76,7 @@ def make_predict(
 def make_uncompiled_predict(
     graph: nnx.GraphDef, views: AugmentConfig | None = None, cached: bool = False, streamed: bool = False
 ) -> Callable:
-    """Makes the function that `make_predict` compiles; arguments as there."""
+    """Makes the function that `make_predict` compiles. The arguments are the same."""
     others = views.test_time_views - 1 if views else 0
 
     def predict(variables, images, *batches):

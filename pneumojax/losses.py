@@ -46,7 +46,7 @@ def compute_cross_entropy(logits: jax.Array, targets: jax.Array, class_weights: 
     Args:
       logits: [B, C] float32.
       targets: [B, C] float32, rows sum to 1.
-      class_weights: [C] float32. The weight of an image is the mean of these weights under its target.
+      class_weights: [C] float32. The weight of an image is the sum of target * class_weights.
 
     Returns:
       [B] float32, in nats. Training takes the unweighted mean over B.

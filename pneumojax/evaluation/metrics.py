@@ -341,7 +341,7 @@ def compute_decision_values(
 def count_denominators(
     labels: ArrayLike, probabilities: ArrayLike, threshold: ArrayLike, bootstrap: PatientBootstrap
 ) -> dict[str, int]:
-    """Counts the patients on whom each metric of `compute_metrics` that has an exact interval depends.
+    """Counts the patients, or pairs of patients, in the denominator of each metric that can have an exact interval.
 
     Args:
       labels: [N] int, 0..C - 1.

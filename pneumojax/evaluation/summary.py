@@ -38,7 +38,7 @@ def compute_statistics(
       A dict with
         "metrics": from `metrics.compute_metrics`.
         "operating_points": from `thresholds.compute_operating_points`.
-        "calibration": {"before", "after"} the temperature is applied, from `calibration.compute_calibration`.
+        "calibration": {"before", "after": from `calibration.compute_calibration`}, for temperature scaling.
         "at_prevalence": {"prevalence", "ppv", "npv"} of the decision at the threshold; None without a prevalence.
         "subgroups": from `subgroups.compute_subgroups`.
     """
@@ -78,7 +78,7 @@ def compute_curves(
       A dict with
         "roc": from `curves.compute_roc_curve`; None if the curve does not exist.
         "precision_recall": from `curves.compute_pr_curve`; None if the curve does not exist.
-        "reliability": {"before", "after"} the temperature is applied, from `calibration.compute_reliability`.
+        "reliability": {"before", "after": from `calibration.compute_reliability`}, for temperature scaling.
         "decision_curve": from `decision_curve.compute_decision_curve`, for the calibrated scores.
         "predictive_values": {"prevalence", "ppv", "npv"} of the decision at the threshold, on a grid of prevalences.
     """
