@@ -9,21 +9,21 @@ The table compares GFLOP/s, or milliseconds, of XLA's own algorithm and of this 
 230 GFLOP/s) at batch 32, both with the flags of `sharding.initialize`. Examples are [px, input -> output channels,
 kernel size / stride].
 
-  what                   algorithm                                         example                       XLA   here
-  kernel gradient        convolution of the images, with channels as the   [111, 32 -> 32, 4 / 1]        116    142
-                         batch, by the gradients as kernel; one batch tile [224, 1 -> 32, 3 / 1]          12     63
-                         at a time, so that it stays in the cache
-  image gradient         stride 1: convolution by the flipped kernel
+  case                   algorithm                                         example                       XLA   ours
+  kernel gradient        convolution of the images with the gradients as   [111, 32 -> 32, 4 / 1]        116    142
+                         the kernel and the channels as the batch; one     [224, 1 -> 32, 3 / 1]          12     63
+                         batch tile at a time, which fits into the cache
+  image gradient         stride 1: convolution with the flipped kernel
                          stride 2: a small convolution for each of four    [56, 64 -> 128, 3 / 2]         65    150
                          phases (even or odd row, even or odd column)      [28, 128 -> 256, 3 / 2]       112    180
-  many channels          `winograd.py`: half the products                  [28, 128 -> 128, 3 / 1]       193    302
+  many channels          Winograd's algorithm, with half the products      [28, 128 -> 128, 3 / 1]       193    302
                          the same for the kernel gradient                  [56, 64 -> 64, 3 / 1]         113    150
-                         up to 7 px: the whole batch at once, one matrix   [4, 512 -> 512, 3 / 1]        184    239
-                         product for each kernel column
-  below 5 px             one matrix product for each kernel tap, without   [2, 512 -> 512, 3 / 1]          2    252
-                         the positions where the tap meets padding only
-  grey images            small kernels: the sum over the taps, which XLA   [224, 1 -> 32, 3 / 1]      120 ms  29 ms
-                         fuses with what follows (here max-pooling, tanh)
+                         up to 7 px: the whole batch at once, with a       [4, 512 -> 512, 3 / 1]        184    239
+                         matrix product for each kernel column
+  output below 5 px      a matrix product for each kernel tap; positions   [2, 512 -> 512, 3 / 1]          2    252
+                         where the tap is over padding are left out
+  grey images            small kernels: a sum over the taps, which XLA     [224, 1 -> 32, 3 / 1]      120 ms  29 ms
+                         fuses with the next operations
                          large kernels: convolution of one row, with the   [112, 1 -> 64, 7 / 2]     10.1 ms 5.6 ms
                          kernel's rows as channels
 

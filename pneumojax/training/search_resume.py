@@ -1,6 +1,6 @@
 """Resumes the trials of a search that were stopped, were killed or failed.
 
-Each start of a trial is a trial of its own in optuna. The starts of one trial have the same user attribute "directory",
+Each start of a trial is a separate trial in optuna. The starts of one trial have the same user attribute "directory",
 the name of its folder.
 """
 
