@@ -51,9 +51,7 @@ def main() -> None:
         if problems:
             sys.exit("\n".join(f"prepare_data.py: {problem}" for problem in problems))
         metadata = kermany_pneumonia.read_metadata(directory)
-        print(
-            f"{directory} matches its metadata: {count_images(metadata)} images were read, and no byte has changed."
-        )
+        print(f"{directory} matches its metadata: {count_images(metadata)} images were read, and no byte has changed.")
     else:
         was_there = directory.exists() and not _OVERWRITE.value
         kermany_pneumonia.prepare(

@@ -129,7 +129,7 @@ def test_the_reading_judges_by_the_interval():
     assert text[5].endswith("pixels alone reach 0.900 and hog 0.940: the network adds 0.010 to that.")
     assert len(text) == 6
     baselines["hog"]["metrics"]["auroc"]["value"] = 0.95
-    assert "no proof" in audit.explain(altered, baselines, "validation", "validation")[5]
+    assert "does not prove" in audit.explain(altered, baselines, "validation", "validation")[5]
     assert "slightly optimistic" in audit.explain(altered, baselines, "test", "test")[6]
     altered["unaltered"]["metrics"]["auroc"] = {"value": None, "ci95": None, "reason": "One class."}
     assert audit.explain(altered, baselines, "test", "validation") == ["There is nothing to explain: One class."]

@@ -106,7 +106,7 @@ def test_differences_equal_scikit_learn_and_draw_whole_patients():
         labels, to_probabilities(a), to_probabilities(a), 0.4, 0.4, PatientBootstrap(np.arange(200))
     )
     assert all(one["difference"]["value"] == 0 for one in nothing.values())
-    assert all("do not differ" in one["difference"]["reason"] for one in nothing.values())
+    assert all("give the same value" in one["difference"]["reason"] for one in nothing.values())
 
 
 def test_delong_of_a_perfect_and_a_constant_score_says_why_there_is_no_test():

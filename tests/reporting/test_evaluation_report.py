@@ -221,11 +221,11 @@ def test_three_classes_have_their_matrix_and_metrics(report):
         ({"split": "validation"}, ["Epoch, threshold and temperature were chosen on the evaluated split"]),
         (
             {"split": "validation", "rule_split": None},
-            ["Epoch and temperature were chosen on the split"],
+            ["Epoch and temperature were chosen on the evaluated split"],
         ),
         (
             {"split": "validation", "which": "latest", "rule_split": None},
-            ["Temperature was chosen on the split"],
+            ["Temperature was chosen on the evaluated split"],
         ),
         ({"split": "train"}, ["trained on these images"]),
         (
