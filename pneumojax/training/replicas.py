@@ -51,9 +51,8 @@ def fit_replicas(
       config: the config of all replicas.
       workdir: parent folder of the replicas' folders.
       restart: delete the files that an earlier run left in the workdir.
-      report: called with each row of the workdir's metrics.jsonl, whose values are means over the replicas (sums for
-        images per second and FLOP), and the total number of steps. If it returns True, training stops as after a
-        signal.
+      report: called with each row of the workdir's metrics.jsonl and the total number of steps. The values of the row
+        are means over the replicas (sums for images per second and FLOP). If it returns True, training stops.
       count_flops: see `fit`.
 
     Returns:
@@ -94,17 +93,12 @@ def fit_replicas(
                 _save(replicas, step, state, [None] * len(replicas))
             for replica in replicas:
                 wait_for_checkpoints(replica.checkpoints)
+        trained = step - first_step
         results = [
             finish_run(
-                replica.workdir,
-                replica.config,
-                plan,
-                replica.checkpoints,
-                replica.checkpoints.latest_step() or 0,
-                step - first_step,
-                stopped_by,
+                one.workdir, one.config, plan, one.checkpoints, one.checkpoints.latest_step() or 0, trained, stopped_by
             )
-            for replica in replicas
+            for one in replicas
         ]
         curves = workdir / "learning_curves.png"
         if step > first_step or not curves.exists():
