@@ -1,11 +1,11 @@
-"""Pretrains a backbone on the training images without their labels, for use where no ImageNet weights are available.
+"""Pretrains a backbone without labels, for use if no ImageNet weights are available.
 
     scripts/run experiments/pretrain.py                                                    # synthetic radiographs
     scripts/run experiments/pretrain.py --dataset=kermany --model=resnet18 --resnet_width=24 --workdir=runs/backbone
     scripts/run experiments/train.py --dataset=kermany --model=resnet18 --resnet_width=24 \\
         --pretrained=runs/backbone/backbone.safetensors --workdir=runs/tuned
 
-The method is SimCLR (Chen et al. 2020). It reads neither labels nor validation and test images.
+The method is SimCLR (Chen et al. 2020). It uses only the training images, without their labels.
 """
 
 import time

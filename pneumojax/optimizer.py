@@ -15,7 +15,7 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
     """Makes the learning rate schedule: a linear warm-up from 0, then a cosine decay to 0.
 
     Args:
-      config: the optimizer. Its learning_rate, the peak of the schedule, may be an array.
+      config: the optimizer's config. Its learning_rate, the peak of the schedule, may be an array.
       total_steps: training steps of the whole run.
     """
     warmup_steps = round(config.warmup * total_steps)
@@ -28,13 +28,13 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
 def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
     """Makes AdamW, SGD with Nesterov momentum, or Muon.
 
-    Weight decay applies to kernels only, which have more than one axis; biases and normalisations have one. SGD adds
-    it to the gradient. Muon orthogonalises the updates of the hidden layers' kernels, as matrices from all input axes
-    to the output axis, and scales them to the size of AdamW's updates, so that one learning rate serves both. All other
+    Weight decay applies only to kernels, which are the parameters with more than one axis. SGD adds it to the gradient.
+    Muon orthogonalises the updates of the hidden layers' kernels, as matrices from all input axes to the output axis.
+    It scales them to the size of AdamW's updates, so that the same learning rates can be used for both. All other
     parameters are updated by Adam.
 
     Args:
-      config: the optimizer.
+      config: the optimizer's config.
       total_steps: training steps of the whole run.
 
     References:
@@ -76,7 +76,7 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
 
 
 def _choose_rules(params: dict[str, Any]) -> dict[str, Any]:
-    """muon or adam for each leaf. The kernel of the head is not one of a hidden layer."""
+    """Returns "muon" or "adam" for each leaf. The head is not a hidden layer, so its kernel is updated by Adam."""
 
     def choose(hidden: bool, leaf: jax.Array) -> str:
         return "muon" if hidden and leaf.ndim > 1 else "adam"

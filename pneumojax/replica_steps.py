@@ -1,4 +1,4 @@
-"""The compiled functions of several replicas: each as in `steps.py`, for all replicas in one program."""
+"""Compiled functions for several replicas: those of `steps.py` and `inference.py`, for all replicas in one program."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -34,18 +34,18 @@ def make_replicas_chunk(
     """Compiles a chunk of training steps of several replicas.
 
     Args:
-      config: the run, with R replicas.
+      config: the config of the run, with R replicas.
       graph: from `make_graph`.
       total_steps: training steps of the whole run.
       class_weights: [C] float32, weight of each class in the loss.
-      mesh: the devices. If R is divisible by their number each has an equal number of replicas; otherwise each has all
-        replicas and its share of each batch.
+      mesh: the devices. If R is divisible by their number, each has an equal number of replicas. Otherwise each has all
+        replicas and a shard of each batch.
       image_px: as in `make_train_step`.
 
     Returns:
-      `train_chunk(state, images, labels, batches, key, swept) -> (state, metrics)`: as in `make_train_chunk`, but each
-      array of state, key and metrics has a leading axis of replicas, and batches are [R, S, B]. swept
-      {field: [R] float32} holds the values that replace the config's in each replica.
+      `train_chunk(state, images, labels, batches, key, swept) -> (state, metrics)`, as in `make_train_chunk`, but each
+      array of state, key and metrics has a leading axis of replicas, and batches are [R, S, B]. swept is
+      {field: [R] float32} with the values that replace those of the config in each replica.
     """
 
     def train_chunk(
@@ -79,8 +79,9 @@ def make_replicas_predict(config: Config, graph: nnx.GraphDef, mesh: Mesh) -> ja
     """Compiles the prediction of several replicas; arguments as in `make_replicas_chunk`.
 
     Returns:
-      `predict(variables, images, batches) -> logits`: as in `make_predict`, but each array of variables has a leading
-      axis of replicas, logits are [R, S, B, C], and batches are sharded along B only if the devices share each batch.
+      `predict(variables, images, batches) -> logits`, as in `make_predict`, but each array of variables has a leading
+      axis of replicas, and logits are [R, S, B, C]. Batches are sharded along B only if the replicas are not
+      partitioned over the devices.
     """
     predict_one = make_uncompiled_predict(graph)
 
@@ -95,10 +96,10 @@ def make_replicas_predict(config: Config, graph: nnx.GraphDef, mesh: Mesh) -> ja
 
 
 def _map_replicas(function: Callable[[Replicas], Result], replicas: Replicas) -> Result:
-    """`function` of each replica, whose arrays are along the first axis of those in `replicas`."""
+    """Applies a function to each replica, given by the first axis of the arrays in `replicas`."""
     if not uses_xla_algorithms():
-        # On CPU, convolutions with a kernel for each replica take twice as long side by side as one after the other.
-        # Unfused with the loop over replicas, each replica runs the same program, to the last bit, as a single run.
+        # On CPU, vmapped convolutions take twice as long as a loop over the replicas. The replicas are not fused with
+        # the loop, so that each gives the same results, to the last bit, as a single run.
         return lax.map(lambda replica: compute_unfused(function, replica), replicas)
     return jax.vmap(function)(replicas)
 
@@ -111,7 +112,7 @@ def _compile_replicas(
     donate_argnums: tuple[int, ...] = (),
 ) -> jax.stages.Wrapped:
     if per_replica == PartitionSpec(AXIS):
-        # Each device runs its own replicas, without communication and without a partitioning by the compiler.
+        # With shard_map, each device runs its own replicas without communication.
         function = jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=per_replica, check_vma=False)
     in_shardings = tuple(NamedSharding(mesh, spec) for spec in in_specs)
     return jax.jit(
@@ -123,17 +124,25 @@ def _compile_replicas(
 
 
 def make_replica_keys(seeds: np.ndarray, mesh: Mesh) -> jax.Array:
-    """Makes the keys of [R] int32 seeds, as `make_key` does, each on the devices of its replica."""
+    """Makes the PRNG keys of the replicas, as `make_key` does for one seed.
+
+    Args:
+      seeds: [R] int32.
+      mesh: the devices.
+
+    Returns:
+      [R] keys, each on the device of its replica if the replicas are partitioned, otherwise on all devices.
+    """
     spec = PartitionSpec(AXIS) if replicas_partitioned(len(seeds), mesh) else PartitionSpec()
     return jax.jit(jax.vmap(derive_key), out_shardings=NamedSharding(mesh, spec))(seeds)
 
 
 def put_replicas(arrays: Arrays, config: Config, mesh: Mesh) -> Arrays:
-    """Puts host arrays whose first axis is that of the replicas on the devices, as the compiled functions take them."""
+    """Puts host arrays with a leading axis of replicas on the devices, sharded as the compiled functions need."""
     axis = 0 if replicas_partitioned(config.train.replicas, mesh) else None
     return jax.tree.map(lambda array: put(array, mesh, axis), arrays)
 
 
 def put_replica_batches(batches: np.ndarray, config: Config, mesh: Mesh) -> jax.Array:
-    """Puts index batches [R, S, B] int32 on the devices, as `make_replicas_chunk`'s function takes them."""
+    """Puts index batches, [R, S, B] int32, on the devices, sharded as the function of `make_replicas_chunk` needs."""
     return put(batches, mesh, axis=0 if replicas_partitioned(config.train.replicas, mesh) else 2)

@@ -1,9 +1,9 @@
 """The work of a benchmark in PyTorch or Keras, written as a user of these libraries would write it.
 
-benchmark.py starts this file with the Python of --peer_python. It needs torch or keras (with TensorFlow), numpy and
-Pillow, and nothing of pneumojax. It communicates as measure.py does: it prints a JSON line when it is ready, and then a
-JSON line for each line that it reads. The networks are those of pneumojax/models/, the optimizer is AdamW, images are
-uint8 on the device, and augmentation is rotation, shift and zoom.
+benchmark.py runs this file with the Python interpreter of --peer_python. It needs torch or keras (with TensorFlow),
+numpy and Pillow, but not pneumojax. It communicates as measure.py does: it prints a JSON line when it is ready, and
+then a JSON line for each line that it reads. The networks are those of pneumojax/models/, the optimizer is AdamW,
+images are uint8 on the device, and the augmentation is rotation, shift and zoom.
 """
 
 import json
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 1e-2
-MEAN, STD = 0.5, 0.25  # Of pixel values in 0..1.
+MEAN, STD = 0.5, 0.25  # of pixel values in 0..1
 
 # As `measure.Measure`.
 Measure = tuple[dict, Callable[[], dict]]
 
 
 def make_torch_network(config: dict[str, Any]) -> "torch.nn.Module":
-    """Returns the network, from [B, 1, H, W] float images to one logit."""
+    """Returns a network that maps [B, 1, H, W] float images to one logit each."""
     import torch
     from torch import nn
 
@@ -94,7 +94,7 @@ def augment_torch(images: "torch.Tensor", config: dict[str, Any]) -> "torch.Tens
 def make_torch_loader(
     files: list[tuple[str, int]], image_px: int, batch_size: int, cores: int, pin_memory: bool
 ) -> "torch.utils.data.DataLoader":
-    """Returns a loader that decodes JPEG files in as many processes as there are cores."""
+    """Returns a loader that decodes JPEG files in one process for each core."""
     import numpy as np
     import torch
     from PIL import Image
@@ -113,7 +113,7 @@ def make_torch_loader(
 
 
 def start_torch(case: dict[str, Any]) -> Measure:
-    """Prepares a training in PyTorch; returns what `measure.Measure` describes."""
+    """Prepares a training in PyTorch. Returns (costs, function), as described at `measure.Measure`."""
     import torch
 
     config, batch_size = case["config"], case["config"]["batch_size"]
@@ -178,7 +178,7 @@ def start_torch(case: dict[str, Any]) -> Measure:
 
 
 def make_keras_network(config: dict[str, Any]) -> "keras.Model":
-    """Returns the network, from [B, H, W, 1] float images to one logit."""
+    """Returns a network that maps [B, H, W, 1] float images to one logit each."""
     import keras
     from keras import layers
 
@@ -214,10 +214,10 @@ def make_keras_network(config: dict[str, Any]) -> "keras.Model":
 
 
 def start_keras(case: dict[str, Any]) -> Measure:
-    """Prepares a training in Keras on TensorFlow; returns what `measure.Measure` describes."""
+    """Prepares a training in Keras on TensorFlow. Returns (costs, function), as described at `measure.Measure`."""
     os.environ["KERAS_BACKEND"] = "tensorflow"
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"  # Otherwise it reserves all of the GPU's memory.
+    os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"  # Otherwise TensorFlow reserves all of the GPU's memory.
     import keras
     import numpy as np
     import tensorflow as tf

@@ -18,10 +18,12 @@ from pneumojax.steps import make_graph
 def make_predict_images(
     config: Config, images: np.ndarray, mesh: Mesh, views: AugmentConfig | None = None, cached: bool = False
 ) -> Callable[[dict], np.ndarray]:
-    """Prepares to predict the same images several times. The config's loader decides whether they stay on the devices.
+    """Makes a function that predicts the same images with different variables.
+
+    With `loader=resident` the images stay on the devices. With `loader=stream` they are streamed in each call.
 
     Args:
-      config: the run.
+      config: the config of the run.
       images: [N, H, W] uint8, 0..255, or features (see `cached`).
       mesh: the devices.
       views: as in `inference.make_predict`.
@@ -31,7 +33,7 @@ def make_predict_images(
       `predict_images(variables) -> logits`: variables {"params", "batch_stats"} on every device, logits [N, C] float32.
     """
     batches = make_eval_batches(len(images), config.train.eval_batch_size, mesh.size)
-    streamed = config.train.loader == "stream" and len(batches) > 1  # One batch is not worth starting the threads.
+    streamed = config.train.loader == "stream" and len(batches) > 1  # Streaming a single batch would only cost time.
     predict_batches = make_predict(make_graph(config), mesh, views, cached, streamed)
     on_devices = () if streamed else (put(images, mesh), put(batches, mesh, axis=1))
 
@@ -55,7 +57,7 @@ def make_predict_images(
 
 
 def compute_probabilities(logits: np.ndarray) -> np.ndarray:
-    """Computes the softmax of logits in float64. In float32, all probabilities above 1 - 3e-8 would become 1.0.
+    """Computes the softmax of logits in float64. In float32, probabilities above 1 - 3e-8 would be rounded to 1.
 
     Args:
       logits: [N, C] float.

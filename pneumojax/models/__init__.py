@@ -1,4 +1,4 @@
-"""The networks. Each maps images [B, H, W, 1] to logits [B, outputs]; a binary network has one output."""
+"""The networks. Each maps images [B, H, W, 1] to logits [B, outputs]. A binary network has one output."""
 
 import functools
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from pneumojax.config import CLASS_NAMES, CLASSIFIER, ModelConfig
 from pneumojax.errors import UserError
 from pneumojax.models.layers import Network, Projector
 
-# Units of the projector's two layers. SimCLR has 2048 and 128 with ResNet-50.
+# Units of the projector's two layers. The paper on SimCLR uses 2048 and 128 with ResNet-50.
 PROJECTOR_WIDTHS = (512, 128)
 
 
@@ -74,7 +74,7 @@ def make_model(config: ModelConfig, image_px: int, key: jax.Array, axis_name: st
       config: the network, its widths, task and compute dtype.
       image_px: height and width of the images.
       key: PRNG key for the initialisation.
-      axis_name: mapped axis over which batch statistics are averaged; None: no such axis.
+      axis_name: name of the mapped axis over which batch statistics are averaged; None: no such axis.
 
     Returns:
       The network. It has one output for two classes.
@@ -106,10 +106,10 @@ def make_model(config: ModelConfig, image_px: int, key: jax.Array, axis_name: st
 
 
 def make_pretraining_model(config: ModelConfig, image_px: int, key: jax.Array, axis_name: str | None = None) -> Network:
-    """Makes the configured network with a projector in place of its head; see `make_model`.
+    """Makes the configured network with a projector instead of its head; arguments as in `make_model`.
 
     Raises:
-      UserError: the network has dense layers, which the projector would not replace.
+      UserError: the network has dense layers. They belong to the classifier, but the projector would not replace them.
     """
     model = make_model(config, image_px, key, axis_name)
     if hasattr(model, "dense1"):
@@ -123,14 +123,16 @@ def make_pretraining_model(config: ModelConfig, image_px: int, key: jax.Array, a
 
 
 def split_frozen(tree: dict[str, Any], frozen: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Splits parameters or batch statistics by stage, the part of a layer's name before the first underscore.
+    """Splits parameters or batch statistics into those of trained and of frozen stages.
+
+    The stage of a layer is the part of the layer's name before the first underscore.
 
     Args:
-      tree: nested dicts, with the names of the network's layers at the top level.
+      tree: nested dicts. The keys of the top level are the names of the network's layers.
       frozen: names of the frozen stages.
 
     Returns:
-      (the layers of the other stages, the layers of the frozen stages).
+      (trained, kept): the layers of the other stages, and those of the frozen stages.
     """
     kept = {name: layer for name, layer in tree.items() if name.split("_")[0] in frozen}
     return {name: layer for name, layer in tree.items() if name not in kept}, kept

@@ -8,7 +8,10 @@ from pneumojax.ops.pooling import max_pool
 
 
 class CNN(Network):
-    """For each width a 3x3 convolution, batch normalisation, ReLU and 2x2 max-pooling; then global average pooling."""
+    """A stage for each width, followed by global average pooling and the head.
+
+    A stage is a 3x3 convolution, batch normalisation, 2x2 max-pooling and ReLU.
+    """
 
     def __init__(
         self,
@@ -30,7 +33,7 @@ class CNN(Network):
         self.head = Head(channels, num_outputs, dropout, rngs)
 
     def extract(self, images: jax.Array, train: bool) -> jax.Array:
-        """The backbone: [B, H, W, 1] images -> [B, F] features."""
+        """Applies the backbone to images [B, H, W, 1]. Returns features [B, F]."""
         x = images
         for i in range(self.depth):
             x = getattr(self, f"conv{i + 1}")(x)

@@ -1,4 +1,4 @@
-"""A multilayer perceptron on the pixels, as a baseline without spatial structure."""
+"""A multilayer perceptron on the pixels. It is a baseline that does not use the spatial structure of images."""
 
 import jax
 from flax import nnx
@@ -7,7 +7,7 @@ from pneumojax.models.layers import Head, Network
 
 
 class MLP(Network):
-    """Hidden layers of the given widths with ReLU, then the head."""
+    """Hidden layers with the given widths and ReLU, followed by the head."""
 
     def __init__(
         self,
@@ -19,7 +19,7 @@ class MLP(Network):
         axis_name: str | None,
         rngs: nnx.Rngs,
     ):
-        del axis_name  # Nothing here is normalised over the batch.
+        del axis_name  # This network has no batch normalisation.
         self.depth = len(widths)
         features = image_px * image_px
         for i, width in enumerate(widths):
@@ -28,7 +28,7 @@ class MLP(Network):
         self.head = Head(features, num_outputs, dropout, rngs)
 
     def extract(self, images: jax.Array, train: bool) -> jax.Array:
-        """The hidden layers: [B, H, W, 1] images -> [B, F] features."""
+        """Applies the hidden layers to images [B, H, W, 1]. Returns features [B, F]."""
         x = images.reshape(len(images), -1)
         for i in range(self.depth):
             x = nnx.relu(getattr(self, f"hidden{i + 1}")(x))

@@ -1,9 +1,9 @@
 """Residual networks for grey images.
 
 References:
-  He et al., "Deep Residual Learning for Image Recognition", 2016. There a bottleneck has its stride in the
-  first 1x1 convolution, as in Keras; PyTorch has it in the 3x3 convolution (v1.5). The last normalisation of
-  each block starts at zero (Goyal et al., "Accurate, Large Minibatch SGD", 2017).
+  He et al., "Deep Residual Learning for Image Recognition", 2016. In the paper and in Keras, the stride of a bottleneck
+    is in the first 1x1 convolution. In PyTorch (v1.5) it is in the 3x3 convolution.
+  Goyal et al., "Accurate, Large Minibatch SGD", 2017: the last normalisation of each block starts at zero.
 """
 
 import jax
@@ -56,7 +56,10 @@ class Block(nnx.Module):
 
 
 class ResNet(Network):
-    """Stem (7x7 at stride 2, max-pooling at stride 2), four stages of blocks, global average pooling, head."""
+    """A residual network: stem, four stages of blocks, global average pooling and head.
+
+    The stem is a 7x7 convolution at stride 2 and max-pooling at stride 2.
+    """
 
     def __init__(
         self,
@@ -89,7 +92,7 @@ class ResNet(Network):
         self.head = Head(channels, num_outputs, dropout, rngs)
 
     def extract(self, images: jax.Array, train: bool) -> jax.Array:
-        """The backbone: [B, H, W, 1] images -> [B, F] features."""
+        """Applies the backbone to images [B, H, W, 1]. Returns features [B, F]."""
         x = add_ones(images) if self.ones_plane else images
         x = self.stem_norm(self.stem_conv(x), use_running_average=not train or "stem" in self.frozen)
         x = nnx.relu(max_pool(x, 3))

@@ -1,4 +1,4 @@
-"""Readers of weight files: safetensors, PyTorch's pickles (which need torch) and Keras's HDF5, without TensorFlow."""
+"""Reads weight files: safetensors, PyTorch's pickles (they need torch), and Keras's HDF5 (it needs no TensorFlow)."""
 
 import io
 import json
@@ -14,11 +14,11 @@ from pneumojax.errors import UserError
 if TYPE_CHECKING:
     import h5py
 
-# Our networks and PyTorch's add EPSILON to the variance of a normalisation; Keras's ResNet50 adds KERAS_EPSILON.
+# Our networks and those of PyTorch add EPSILON to the variance of a normalisation. Keras's ResNet50 adds KERAS_EPSILON.
 EPSILON = 1e-5
 KERAS_EPSILON = 1.001e-5
 
-# timm's names of VGG16's last layers, which are convolutions there, and torchvision's names of the same layers.
+# {timm's name: torchvision's name} of VGG16's last layers. In timm they are convolutions.
 TIMM_NAMES = {"pre_logits.fc1.": "classifier.0.", "pre_logits.fc2.": "classifier.3.", "head.fc.": "classifier.6."}
 
 
@@ -29,11 +29,11 @@ def read_tensors(path: pathlib.Path) -> tuple[str, dict[str, np.ndarray]]:
       path: a .safetensors, .pth, .pt, .bin, .h5 or .keras file.
 
     Returns:
-      (source, {name: array}): source is torch, keras or pneumojax; names and layouts are those of torchvision, of
+      (source, {name: array}). source is torch, keras or pneumojax. The names and layouts are those of torchvision, of
       Keras's layers, or our own.
 
     Raises:
-      UserError: the file is missing, damaged or of another kind, or is a pickle that contains more than tensors.
+      UserError: the file is missing or damaged, has an unknown format, or is a pickle that contains more than tensors.
     """
     readers = {
         ".safetensors": _read_safetensors,
@@ -44,7 +44,7 @@ def read_tensors(path: pathlib.Path) -> tuple[str, dict[str, np.ndarray]]:
         ".keras": _read_keras,
     }
     if path.is_dir():
-        raise UserError(f"pretrained: {path} is a folder. Name the file, as {path / 'backbone.safetensors'}.")
+        raise UserError(f"pretrained: {path} is a folder. Name a file, such as {path / 'backbone.safetensors'}.")
     if path.suffix not in readers:
         raise UserError(f"pretrained: {path} must end in {', '.join(readers)}.")
     if not path.is_file():
@@ -55,7 +55,7 @@ def read_tensors(path: pathlib.Path) -> tuple[str, dict[str, np.ndarray]]:
         ours = read_info(path) is not None
     except damages as error:
         raise UserError(
-            f"pretrained: {path} cannot be read ({_first_line(error)}): damaged, or of another kind."
+            f"pretrained: {path} cannot be read ({_first_line(error)}). It is damaged or has another format."
         ) from error
     if ours:
         return "pneumojax", tensors
@@ -75,7 +75,7 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def read_info(path: pathlib.Path) -> dict | None:
-    """Reads the metadata that `weight_import.save_backbone` wrote; None for a file of another source."""
+    """Reads the metadata of a file from `weight_import.save_backbone`. Returns None for a file of another source."""
     if path.suffix != ".safetensors":
         return None
     import safetensors
@@ -89,15 +89,15 @@ def _read_pickle(path: pathlib.Path) -> dict[str, np.ndarray]:
         import torch
     except ImportError as error:
         raise UserError(
-            f"pretrained: {path} is a pickle, which only torch reads safely, and torch is not installed. "
+            f"pretrained: {path} is a pickle. Only torch can read it safely, and torch is not installed. "
             "Save it as .safetensors on a machine with torch, or install torch."
         ) from error
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"pretrained: {path} holds more than tensors, or is damaged. Such a pickle can run any program when it is "
-            "opened, so it is refused. Save its state_dict only, preferably as .safetensors."
+            f"pretrained: {path} holds more than tensors, or is damaged. A pickle with other objects can run any "
+            "program when it is opened, so it is not read. Save only its state_dict, preferably as .safetensors."
         ) from error
     tensors = tensors.get("state_dict", tensors)  # timm's checkpoints have it under this name.
     return {name: tensor.float().numpy() for name, tensor in tensors.items()}
@@ -118,7 +118,7 @@ def _read_keras(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _read_layers(file: "h5py.File") -> dict[str, np.ndarray]:
-    """Reads {layer.weight: array} from a Keras file of version 3 (groups `layers/*/vars` with a name) or earlier."""
+    """Reads {layer.weight: array} from a file of Keras 3, with groups `layers/*/vars` that have a name, or earlier."""
     import h5py
 
     layers: dict[str, list[h5py.Dataset]] = {}
@@ -146,7 +146,7 @@ def _text(name: bytes | str) -> str:
 
 
 def _fold_keras_biases(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Folds the biases before the normalisations of Keras's ResNet50, and its epsilon, into the statistics."""
+    """Folds Keras's epsilon, and the biases before the normalisations of its ResNet50, into the batch statistics."""
     for name in [name for name in tensors if name.endswith("_conv.bias")]:
         norm = name.removesuffix("_conv.bias") + "_bn"
         if f"{norm}.moving_mean" in tensors:

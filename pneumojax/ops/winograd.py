@@ -1,15 +1,15 @@
 """Winograd's minimal filtering over the rows of images, which halves the products of a convolution.
 
-A tile is six rows of the padded images. The algorithm transforms them with a matrix B, and the rows of the kernel with
-a matrix G, into six rows each. Convolutions over the columns multiply the two; for few pixels a matrix product for each
-kernel column does. A matrix A transforms the six products into rows of the output, four for a kernel of three rows. The
-kernel gradient applies the transposed steps in reverse order. The transforms round to about 3e-6 of the largest value
-in float32, and too coarsely in half precision.
+A tile is six rows of the padded images. The algorithm transforms the tile with a matrix B, and the rows of the kernel
+with a matrix G, into six rows each. The two are multiplied by convolutions over the columns or, for few pixels, by a
+matrix product for each kernel column. A matrix A transforms the six products into rows of the output, four for a kernel
+with three rows. The kernel gradient applies the transposed steps in reverse order. The rounding error of the transforms
+is about 3e-6 of the largest value in float32. In half precision it would be too large.
 
 References:
   Lavin, Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016. They transform the columns as well,
-  which saves more products. In XLA's CPU backend the additional sums take longer than that gains, and round to more
-  than 1e-5.
+  which saves more products. In XLA's CPU backend, the additional sums take more time than this saves, and the rounding
+  error would exceed 1e-5.
 """
 
 import functools
@@ -22,21 +22,21 @@ import numpy as np
 from jax import lax
 from numpy.polynomial import polynomial
 
-# The algorithm evaluates polynomials, whose coefficients are the rows, at these points and at infinity.
+# The algorithm treats the rows as coefficients of polynomials, and evaluates these at the points below and at infinity.
 POINTS = (0, 1, -1, 2, -2)
 TILE = len(POINTS) + 1
 
 
 @functools.cache
 def make_matrices(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Makes the transforms for kernels of `size` rows.
+    """Makes the transforms for kernels with `size` rows.
 
     Returns:
-      (A [6, 7 - size], B [6, 6], G [6, size]) float32, with a row for each product.
+      (A, B, G), float32 matrices of shape [6, 7 - size], [6, 6] and [6, size]. Each has a row for each product.
     """
 
     def evaluate(length: int) -> np.ndarray:
-        at_infinity = np.arange(length) == length - 1  # There only the last coefficient counts.
+        at_infinity = np.arange(length) == length - 1  # The value at infinity is the last coefficient.
         return np.vstack([np.vander(POINTS, length, increasing=True), at_infinity])
 
     others = [np.delete(POINTS, i) for i in range(len(POINTS))]
@@ -47,7 +47,7 @@ def make_matrices(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def transform_kernel(kernel: jax.Array) -> list[jax.Array]:
-    """Transforms [K, K, I, O] into a kernel of one row, [1, K, I, O], for each of the six products."""
+    """Transforms a kernel [K, K, I, O] into six kernels with one row, [1, K, I, O], one for each product."""
     return [_sum_weighted(weights, kernel)[None] for weights in make_matrices(len(kernel))[2]]
 
 
@@ -58,7 +58,8 @@ def convolve(images: jax.Array, kernels: list[jax.Array], pad: int, convolve_col
       images: [B, H, W, I].
       kernels: from `transform_kernel`.
       pad: number of zeros at each edge.
-      convolve_columns: `convolve_columns(rows [B, tiles, W, I], kernel [1, K, I, O])`, which pads the columns by `pad`.
+      convolve_columns: `convolve_columns(rows, kernel)` convolves rows [B, tiles, W, I] with a kernel [1, K, I, O] and
+        pads the columns by `pad`.
 
     Returns:
       [B, H + 2 pad + 1 - K, W + 2 pad + 1 - K, O].
@@ -75,11 +76,14 @@ def convolve(images: jax.Array, kernels: list[jax.Array], pad: int, convolve_col
 
 
 def compute_kernel_grads(images: jax.Array, grads: jax.Array, size: int, pad: int) -> jax.Array:
-    """Computes the kernel gradient by a convolution for each product.
+    """Computes the kernel gradient with a convolution for each of the six products.
+
+    The images are convolved with the gradients of the output, which have the role of a large kernel. The channels of
+    the images have the role of the batch.
 
     Args:
-      images: [I, H, W, B], with channels in place of the batch.
-      grads: gradients of the output as one large kernel, [H + 2 pad + 1 - K, W + 2 pad + 1 - K, B, O].
+      images: [I, H, W, B].
+      grads: [H + 2 pad + 1 - K, W + 2 pad + 1 - K, B, O], gradients of the output.
       size: K.
       pad: number of zeros at each edge of the images.
 
@@ -101,11 +105,11 @@ def compute_kernel_grads(images: jax.Array, grads: jax.Array, size: int, pad: in
 
 
 def multiply_kernel_grads(images: jax.Array, grads: jax.Array, size: int, pad: int) -> jax.Array:
-    """Computes the kernel gradient by a matrix product for each product and each kernel column.
+    """Computes the kernel gradient with matrix products, one for each of the six products and each kernel column.
 
     Args:
       images: [B, H, W, I].
-      grads: gradients of the output, [B, H + 2 pad + 1 - K, W + 2 pad + 1 - K, O].
+      grads: [B, H + 2 pad + 1 - K, W + 2 pad + 1 - K, O], gradients of the output.
       size: K.
       pad: number of zeros at each edge of the images.
 
@@ -131,7 +135,7 @@ def multiply_kernel_grads(images: jax.Array, grads: jax.Array, size: int, pad: i
 
 
 def _split_into_tiles(images: jax.Array, size: int, pad: int) -> list[jax.Array]:
-    """Six arrays [B, tiles, W, I]: the first rows of all tiles, the second rows, and so on."""
+    """Returns six arrays [B, tiles, W, I]: the first rows of all tiles, the second rows, and so on."""
     step = TILE + 1 - size
     height = images.shape[1] + 2 * pad + 1 - size
     tiles, more = -(-height // step), -(-(size - 1) // step)
@@ -142,7 +146,7 @@ def _split_into_tiles(images: jax.Array, size: int, pad: int) -> list[jax.Array]
 
 
 def _split_output(grads: jax.Array, size: int, axis: int) -> list[jax.Array]:
-    """The first output rows of all tiles, the second rows, and so on; `axis` is the axis of the rows."""
+    """Returns the first output rows of all tiles, the second rows, and so on. `axis` is the axis of the rows."""
     step = TILE + 1 - size
     padded = jnp.pad(grads, [(0, -length % step if i == axis else 0) for i, length in enumerate(grads.shape)])
     padded = padded.reshape(*grads.shape[:axis], -1, step, *grads.shape[axis + 1 :])
@@ -150,7 +154,7 @@ def _split_output(grads: jax.Array, size: int, axis: int) -> list[jax.Array]:
 
 
 def _sum_weighted(weights: np.ndarray | jax.Array, arrays: Sequence[jax.Array] | jax.Array) -> jax.Array:
-    """The weighted sum of arrays. Weights that are known when tracing and are 0 are left out."""
+    """Returns the weighted sum of arrays. Weights that are 0 at trace time are left out."""
     known = isinstance(weights, np.ndarray)
     pairs = zip(weights, arrays, strict=True)
     return functools.reduce(operator.add, (weight * array for weight, array in pairs if not known or weight))

@@ -1,4 +1,4 @@
-"""Features of a frozen backbone, computed once for several views of each image (`--cached_views`)."""
+"""Computes the features of a frozen backbone once, for several views of each image (`--cached_views`)."""
 
 import logging
 import time
@@ -23,8 +23,8 @@ def make_extract_split(plan: TrainingPlan, state: TrainState, key: jax.Array) ->
     """Compiles the backbone and returns a function that computes the features of a split.
 
     Args:
-      plan: the training.
-      state: its parameters and batch statistics are used.
+      plan: the training plan.
+      state: the state whose parameters and batch statistics are used.
       key: the PRNG key of the run, for the augmentation of views.
 
     Returns:

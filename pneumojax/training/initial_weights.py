@@ -1,4 +1,4 @@
-"""The weights of a file that a training starts from."""
+"""Loads the initial weights of a training from a file."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ def load_initial_weights(plan: TrainingPlan, states: Sequence[TrainState]) -> li
       states: the state of a run, or of each replica. A classifier that the file does not replace keeps its weights.
 
     Raises:
-      UserError: the file cannot be read or is of another network.
+      UserError: the file cannot be read or belongs to another network.
     """
     model = plan.config.model
     loaded = [_replace_weights(model, state, plan.mesh) for state in states]
@@ -36,6 +36,6 @@ def load_initial_weights(plan: TrainingPlan, states: Sequence[TrainState]) -> li
 def _replace_weights(model: ModelConfig, state: TrainState, mesh: Mesh) -> TrainState:
     fresh = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
     loaded = load_pretrained(model.pretrained, model, fresh, PIXEL_MEAN, PIXEL_STD)
-    # Two copies, as a donated state must not contain a buffer twice.
+    # The weights are copied twice because a donated state must not contain a buffer twice.
     arrays, average = (jax.tree.map(lambda leaf: put(np.array(leaf), mesh), loaded) for _ in range(2))
     return dataclasses.replace(state, **arrays, ema=average if state.ema else {})

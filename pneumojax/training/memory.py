@@ -1,4 +1,4 @@
-"""An estimate of the memory that a training step takes."""
+"""Estimates the memory of a training step."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,19 +17,19 @@ from pneumojax.steps import make_init, normalise
 def estimate_memory(
     config: Config, graph: nnx.GraphDef, tx: optax.GradientTransformation, mesh: Mesh
 ) -> tuple[int, int]:
-    """Estimates how much memory a training step takes on a device, without compiling it.
+    """Estimates how much memory a training step needs on a device, without compiling it.
 
-    A step takes the gradients and everything that the forward pass saves for the backward pass. The compiler may need
-    less.
+    A step needs memory for the gradients and for everything that the forward pass saves for the backward pass. The
+    compiled program may need less.
 
     Args:
-      config: the run.
+      config: the config of the run.
       graph: from `steps.make_graph`.
       tx: the optimizer.
       mesh: the devices.
 
     Returns:
-      (bytes for each replica on the device, bytes that all its replicas share).
+      (bytes_per_replica, shared_bytes): bytes for each replica on the device, and bytes that its replicas share.
     """
     sharers = 1 if replicas_partitioned(config.train.replicas, mesh) else mesh.size
     size, px = config.train.batch_size // sharers, config.data.image_px

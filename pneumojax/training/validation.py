@@ -16,12 +16,12 @@ def make_validate(
     """Compiles the prediction of the selection split.
 
     Args:
-      plan: the training.
+      plan: the training plan.
       labels: [N] int32 class indices.
-      images: [N, H, W] uint8, or with `cached_views` features [N, K, ...].
+      images: [N, H, W] uint8, or features [N, K, ...] with `cached_views`.
 
     Returns:
-      `validate(state) -> row`, as `score_validation` returns it.
+      `validate(state) -> row`, with the row of `score_validation`.
     """
     predict_images = make_predict_images(plan.config, images, plan.mesh, cached=bool(plan.config.model.cached_views))
 
@@ -41,7 +41,7 @@ def score_validation(labels: np.ndarray, logits: np.ndarray) -> dict[str, float]
     Returns:
       {"val/loss", "val/accuracy", "val/auroc"}, or the loss alone if it is not finite.
     """
-    with np.errstate(invalid="ignore"):  # Logits that are not finite become a row whose loss is NaN.
+    with np.errstate(invalid="ignore"):  # If logits are not finite, the loss of the row is NaN.
         probabilities = compute_probabilities(logits)
     if not np.isfinite(probabilities).all():
         return {"val/loss": float("nan")}

@@ -1,4 +1,4 @@
-"""The folder of a run: who may train in it, what config.json says, and what a restart deletes."""
+"""Manages the folder of a run: locks it, checks its config.json, and restores or deletes an earlier run."""
 
 import contextlib
 import datetime
@@ -30,8 +30,8 @@ logger = logging.getLogger(__name__)
 
 VERSIONED = ("pneumojax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
-# What --restart deletes. config.json is the last: if the deletion is interrupted, the folder is still recognised as a
-# run of this program.
+# The files that --restart deletes. config.json is last, so that the folder is still recognised as a run of this program
+# if the deletion is interrupted.
 RUN_FILES = (
     "checkpoints",
     "evaluation",
@@ -45,7 +45,7 @@ RUN_FILES = (
 
 
 def describe_run(config: Config) -> dict[str, Any]:
-    """The content of config.json, which each checkpoint holds too: all that is needed to open the run elsewhere."""
+    """Returns the content of config.json. Each checkpoint has a copy, so that it can be opened without the workdir."""
     metadata = ensure_prepared(config.data)
     devices = jax.devices()
     return {
@@ -69,7 +69,7 @@ def hold_workdir(workdir: pathlib.Path, run: dict[str, Any], restart: bool) -> I
     Args:
       workdir: folder of the run.
       run: content of config.json.
-      restart: delete what an earlier run left in the workdir.
+      restart: delete the files that an earlier run left in the workdir.
 
     Raises:
       UserError: another training uses the workdir, it holds another run or files of another program, or the processes
@@ -90,12 +90,12 @@ def hold_workdir(workdir: pathlib.Path, run: dict[str, Any], restart: bool) -> I
                 refusal = UserError(f"{workdir} is a file, not a folder. Use another --workdir.")
             except (UserError, OSError) as error:
                 refusal = error
-        # Every process must learn of the refusal, or the others would wait for process 0 for ever.
+        # Every process must learn of the error. Otherwise the others would wait for process 0 forever.
         refused = max_over_processes(int(refusal is not None))
         if refusal:
             raise refusal
         if refused:
-            raise UserError("process 0 refuses the workdir; its own message says why.")
+            raise UserError("process 0 cannot use the workdir. Its own message says why.")
         yield
 
 
@@ -105,8 +105,11 @@ def resume(workdir: pathlib.Path, checkpoints: ocp.CheckpointManager, fresh: Tra
     Args:
       workdir: folder of the run.
       checkpoints: from `checkpoint.open_checkpoints`.
-      fresh: a state of the same run, returned where there is no checkpoint.
+      fresh: the initial state of the run.
       mesh: the devices.
+
+    Returns:
+      The restored state, or `fresh` if there is no checkpoint.
 
     Raises:
       UserError: the checkpoint is damaged or belongs to another network.
@@ -152,7 +155,7 @@ def _prepare_workdir(workdir: pathlib.Path, run: dict[str, Any], restart: bool) 
                 "--workdir."
             )
     elif restart:
-        read_run(config)  # Raises before anything of another program is deleted.
+        read_run(config)  # Raises an error if config.json is of another program, before anything is deleted.
         for folder in find_replicas(workdir):
             shutil.rmtree(folder)
         for name in RUN_FILES:

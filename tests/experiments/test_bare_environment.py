@@ -1,4 +1,4 @@
-"""The environment of a bare GPU image: training and benchmarks need no package that only reads or prepares data."""
+"""Tests of a minimal GPU environment: training and benchmarks need no package that only reads or prepares data."""
 
 import pathlib
 import subprocess
@@ -16,7 +16,7 @@ BLOCK = f"import sys; sys.modules.update(dict.fromkeys({ABSENT}))"
 
 
 def run_without(program):
-    """Runs a program in a process of its own, in which the packages of ABSENT cannot be imported."""
+    """Runs a program in a process in which the packages of ABSENT cannot be imported."""
     done = subprocess.run([sys.executable, "-c", f"{BLOCK}\n{program}"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

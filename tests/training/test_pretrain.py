@@ -1,4 +1,4 @@
-"""Pretraining without labels: its step, its loop, and the file that it leaves."""
+"""Tests of pretraining without labels: its step, its loop and its weight file."""
 
 import dataclasses
 import functools
@@ -30,7 +30,7 @@ from pneumojax.training.fit import fit
 
 ROOT = pathlib.Path(__file__).parents[2]
 FIELDS = {"image_px": 32, "cnn_widths": (4, 8), "batch_size": 32, "chunk_steps": 1, "epochs": 2}
-FIELDS |= {"rotate_degrees": 0.0, "shift": 0.0, "zoom": 0.0}  # They would compile longest.
+FIELDS |= {"rotate_degrees": 0.0, "shift": 0.0, "zoom": 0.0}  # Their compilation would take longest.
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def compiled_as_users_do(compile_as_users_do):
 
 @pytest.fixture(scope="module")
 def finished(config, tmp_path_factory):
-    """A run that nobody interrupted; not to be changed."""
+    """An uninterrupted run. Tests must not change it."""
     workdir = tmp_path_factory.mktemp("backbone")
     return workdir, pretrain.pretrain(config, workdir, count_flops=True)
 
@@ -58,13 +58,13 @@ def read_losses(workdir):
 
 
 def train_steps(config, devices):
-    """(state, metrics) after three steps, as numpy arrays."""
+    """Returns (state, metrics) after three steps, as numpy arrays."""
     mesh = Mesh(np.array(jax.devices()[:devices]), (AXIS,))
     tx = make_optimizer(config.optimizer, 10)
     chunk = make_pretrain_chunk(config, steps.make_graph(config, make_pretraining_model), tx, mesh)
     state = steps.init_state(config, tx, mesh, make_pretraining_model)
     draws = np.random.default_rng(0)
-    # Of different brightness: features that hardly differ would be normalised up to their rounding errors.
+    # Images of different brightness, because normalisation would amplify rounding errors of nearly equal features.
     images = draws.normal(draws.uniform(30, 220, (64, 1, 1)), 40, (64, 32, 32)).clip(0, 255).astype(np.uint8)
     batches = draws.permutation(64)[:48].reshape(3, 16).astype(np.int32)
     arrays = put(images, mesh), parallel.put_batches(batches, config, mesh), steps.make_key(config, mesh)
@@ -81,7 +81,7 @@ def test_eight_devices_pretrain_as_one_does(config):
         scale = max(np.abs(other).max(), 1e-3)
         np.testing.assert_allclose(mine / scale, other / scale, atol=1e-4, err_msg=jax.tree_util.keystr(path))
     assert (one_metrics["count"] == 16).all()
-    assert (one_metrics["loss"] / 16 < 1.2 * np.log(31)).all()  # One of 31 views by chance.
+    assert (one_metrics["loss"] / 16 < 1.2 * np.log(31)).all()  # By chance, one of 31 views is found.
 
 
 def test_a_streamed_run_is_bitwise_the_resident_one(finished, config, tmp_path):
@@ -130,7 +130,7 @@ def test_the_backbone_gives_the_same_features_in_the_network_that_starts_from_it
     config = config_from_dict(FIELDS | fields)
     tx = make_optimizer(config.optimizer, 1)
     state = jax.device_get(steps.init_state(config, tx, mesh, make_pretraining_model))
-    draws = np.random.default_rng(0)  # Fresh statistics, zeros and ones, would hide that they were left out.
+    draws = np.random.default_rng(0)  # With the initial zeros and ones, missing statistics would not be detected.
     variables = jax.tree.map(lambda leaf: leaf + draws.random(leaf.shape, np.float32), state.eval_variables())
     path = tmp_path / "backbone.safetensors"
     save_backbone(path, config.model, variables, "fingerprint")

@@ -18,7 +18,7 @@ from pneumojax.reporting.figures.style import (
     use_style,
 )
 
-# For NORMAL, BACTERIA, VIRUS. Markers and dashes tell the classes apart in a grey print.
+# For NORMAL, BACTERIA, VIRUS. Markers and dashes distinguish the classes in a grey print.
 CLASS_COLOURS = (BLUE, ORANGE, GREEN)
 CLASS_MARKERS = ("o", "s", "^")
 CLASS_LINES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
@@ -27,13 +27,13 @@ CLASS_LINES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
 def save_images(
     path: str | Path, images: Sequence[np.ndarray], columns: int, captions: Sequence[str] = (), title: str = ""
 ) -> None:
-    """Draws grey images side by side, without interpolation.
+    """Shows grey images side by side, without interpolation.
 
     Args:
-      path: PNG file to write; its folder exists.
-      images: [H, W] uint8 each, 0..255.
+      path: PNG file to write. Its folder must exist.
+      images: a list of [H, W] uint8 images, 0..255.
       columns: number of images in a row.
-      captions: one above each image, or none.
+      captions: the caption above each image; empty for none.
       title: heading of the figure.
 
     Raises:
@@ -56,12 +56,12 @@ def save_images(
 
 
 def save_class_counts(path: str | Path, counts: Mapping[str, Mapping[str, int]], title: str = "") -> None:
-    """Draws the share of each class in each split as one bar, with the numbers of images.
+    """Plots a bar for each split, which is divided by the shares of the classes, with the numbers of images.
 
     Args:
-      path: PNG file to write; its folder exists.
+      path: PNG file to write. Its folder must exist.
       counts: {split: {class: number of images}}. All splits have the same classes, at most three.
-      title: what was counted.
+      title: description of the images.
 
     Raises:
       OSError: the file cannot be written.
@@ -90,13 +90,13 @@ def save_class_counts(path: str | Path, counts: Mapping[str, Mapping[str, int]],
 
 
 def save_average_images(path: str | Path, averages: Mapping[str, np.ndarray], title: str = "") -> None:
-    """Draws the average image of each class and, below, the difference of each pair on one symmetric colour scale.
+    """Shows the average image of each class and, below, the difference of each pair on a common colour scale.
 
     Args:
-      path: PNG file to write; its folder exists.
-      averages: {class: [H, W] float, 0..255}, at most three. With one class there is nothing to
-        compare, and the figure says so.
-      title: what was averaged.
+      path: PNG file to write. Its folder must exist.
+      averages: {class: [H, W] float, 0..255}, at most three classes. With one class there is nothing to compare, and
+        the figure shows this as the reason.
+      title: description of the images.
 
     Raises:
       OSError: the file cannot be written.
@@ -133,15 +133,15 @@ def save_sizes(
     names: Sequence[str],
     title: str = "",
 ) -> None:
-    """Draws the size of each original file as a point. Where all files have one size, the figure says so.
+    """Plots the size of each original image as a point. If all have the same size, the figure shows this as the reason.
 
     Args:
-      path: PNG file to write; its folder exists.
+      path: PNG file to write. Its folder must exist.
       widths: [N] int, in pixels.
       heights: [N] int, in pixels.
       classes: [N] int, 0..C - 1.
       names: C class names, at most three.
-      title: whose files.
+      title: description of the images.
 
     Raises:
       OSError: the file cannot be written.
@@ -174,14 +174,14 @@ def save_sizes(
 def save_distributions(
     path: str | Path, values: np.ndarray, classes: np.ndarray, names: Sequence[str], label: str, title: str = ""
 ) -> None:
-    """Draws the distribution of a number in each class: a histogram of 32 equal bins, as shares of the class's images.
+    """Plots the distribution of a value in each class, as a histogram of 32 equal bins.
 
     Args:
-      path: PNG file to write; its folder exists.
+      path: PNG file to write. Its folder must exist.
       values: [N] float.
       classes: [N] int, 0..C - 1.
       names: C class names, at most three.
-      label: the number's name and unit.
+      label: name and unit of the value.
       title: heading of the figure.
 
     Raises:
@@ -203,12 +203,12 @@ def save_distributions(
 
 
 def save_images_per_patient(path: str | Path, numbers: np.ndarray, title: str = "") -> None:
-    """Draws the number of patients with one image, two images and so on, on a logarithmic scale.
+    """Plots the number of patients with one image, two images and so on, on a logarithmic scale.
 
     Args:
-      path: PNG file to write; its folder exists.
+      path: PNG file to write. Its folder must exist.
       numbers: [patients] int, number of images of each patient, 1 or more.
-      title: whose images.
+      title: description of the images.
 
     Raises:
       OSError: the file cannot be written.

@@ -1,4 +1,4 @@
-"""Figures of numbers with their intervals, one below the other."""
+"""Figures with a row for each number and its interval."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,12 +19,12 @@ from pneumojax.reporting.format import format_interval
 
 
 def save_intervals(path: str | Path, groups: Mapping[str, Mapping[str, Mapping]], title: str = "") -> None:
-    """Draws areas under the ROC curve as dots with their 95 % intervals, one below the other, and the line of chance.
+    """Plots areas under the ROC curve as dots with their 95 % intervals, and a line at 0.5 (chance).
 
     Args:
-      path: PNG file to write; its folder exists.
-      groups: {heading: {row: {"value", "ci95"}}}, in order. A missing value is written, not drawn.
-      title: what was scored, as "test, 624 images".
+      path: PNG file to write. Its folder must exist.
+      groups: {heading: {row: {"value", "ci95"}}}, in order. A row whose value is None is listed without a dot.
+      title: description of the evaluated data, such as "test, 624 images".
 
     Raises:
       OSError: the file cannot be written.
@@ -60,12 +60,12 @@ def save_intervals(path: str | Path, groups: Mapping[str, Mapping[str, Mapping]]
 
 
 def save_reported(path: str | Path, rows: Sequence[Mapping], split: str) -> None:
-    """Draws figures that other projects report together with ours, one in each line.
+    """Plots the metrics that other projects report together with ours, with a row for each metric.
 
     Args:
-      path: PNG file to write; its folder exists.
-      rows: {"name", "reported": float, "ours": {"value", "ci95"}} each, from top to bottom.
-      split: the split that ours were scored on.
+      path: PNG file to write. Its folder must exist.
+      rows: {"name", "reported": float, "ours": {"value", "ci95"}} for each metric, from top to bottom.
+      split: the split on which our systems were evaluated.
 
     Raises:
       OSError: the file cannot be written.

@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 
 def save_search(path: str | Path, rows: Sequence[Mapping], scales: Mapping, importances: Mapping | None) -> None:
-    """Draws a search: the trials in order, the validation AUROC over each field, and the importance of each field.
+    """Plots a search: the trials in order, the validation AUROC against each field, and the importance of each field.
 
     Args:
-      path: PNG file to write; its folder exists.
-      rows: returned by `search.list_trials`.
-      scales: {field: "linear", "log" or "choices"}; each field has a panel.
-      importances: returned by `search.compute_importances`; None where there are too few trials.
+      path: PNG file to write. Its folder must exist.
+      rows: from `search.list_trials`.
+      scales: {field: "linear", "log" or "choices"}. Each field has a panel.
+      importances: from `search.compute_importances`; None if there are too few trials.
 
     Raises:
       OSError: the file cannot be written.
