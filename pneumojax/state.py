@@ -29,3 +29,7 @@ class TrainState:
     def eval_variables(self) -> dict[str, Any]:
         """Returns the {"params", "batch_stats"} that predictions use."""
         return self.ema or {"params": self.params, "batch_stats": self.batch_stats}
+
+
+# What a step or a chunk of steps returns: the state, and metrics of float32.
+StepResult = tuple[TrainState, dict[str, jax.Array]]

@@ -24,13 +24,11 @@ from pneumojax.models import Network, make_model, split_frozen
 from pneumojax.ops.fusion import compute_unfused
 from pneumojax.parallel import compile_chunk
 from pneumojax.sharding import AXIS, replicated
-from pneumojax.state import TrainState
+from pneumojax.state import StepResult, TrainState
 
 # Radiographs have a mean near 0.5 and a standard deviation near 0.25 of their range. These are constants rather than
 # statistics of the training split, so that a network needs only its weights to predict.
 PIXEL_MEAN, PIXEL_STD = 0.5, 0.25
-
-StepResult = tuple[TrainState, dict[str, jax.Array]]
 
 
 def scale_pixels(images: jax.Array) -> jax.Array:
@@ -165,11 +163,13 @@ def _make_prepare(config: Config, mapped: bool, image_px: int | None) -> Callabl
     """Returns `prepare(images, labels, index, mixup_keys, augment_keys) -> (batch, targets)`."""
     augment, alpha = make_class_augment(config), config.augment.mixup_alpha
     classes, smoothing = len(CLASS_NAMES[config.model.task]), config.optimizer.label_smoothing
-    shrinks = image_px is not None and image_px < config.data.image_px
-    resize = (lambda images: shrink(images, image_px)) if shrinks else (lambda images: images)
+    smaller_px = image_px if image_px and image_px < config.data.image_px else None
 
-    def prepare(images, labels, index, mixup_keys, augment_keys):
-        batch = resize(scale_pixels(gather(images, index)))
+    def prepare(
+        images: jax.Array, labels: jax.Array, index: jax.Array, mixup_keys: jax.Array, augment_keys: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        batch = scale_pixels(gather(images, index))
+        batch = shrink(batch, smaller_px) if smaller_px else batch
         targets = make_targets(labels, classes, smoothing)
         if alpha:
             batch, targets = mixup(mixup_keys, alpha, (batch, targets), (take_next(batch), take_next(targets)))

@@ -28,14 +28,15 @@ def load_initial_weights(plan: TrainingPlan, states: Sequence[TrainState]) -> li
       UserError: the file cannot be read or belongs to another network.
     """
     model = plan.config.model
-    loaded = [_replace_weights(model, state, plan.mesh) for state in states]
+    assert model.pretrained is not None
+    loaded = [_replace_weights(model.pretrained, model, state, plan.mesh) for state in states]
     check_pretraining_images(model.pretrained, plan.data.fingerprint)
     return loaded
 
 
-def _replace_weights(model: ModelConfig, state: TrainState, mesh: Mesh) -> TrainState:
+def _replace_weights(path: str, model: ModelConfig, state: TrainState, mesh: Mesh) -> TrainState:
     fresh = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
-    loaded = load_pretrained(model.pretrained, model, fresh, PIXEL_MEAN, PIXEL_STD)
+    loaded = load_pretrained(path, model, fresh, PIXEL_MEAN, PIXEL_STD)
     # The weights are copied twice because a donated state must not contain a buffer twice.
     arrays, average = (jax.tree.map(lambda leaf: put(np.array(leaf), mesh), loaded) for _ in range(2))
     return dataclasses.replace(state, **arrays, ema=average if state.ema else {})
