@@ -14,8 +14,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from pneumojax.config import AugmentConfig, Config
 from pneumojax.data.augment import make_augment
 from pneumojax.losses import as_class_logits
+from pneumojax.preprocessing import make_class_augment, normalise, scale_pixels
 from pneumojax.sharding import AXIS, replicated
-from pneumojax.steps import make_class_augment, normalise, scale_pixels
 
 
 def make_extract(config: Config, graph: nnx.GraphDef, mesh: Mesh) -> jax.stages.Wrapped:

@@ -13,8 +13,9 @@ from pneumojax.config import Config
 from pneumojax.data.augment import make_augment
 from pneumojax.losses import compute_contrastive
 from pneumojax.parallel import compile_chunk
+from pneumojax.preprocessing import gather, normalise, scale_pixels
 from pneumojax.state import StepResult, TrainState
-from pneumojax.steps import fold_in_positions, gather, make_update, normalise, scale_pixels
+from pneumojax.steps import fold_in_positions, make_update
 
 
 def make_pretrain_step(

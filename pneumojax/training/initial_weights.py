@@ -9,9 +9,9 @@ from jax.sharding import Mesh
 
 from pneumojax.config import ModelConfig
 from pneumojax.models.weight_import import check_pretraining_images, load_pretrained
+from pneumojax.preprocessing import PIXEL_MEAN, PIXEL_STD
 from pneumojax.sharding import put
 from pneumojax.state import TrainState
-from pneumojax.steps import PIXEL_MEAN, PIXEL_STD
 from pneumojax.training.plan import TrainingPlan
 
 

@@ -10,8 +10,9 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from pneumojax.config import Config
+from pneumojax.preprocessing import normalise
 from pneumojax.sharding import replicas_partitioned
-from pneumojax.steps import make_init, normalise
+from pneumojax.steps import make_init
 
 
 def estimate_memory(

@@ -17,7 +17,7 @@ import jax
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
-from pneumojax import steps
+from pneumojax import preprocessing
 from pneumojax.checkpoint import check_same_run, find_replicas, read_run, restore_state
 from pneumojax.config import CLASS_NAMES, Config, config_to_dict
 from pneumojax.data.dataset import ensure_prepared
@@ -53,7 +53,12 @@ def describe_run(config: Config) -> dict[str, Any]:
         "pretrained_sha256": compute_sha256(config.model.pretrained) if config.model.pretrained else None,
         "class_names": list(CLASS_NAMES[config.model.task]),
         "image_px": config.data.image_px,
-        "pixels": {"dtype": "uint8", "range": [0, 255], "mean": steps.PIXEL_MEAN, "std": steps.PIXEL_STD},
+        "pixels": {
+            "dtype": "uint8",
+            "range": [0, 255],
+            "mean": preprocessing.PIXEL_MEAN,
+            "std": preprocessing.PIXEL_STD,
+        },
         "data": {name: metadata.get(name) for name in ("fingerprint", "fingerprints", "source", "synthetic", "counts")},
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in VERSIONED},

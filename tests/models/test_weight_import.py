@@ -20,8 +20,9 @@ from pneumojax.errors import UserError
 from pneumojax.models import MODELS
 from pneumojax.models.weight_import import load_pretrained
 from pneumojax.optimizer import make_optimizer
+from pneumojax.preprocessing import PIXEL_MEAN, PIXEL_STD, normalise, scale_pixels
 from pneumojax.sharding import make_mesh
-from pneumojax.steps import PIXEL_MEAN, PIXEL_STD, init_state, normalise, scale_pixels
+from pneumojax.steps import init_state
 from pneumojax.training.fit import fit
 from pneumojax.training.initial_weights import load_initial_weights
 from pneumojax.training.plan import make_plan

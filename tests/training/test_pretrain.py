@@ -16,7 +16,7 @@ import pytest
 from flax import nnx
 from jax.sharding import Mesh
 
-from pneumojax import checkpoint, parallel, steps
+from pneumojax import checkpoint, parallel, preprocessing, steps
 from pneumojax.config import ModelConfig, config_from_dict
 from pneumojax.errors import UserError
 from pneumojax.evaluation.run import open_run
@@ -136,7 +136,7 @@ def test_the_backbone_gives_the_same_features_in_the_network_that_starts_from_it
     save_backbone(path, config.model, variables, "fingerprint")
     tuned = config_from_dict(FIELDS | fields | {"pretrained": str(path)})
     fresh = jax.device_get(steps.init_state(tuned, tx, mesh)).eval_variables()
-    loaded = load_pretrained(path, tuned.model, fresh, steps.PIXEL_MEAN, steps.PIXEL_STD)
+    loaded = load_pretrained(path, tuned.model, fresh, preprocessing.PIXEL_MEAN, preprocessing.PIXEL_STD)
     jax.tree.map(np.testing.assert_array_equal, loaded["params"]["head"], fresh["params"]["head"])
     images = draws.normal(size=(2, 32, 32, 1)).astype(np.float32)
 
@@ -155,7 +155,7 @@ def test_the_backbone_gives_the_same_features_in_the_network_that_starts_from_it
 def test_another_network_or_width_is_refused_with_the_flags_that_fit(finished, config, tmp_path):
     path = finished[1].backbone
     with pytest.raises(UserError, match=r"backbone\.safetensors holds the backbone of a cnn: give --model=cnn\."):
-        load_pretrained(path, ModelConfig(model="resnet18"), {}, steps.PIXEL_MEAN, steps.PIXEL_STD)
+        load_pretrained(path, ModelConfig(model="resnet18"), {}, preprocessing.PIXEL_MEAN, preprocessing.PIXEL_STD)
     wider = FIELDS | {"data_dir": config.data.data_dir, "pretrained": str(path), "cnn_widths": [4, 16]}
     with pytest.raises(UserError, match=r"holds the backbone of another cnn: give --cnn_widths=4,8\."):
         fit(config_from_dict(wider), tmp_path / "run")
