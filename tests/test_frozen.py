@@ -35,7 +35,7 @@ def train(config, steps=3):
     ("fields", "frozen"),
     [
         ({"model": "cnn", "parallel": "shard_map"}, ("conv1", "norm1")),
-        ({"model": "resnet18", "resnet_width": 2}, ("stem", "stage1", "stage3")),
+        pytest.param({"model": "resnet18", "resnet_width": 2}, ("stem", "stage1", "stage3"), marks=pytest.mark.slow),
         pytest.param(
             {"model": "vgg16", "vgg_width": 2, "vgg_dense_widths": []},
             ("stage1", "stage2", "stage3", "stage4", "stage5"),

@@ -81,6 +81,7 @@ def each_alone(config):
     return jax.tree.map(lambda *leaves: np.stack(leaves), *[train_alone(plan, r) for r, plan in enumerate(plans)])
 
 
+@pytest.mark.slow
 def test_a_replica_is_bitwise_the_run_with_its_seed_learning_rate_and_weight_decay(tmp_path, compile_as_users_do):
     sweep = tmp_path / "sweep.toml"
     sweep.write_text(SWEEP_RATES)

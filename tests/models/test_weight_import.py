@@ -171,6 +171,7 @@ def test_published_weights_do_not_fit_a_cnn():
         load(stored("vgg16"), "cnn")
 
 
+@pytest.mark.slow
 def test_training_starts_from_the_file_and_goes_on_without_it(make_config, tmp_path):
     path = tmp_path / "weights.safetensors"
     path.write_bytes(stored("vgg16").read_bytes())

@@ -56,7 +56,13 @@ def assert_near(ours, theirs, tolerance):
         np.testing.assert_allclose(mine / scale, other / scale, atol=tolerance, err_msg=jax.tree_util.keystr(path))
 
 
-@pytest.mark.parametrize("fields", [VGG, CNN | {"parallel": "shard_map"}], ids=lambda fields: fields["model"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        pytest.param(VGG, id="vgg16", marks=pytest.mark.slow),
+        pytest.param(CNN | {"parallel": "shard_map"}, id="cnn"),
+    ],
+)
 def test_kept_features_train_as_the_frozen_network_does(make_config, fields):
     fields = PLAIN | fields
     anew, anew_metrics, _ = train_steps(make_config(**fields))

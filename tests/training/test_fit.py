@@ -116,6 +116,7 @@ def test_a_run_that_the_report_stops_can_be_opened_and_goes_on_bitwise(finished,
     assert_same_run(tmp_path, finished[0])
 
 
+@pytest.mark.slow
 def test_a_streamed_run_is_bitwise_the_resident_one_stopped_or_not(make_config, compile_as_users_do, tmp_path):
     config = make_config(loader="stream")
     with compile_as_users_do():
@@ -144,6 +145,7 @@ def test_mapped_streams_are_bitwise_the_resident_runs(make_config, tmp_path, par
     assert_same_run(tmp_path / "stream", tmp_path / "resident")
 
 
+@pytest.mark.slow
 def test_images_grow_with_the_epochs_each_size_compiles_once_and_a_stopped_run_goes_on_bitwise(
     make_config, tmp_path, monkeypatch
 ):
@@ -510,6 +512,7 @@ def fit_and_stop(number, count, port, devices, config, workdir):
     assert (result.step, result.total_steps) == (6, 18)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("parallel", "loader"),
     [
@@ -537,6 +540,7 @@ def assert_near_rows(ours, theirs, tolerance):
         assert row == pytest.approx(other, rel=tolerance)
 
 
+@pytest.mark.slow
 def test_what_four_processes_began_one_opens_and_two_go_on_with_as_one_would(make_config, tmp_path, processes):
     fields = SPREAD | {"model": "mlp"}
     config = make_config(**fields, loader="stream", multihost=True)
@@ -558,6 +562,7 @@ def fit_until_lost(number, count, port, devices, config, workdir):
         os._exit(4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_when_a_process_is_killed_the_other_ends_too_and_the_last_checkpoint_is_good(
     make_config, tmp_path, processes, victim

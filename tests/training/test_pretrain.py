@@ -71,6 +71,7 @@ def train_steps(config, devices):
     return jax.device_get(chunk(state, *arrays))
 
 
+@pytest.mark.slow
 def test_eight_devices_pretrain_as_one_does(config):
     changed = {"optimizer": "sgd", "learning_rate": 1e-3, "warmup": 0.0, "crop_min_area": 0.5}
     config = config_from_dict(FIELDS | changed)
@@ -84,6 +85,7 @@ def test_eight_devices_pretrain_as_one_does(config):
     assert (one_metrics["loss"] / 16 < 1.2 * np.log(31)).all()  # By chance, one of 31 views is found.
 
 
+@pytest.mark.slow
 def test_a_streamed_run_is_bitwise_the_resident_one(finished, config, tmp_path):
     streamed = config_from_dict(FIELDS | {"data_dir": config.data.data_dir, "loader": "stream"})
     result = pretrain.pretrain(streamed, tmp_path)
@@ -123,7 +125,11 @@ def test_neither_labels_nor_other_splits_are_read(finished, config, tmp_path, mo
 
 
 @pytest.mark.parametrize(
-    "fields", [{"model": "cnn"}, {"model": "vgg16", "vgg_width": 2, "vgg_dense_widths": []}], ids=["cnn", "vgg16"]
+    "fields",
+    [
+        pytest.param({"model": "cnn"}, id="cnn"),
+        pytest.param({"model": "vgg16", "vgg_width": 2, "vgg_dense_widths": []}, id="vgg16", marks=pytest.mark.slow),
+    ],
 )
 def test_the_backbone_gives_the_same_features_in_the_network_that_starts_from_it(tmp_path, fields):
     mesh = Mesh(np.array(jax.devices()[:1]), (AXIS,))

@@ -74,6 +74,7 @@ def run_trials(opened, trials):
     return [{name: value for name, value in row.items() if name != "seconds"} for row in search.list_trials(opened)]
 
 
+@pytest.mark.slow
 def test_a_search_that_goes_on_is_one_that_was_never_interrupted(open_search, make_config, trained, tmp_path):
     rows = run_trials(open_search(), 2)
     assert run_trials(open_search(), 2) == rows

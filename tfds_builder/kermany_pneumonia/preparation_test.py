@@ -234,6 +234,7 @@ def test_leftovers_of_a_killed_run_are_removed(drawn, tmp_path):
     assert os.listdir(directory.parent) == [VERSION]
 
 
+@pytest.mark.slow
 def test_two_at_once_give_one_good_set(drawn, tmp_path):
     code = "import sys; from tfds_builder.kermany_pneumonia import prepare; prepare('kermany', *sys.argv[1:])"
     command = [sys.executable, "-c", code, tmp_path / "data", drawn]
