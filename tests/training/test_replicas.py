@@ -184,7 +184,7 @@ def test_where_all_diverge_the_run_ends_in_a_sentence(make_config, tmp_path):
     for _ in range(2):
         with pytest.raises(UserError, match="all replicas in .* have diverged.*--learning_rate"):
             fit_replicas(config, tmp_path)
-    with pytest.raises(UserError, match="no replica that has not diverged"):
+    with pytest.raises(UserError, match="all replicas in .* have diverged"):
         open_replicas(tmp_path)
 
 
