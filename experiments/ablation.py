@@ -132,14 +132,16 @@ def train_and_measure(path: pathlib.Path, config: Config) -> dict | int:
     progress = Progress(started)
     several = config.train.replicas > 1
     try:
-        train = fit_replicas if several else fit
-        results = train(config, path, report=progress.report)
-        results = results if several else [results]
+        if several:
+            results = fit_replicas(config, path, report=progress.report)
+        else:
+            results = [fit(config, path, report=progress.report)]
     finally:
         progress.close()
     write_json(cost, {"seconds": spent + time.perf_counter() - started})
-    if any(result.stopped_by for result in results):
-        return next(result.stopped_by for result in results if result.stopped_by)
+    for result in results:
+        if result.stopped_by:
+            return result.stopped_by
     folders = [path / f"replica_{seed}" for seed in range(len(results))] if several else [path]
     measured = {
         "seconds": json.loads(cost.read_text())["seconds"],

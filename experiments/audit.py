@@ -1,12 +1,13 @@
-"""Measures how much of a run's AUROC needs lungs: scores perturbed images, and fits models that are no networks.
+"""Tests whether a run's AUROC depends on the lungs: scores perturbed images, and fits simple linear models.
 
     scripts/run experiments/audit.py --workdir=runs/resnet
     scripts/run experiments/audit.py --workdir=runs/resnet --split=test
 
-The network is scored on images without the centre, with only the centre, at 8 x 8 pixels and with shuffled pixels.
-Linear models are fitted to size, brightness, histogram, coarse pixels and oriented gradients of the training images.
-Writes audit.html, audit.json and the folder audit with pictures to `<workdir>/evaluation/<split>/`. It takes half a
-minute on 2 CPU cores.
+The network is scored on images without the centre, with only the centre, at 8 x 8 pixels and with shuffled pixels. If
+its AUROC stays high there, it uses more than the lungs. Linear models are fitted to features of the training images
+that contain no anatomy or little of it: size, brightness, histogram, coarse pixels and oriented gradients. Writes
+audit.html, audit.json and the folder audit with figures to `<workdir>/evaluation/<split>/`. It takes half a minute on
+2 CPU cores.
 """
 
 import shlex
@@ -22,7 +23,7 @@ DATA_DIR = flags.DEFINE_string("data_dir", None, "folder of prepared data sets (
 
 
 def main() -> int:
-    # Imports JAX: after the flags are known to be good.
+    # These import JAX, so they come after the flag checks.
     from pneumojax.evaluation.audit import audit, make_tables
     from pneumojax.evaluation.run import open_run
     from pneumojax.reporting.caveats import describe_synthetic
@@ -43,7 +44,7 @@ def main() -> int:
     words = format_flags({"dataset": data.dataset, "data_dir": data.data_dir})
     explore = shlex.join(["experiments/explore.py", *words])
     print(f"Written to {opened.workdir / 'evaluation' / SPLIT.value}: audit.html, audit.json, audit/")
-    print(f"Next, to see what the classes differ in: scripts/run {explore}")
+    print(f"Next, to see how the classes differ: scripts/run {explore}")
     return 0
 
 

@@ -1,16 +1,16 @@
-"""Measures speed on any device, if asked together with PyTorch and Keras that do the same work.
+"""Measures speed on any device, and optionally that of PyTorch and Keras for the same work.
 
     scripts/run experiments/benchmark.py --what=step --model=resnet18,flatiron --image_px=112,224 --noaugment
     scripts/run experiments/benchmark.py --what=epoch --model=resnet18 --image_px=112 --images=chest_xray/train \\
         --peer=torch,keras --peer_python=PYTHON      # an environment with the extra `peers` of pyproject.toml
     scripts/run experiments/benchmark.py --suite=cpu       # the table of experiments/results; also gpu, growth
-    scripts/run experiments/benchmark.py --plot            # a page of all that was measured
+    scripts/run experiments/benchmark.py --plot            # a page of all results
 
-Each config field is a flag, as in train.py. Of several values separated by commas, each is measured. Each case runs in
-processes of its own. With peers, all processes start first and then repeat the work in turn (ours, torch, keras, ours
-...), so that other load on the machine affects all of them alike. The command prints medians and quartiles, and appends
-a row for each case to --results. The same command with --resume leaves out what it has already measured. Figures of a
-machine that does other work mean little.
+Each config field is a flag, as in train.py. A flag with several values, separated by commas, gives a case for each
+value. Each case runs in its own processes. With peers, all processes start first and then take turns with the repeats
+(ours, torch, keras, ours, ...), so that other load on the machine affects all of them equally. The command prints
+medians and quartiles, and appends a row for each case to --results. The same command with --resume skips the cases that
+it has already measured. Measurements on a machine that does other work are unreliable.
 """
 
 import logging
@@ -19,6 +19,7 @@ import shlex
 import sys
 import tempfile
 import typing
+from typing import Any
 
 from absl import flags
 
@@ -62,7 +63,7 @@ logger = logging.getLogger("experiments")
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags of this command, and for each config field a flag that takes several values."""
-    own = {"flag_values": values}
+    own: dict[str, Any] = {"flag_values": values}
     flags.DEFINE_list("what", ["step"], f"what to measure: {'; '.join(f'{k}: {v}' for k, v in WHAT.items())}", **own)
     flags.DEFINE_list("peer", [], f"frameworks to compare with: {', '.join(PEERS)}", **own)
     flags.DEFINE_string("peer_python", sys.executable, "Python interpreter that has the packages of the peers", **own)
@@ -73,10 +74,10 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_list("devices", [], "number of devices: simulated on CPU, the first ones on GPU (default: all)", **own)
     flags.DEFINE_integer("steps", 8, "training or prediction steps of a call", lower_bound=1, **own)
     flags.DEFINE_integer("repeats", 8, "number of times that each case is measured after a warm-up", 2, **own)
-    flags.DEFINE_bool("augment", True, "of a step and an epoch: rotate, shift and zoom each image", **own)
+    flags.DEFINE_bool("augment", True, "rotate, shift and zoom each image in the cases step and epoch", **own)
     flags.DEFINE_enum("suite", None, tuple(SUITES), "a set of cases; other flags replace those of the suite", **own)
-    flags.DEFINE_bool("resume", False, "leave out what this command has already measured at this commit", **own)
-    flags.DEFINE_bool("plot", False, "measure nothing; write a page of the rows in --results", **own)
+    flags.DEFINE_bool("resume", False, "skip the cases that this command has already measured at this commit", **own)
+    flags.DEFINE_bool("plot", False, "measure nothing; write a page with the rows of --results", **own)
     flags.DEFINE_string("results", str(RESULTS / "benchmarks.jsonl"), "file of JSON rows to append to", **own)
     for field in config_fields():
         # A field that is itself a list of numbers takes one value.
@@ -103,7 +104,7 @@ def main() -> int:
                 continue
             try:
                 measured = measure_in_turn(case, pathlib.Path(folder), values.peer_python)
-            except ChildProcessError as error:  # For example, the batch does not fit into memory. Other cases may fit.
+            except ChildProcessError as error:  # The batch may not fit into memory, for example. Other cases may fit.
                 logger.error("%s", error)
                 failures += 1
                 continue
@@ -112,7 +113,7 @@ def main() -> int:
                 append_row(results, rows[-1])
     print(format_table(rows))
     print(f"{len(rows)} rows added to {results}. Next: scripts/run experiments/benchmark.py --plot --results={results}")
-    return fail(f"{failures} of {len(cases)} cases failed; the log above says why.") if failures else 0
+    return fail(f"{failures} of {len(cases)} cases failed. The log above has the reasons.") if failures else 0
 
 
 def plan_all_cases(values: flags.FlagValues) -> list[dict]:
@@ -125,7 +126,7 @@ def plan_all_cases(values: flags.FlagValues) -> list[dict]:
     lines = [parse([*line.split(), *own]) for line in SUITES[values.suite]] if values.suite else [values]
     cases = []
     for case in (case for line in lines for case in plan_cases(line)):
-        # Two cases are equal where a flag replaces the only difference, or where a limit applies to no files.
+        # Two cases are equal if a flag replaces their only difference, or if they differ in a limit but read no files.
         if case not in cases:
             cases.append(case)
     return cases
@@ -147,7 +148,7 @@ def parse(words: list[str]) -> flags.FlagValues:
 
 
 def plot(results: pathlib.Path) -> int:
-    """Writes the page of all rows, and its figures."""
+    """Writes the page of all rows and its figures."""
     rows = read_rows(results)
     if not rows:
         return fail(f"{results} holds no rows yet. Measure something first: --what=step")

@@ -1,4 +1,4 @@
-"""Runs a command: parses the flags, shows the log, and turns errors that a user can mend into one sentence."""
+"""Runs a command: parses the flags, shows the log, and prints errors that the user can correct as one sentence."""
 
 import errno
 import logging
@@ -11,7 +11,7 @@ from absl import logging as absl_logging
 
 from pneumojax.errors import LostProcessError, UserError
 
-# Errors of a path that cannot be written. EEXIST: there is a file where a folder is needed.
+# Errors for a path that cannot be written. EEXIST means that there is a file where a folder is needed.
 UNWRITABLE = (
     errno.ENOSPC,
     errno.EROFS,
@@ -26,12 +26,12 @@ UNWRITABLE = (
 def run(main: Callable[..., int | None], arguments: tuple[str, ...] = ()) -> None:
     """Parses the flags and runs `main`, whose return value is the exit code.
 
-    Errors that a user can mend end in one sentence on standard error and exit code 1, without a traceback: a UserError,
-    a full disk, a path that cannot be written. Unknown flags and wrong values end with absl's own message and exit
-    code 1.
+    An error that the user can correct is printed to standard error as one sentence without a traceback, and the exit
+    code is 1. Such errors are a UserError, a full disk, and a path that cannot be written. For unknown flags and wrong
+    values, absl prints its own message and the exit code is 1.
 
     Args:
-      main: takes as many strings as there are arguments.
+      main: a function of the positional arguments, which are strings.
       arguments: names of the positional arguments, for the message. All of them are required.
     """
 
@@ -39,12 +39,12 @@ def run(main: Callable[..., int | None], arguments: tuple[str, ...] = ()) -> Non
         if not arguments and argv[1:]:
             return fail(f"unexpected argument {argv[1]}: flags are written --name=value.")
         if len(argv) - 1 != len(arguments):
-            return fail(f"needs {' '.join(arguments)}, and got {' '.join(argv[1:]) or 'nothing'}. See --help.")
+            return fail(f"needs {' '.join(arguments)}, but got {' '.join(argv[1:]) or 'nothing'}. See --help.")
         _show_log()
         try:
             return main(*argv[1:])
         except LostProcessError as error:
-            os._exit(fail(str(error)))  # A normal exit would let JAX wait for the lost process, and abort.
+            os._exit(fail(str(error)))  # At a normal exit, JAX would wait for the lost process and then abort.
         except UserError as error:
             return fail(str(error))
         except KeyboardInterrupt:
@@ -59,13 +59,13 @@ def run(main: Callable[..., int | None], arguments: tuple[str, ...] = ()) -> Non
 
 
 def fail(sentence: str, code: int = 1) -> int:
-    """Prints to standard error why the command ends, and returns the exit code."""
+    """Prints an error message to standard error, and returns the exit code."""
     print(f"{os.path.basename(sys.argv[0])}: {sentence}", file=sys.stderr)
     return code
 
 
 def _show_log() -> None:
-    """Shows the messages of this project. Orbax and TFDS log each step of theirs, so only their errors are shown."""
+    """Shows the log messages of this project. Of Orbax and TFDS, which log every step, only errors are shown."""
     absl_logging.set_verbosity(absl_logging.ERROR)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))

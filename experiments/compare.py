@@ -7,8 +7,8 @@ Both runs must have been evaluated on the split with experiments/evaluate.py, wh
 - each metric of both runs and the difference, first run minus second run, with the 95 % interval of the paired
   bootstrap by patient;
 - DeLong's test of the areas under the ROC curve;
-- McNemar's test of the decisions, each run at its own threshold: for all images, and for the images of each class. As
-  in the subgroups of an evaluation, a class that contains all images of the split, or none, is left out.
+- McNemar's test of the decisions, each run at its own threshold, for all images and for the images of each class. A
+  class without images, or with all images of the split, is left out.
 
 It writes the same numbers to a JSON file. It takes seconds and needs no accelerator.
 """
@@ -56,9 +56,9 @@ def compare(a: Predictions, b: Predictions) -> dict:
       b: predictions of the second run, of the same images and classes.
 
     Returns:
-      The content of the JSON file: "a" and "b" describe the runs; "metrics" is of `comparison.compute_differences`,
-      "delong" of `comparison.compute_delong`; "mcnemar" is {"all", "PNEUMONIA", "NORMAL": of
-      `comparison.compute_mcnemar`}, without the classes if one of them contains all images.
+      The content of the JSON file: "a" and "b" describe the runs, "metrics" is from `comparison.compute_differences`,
+      "delong" from `comparison.compute_delong`, and "mcnemar" has results of `comparison.compute_mcnemar` for "all",
+      "PNEUMONIA" and "NORMAL". The classes are missing if one of them contains all images.
     """
     scores_a, scores_b = (point_metrics.compute_binary_scores(one.probabilities) for one in (a, b))
     positive = a.labels > 0

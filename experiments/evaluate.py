@@ -1,19 +1,20 @@
-"""Scores a trained run on a split, and writes metrics with intervals, predictions, pictures and a report.
+"""Evaluates a trained run on a split, and writes metrics with intervals, predictions, figures and a report.
 
     scripts/run experiments/evaluate.py --workdir=runs/resnet --split=validation
     scripts/run experiments/evaluate.py --workdir=runs/resnet --split=test
     scripts/run experiments/evaluate.py --workdir=runs/a,runs/b,runs/c --split=test    # an ensemble, into runs/a+b+c
-    scripts/run experiments/evaluate.py --workdir=runs/seeds --split=test    # trained with --replicas: an ensemble too
+    scripts/run experiments/evaluate.py --workdir=runs/seeds --split=test    # an ensemble of the run's --replicas
 
-Writes to `<workdir>/evaluation/<split>/`: report.html, which has everything in one file to read, print and mail;
-metrics.json, predictions.csv, curves.json, roc.png, precision_recall.png, reliability.png, predictive_values.png,
-decision_curve.png, confusion_matrix.png and learning_curves.png. They replace those of an earlier evaluation together.
-All settings of the run are read from the workdir. An ensemble averages the calibrated probabilities of the runs. It
-has a threshold and a temperature of its own.
+Writes to `<workdir>/evaluation/<split>/`: report.html, which contains all results in one file; metrics.json,
+predictions.csv, curves.json, roc.png, precision_recall.png, reliability.png, predictive_values.png, decision_curve.png,
+confusion_matrix.png and learning_curves.png. They replace all files of an earlier evaluation at once. The settings of
+the run are read from the workdir. An ensemble averages the calibrated probabilities of its runs. Its threshold and its
+temperature are chosen for the average.
 """
 
 import dataclasses
 import pathlib
+from typing import Any
 
 from absl import flags
 
@@ -24,54 +25,61 @@ from pneumojax.reporting.format import format_bounds, format_interval
 from pneumojax.reporting.tables import Table
 
 WORKDIR = flags.DEFINE_list(
-    "workdir", ["runs/latest"], "folder of the run; several, separated by commas, are scored as one ensemble"
+    "workdir", ["runs/latest"], "folder of the run; several folders, separated by commas, are evaluated as one ensemble"
 )
-SPLIT = flags.DEFINE_enum("split", "validation", ("train", "validation", "test"), "split to score")
+SPLIT = flags.DEFINE_enum("split", "validation", ("train", "validation", "test"), "split to evaluate on")
 CHECKPOINT = flags.DEFINE_enum("checkpoint", "best", ("best", "latest"), "best by val/auroc, or the latest")
 DATA_DIR = flags.DEFINE_string("data_dir", None, "folder of prepared data sets (default: where the run found them)")
 VIEWS = flags.DEFINE_integer(
     "test_time_views",
     None,
-    "views of each image whose probabilities are averaged, the first being the image itself (default: the run's)",
+    "number of views of each image whose probabilities are averaged, including the image itself (default: the run's)",
     lower_bound=1,
 )
 RULE = flags.DEFINE_enum(
     "threshold_rule",
     None,
     ("target_sensitivity", "youden", "cost_ratio", "fixed"),
-    "how validation sets the threshold (default: the run's)",
+    "rule that chooses the threshold on validation (default: the run's)",
 )
 TARGET = flags.DEFINE_float(
-    "target_sensitivity", None, "sensitivity that rule target_sensitivity reaches (default: the run's)"
+    "target_sensitivity", None, "sensitivity to reach, for rule target_sensitivity (default: the run's)"
 )
 COST_RATIO = flags.DEFINE_float(
-    "cost_ratio", None, "cost of a missed patient in false alarms, for rule cost_ratio (default: the run's)"
+    "cost_ratio",
+    None,
+    "cost of a false negative, relative to a false positive, for rule cost_ratio (default: the run's)",
 )
 PREVALENCE = flags.DEFINE_float(
     "prevalence",
     None,
-    "share of pneumonia where the network will be used: for rule cost_ratio, predictive values and scores there",
+    "prevalence of pneumonia where the network will be used, for rule cost_ratio and for metrics at that prevalence",
 )
 FIXED = flags.DEFINE_float("fixed_threshold", None, "threshold of rule fixed (default: the run's)")
 
 
 def main() -> int:
-    # Imports JAX: after the flags are known to be good.
+    # These import JAX, so they come after the flag checks.
     from pneumojax.checkpoint import find_replicas
     from pneumojax.evaluation.ensemble import open_ensemble, open_replicas
     from pneumojax.evaluation.evaluate import evaluate
-    from pneumojax.evaluation.run import open_run
+    from pneumojax.evaluation.run import Predictor, open_run
     from pneumojax.sharding import initialize
 
     initialize(multihost=False)
     if not WORKDIR.value:
         return fail("--workdir is empty: name the folder of a run.")
-    one = len(WORKDIR.value) == 1
-    open_it, named = (open_run, WORKDIR.value[0]) if one else (open_ensemble, WORKDIR.value)
-    if one and find_replicas(pathlib.Path(named).expanduser()):
-        open_it = open_replicas
-    opened = open_it(named, CHECKPOINT.value, DATA_DIR.value, VIEWS.value)
-    given = {flag.name: flag.value for flag in (RULE, TARGET, COST_RATIO, PREVALENCE, FIXED) if flag.value is not None}
+    first, arguments = WORKDIR.value[0], (CHECKPOINT.value, DATA_DIR.value, VIEWS.value)
+    opened: Predictor
+    if len(WORKDIR.value) > 1:
+        opened = open_ensemble(WORKDIR.value, *arguments)
+    elif find_replicas(pathlib.Path(first).expanduser()):
+        opened = open_replicas(first, *arguments)
+    else:
+        opened = open_run(first, *arguments)
+    given: dict[str, Any] = {
+        flag.name: flag.value for flag in (RULE, TARGET, COST_RATIO, PREVALENCE, FIXED) if flag.value is not None
+    }
     rules: ThresholdConfig = dataclasses.replace(opened.config.threshold, **given)
     results = evaluate(opened, SPLIT.value, rules)
     print(format_results(results))
@@ -81,7 +89,7 @@ def main() -> int:
 
 
 def format_results(results: dict) -> str:
-    """The metrics as a table, with the threshold and what it means for the reading."""
+    """Formats the metrics, thresholds, calibration and subgroups as tables, followed by the warnings."""
     threshold, counts, split = results["threshold"], results["counts"], results["run"]["split"]["name"]
     classes = ", ".join(f"{number} {name}" for name, number in counts["classes"].items())
     lines = [f"{split}: {counts['images']} images of {counts['patients']} patients ({classes})"]

@@ -1,10 +1,10 @@
-"""The config as absl flags: one flag for each field, and the way back from a config to flags."""
+"""Converts the config to absl flags, with one flag for each field, and flags to a config."""
 
 import dataclasses
 import os
 import sys
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -14,7 +14,7 @@ from pneumojax.errors import UserError
 
 flags.disclaim_key_flags()  # The flags belong to the script that defines them, so that its --help lists them.
 
-DEFINE_FLAG = {
+DEFINE_FLAG: dict[type, Callable[..., flags.FlagHolder]] = {
     bool: flags.DEFINE_bool,
     int: flags.DEFINE_integer,
     float: flags.DEFINE_float,
@@ -28,19 +28,20 @@ def define_config_flags(
     """Defines a flag for each field of the config, with the field's default, help and type.
 
     Args:
-      flag_values: where the flags are defined.
+      flag_values: the object in which the flags are defined.
       fields: the fields that get a flag; None: all.
     """
     for field in fields or config_fields():
+        default: Any = field.default
         help_text = field.metadata["help"]
         kinds = [kind for kind in (field.type, *typing.get_args(field.type)) if kind in (bool, int, float, str)]
         if field.metadata["choices"]:
-            flags.DEFINE_enum(field.name, field.default, field.metadata["choices"], help_text, flag_values)
+            flags.DEFINE_enum(field.name, default, field.metadata["choices"], help_text, flag_values)
         elif typing.get_origin(field.type) is tuple:
-            default, help_text = [str(value) for value in field.default], f"{help_text}, separated by commas"
+            default, help_text = [str(value) for value in default], f"{help_text}, separated by commas"
             flags.DEFINE_list(field.name, default, help_text, flag_values)
         else:
-            DEFINE_FLAG[kinds[0]](field.name, field.default, help_text, flag_values=flag_values)
+            DEFINE_FLAG[kinds[0]](field.name, default, help_text, flag_values=flag_values)
 
 
 def config_from_flags(flag_values: flags.FlagValues = flags.FLAGS, **fixed: Any) -> Config:
@@ -51,10 +52,10 @@ def config_from_flags(flag_values: flags.FlagValues = flags.FLAGS, **fixed: Any)
       **fixed: values of fields that have no flag. Other fields without a flag keep their default.
 
     Raises:
-      UserError: a value is outside its limits, or two values do not go together.
+      UserError: a value is outside its limits, or two values contradict each other.
     """
     fields = [field for field in config_fields() if field.name in flag_values]
-    values = {field.name: flag_values[field.name].value for field in fields}
+    values: dict[str, Any] = {field.name: flag_values[field.name].value for field in fields}
     for field in fields:
         if typing.get_origin(field.type) is tuple:
             try:
@@ -98,23 +99,23 @@ def read_preset(path: str | os.PathLike, **fields: Any) -> Config:
 
 
 def find_changed_fields(config: Config, *, ignore: Sequence[str] = ()) -> dict[str, Any]:
-    """Returns {field: value} of the fields that differ from their default, except the ignored ones."""
+    """Returns {field: value} for the fields that are not at their default, except for the ignored ones."""
     values, defaults = config_to_dict(config), config_to_dict(Config())
     return {name: value for name, value in values.items() if value != defaults[name] and name not in ignore}
 
 
 def format_value(value: Any) -> str:
-    """Formats a value as a flag takes it: the numbers of a list are separated by commas."""
+    """Formats a value as the text of a flag. The values of a list are separated by commas."""
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def format_flags(values: Mapping[str, Any]) -> list[str]:
-    """Formats flags as words of a command line. A value of None has no flag."""
+    """Formats flags as words of a command line. A flag with the value None is left out."""
     return [_format_flag(name, value) for name, value in values.items() if value is not None]
 
 
 def format_flagfile(config: Config) -> str:
-    """Formats the flags that differ from their default as a flagfile, one flag a line."""
+    """Formats the fields that are not at their default as a flagfile, with one flag in each line."""
     return "".join(f"{word}\n" for word in format_flags(find_changed_fields(config)))
 
 

@@ -1,11 +1,11 @@
-"""Pretrains a backbone on the training images without their labels, for use where no ImageNet weights are available.
+"""Pretrains a backbone without labels, for use if no ImageNet weights are available.
 
     scripts/run experiments/pretrain.py                                                    # synthetic radiographs
     scripts/run experiments/pretrain.py --dataset=kermany --model=resnet18 --resnet_width=24 --workdir=runs/backbone
     scripts/run experiments/train.py --dataset=kermany --model=resnet18 --resnet_width=24 \\
         --pretrained=runs/backbone/backbone.safetensors --workdir=runs/tuned
 
-The method is SimCLR (Chen et al. 2020). It reads neither labels nor validation and test images.
+The method is SimCLR (Chen et al. 2020). It uses only the training images, without their labels.
 """
 
 import time
@@ -21,7 +21,7 @@ from absl import flags  # noqa: E402
 from experiments.cli import run  # noqa: E402
 from experiments.flags import config_from_flags, define_config_flags, format_flags  # noqa: E402
 from experiments.progress import Progress, format_stop  # noqa: E402
-from pneumojax.config import config_fields  # noqa: E402
+from pneumojax.config import Config, config_fields  # noqa: E402
 
 WORKDIR = flags.DEFINE_string("workdir", "runs/backbone", "folder of the run: checkpoints, log, backbone.safetensors")
 RESTART = flags.DEFINE_bool("restart", False, "delete the run in the workdir and start again")
@@ -61,6 +61,7 @@ def main() -> int:
     if result.stopped_by:
         print(format_stop(result.step, result.total_steps, workdir))
         return 128 + result.stopped_by
+    assert result.backbone is not None  # It is written after the last step.
     done = "Finished" if result.trained_steps else "Nothing to do: this run has already finished its"
     print(
         f"{done} {result.total_steps} steps. The backbone is in {result.backbone}.\n"
@@ -69,12 +70,17 @@ def main() -> int:
     return 0
 
 
-def _train_words(config, backbone: pathlib.Path) -> list[str]:
+def _train_words(config: Config, backbone: pathlib.Path) -> list[str]:
     """The command that trains on the backbone."""
     from pneumojax.models.weight_import import SHAPING
 
     data, model = config.data, config.model
-    given = {"dataset": data.dataset, "data_dir": data.data_dir, "image_px": data.image_px, "model": model.model}
+    given: dict[str, object] = {
+        "dataset": data.dataset,
+        "data_dir": data.data_dir,
+        "image_px": data.image_px,
+        "model": model.model,
+    }
     given |= {name: getattr(model, name) for name in SHAPING[model.model]}
     given |= {"pretrained": backbone, "workdir": f"{backbone.parent}_tuned"}
     return ["experiments/train.py", *format_flags(given)]

@@ -9,34 +9,38 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from pneumojax.config import SWEPT, Config, config_to_dict
 from pneumojax.reporting.tables import Table
 
+if TYPE_CHECKING:
+    import tqdm
+
 
 class Progress:
-    """A progress bar, or log lines where standard error is no terminal.
+    """Shows the progress as a bar, or as log lines if standard error is not a terminal.
 
     Args:
-      started: when the command was started, on the clock of time.perf_counter().
+      started: start of the command, in seconds of `time.perf_counter()`.
     """
 
     def __init__(self, started: float):
         self.started = started
         # Some terminals report the size 0 x 0, for which tqdm draws an empty bar.
         self.has_terminal = sys.stderr.isatty() and min(os.get_terminal_size(sys.stderr.fileno())) > 0
-        self.bar = None
-        self.rates = []
+        self.bar: tqdm.tqdm | None = None
+        self.rates: list[float] = []
         self.auroc = ""
-        self.first_step_seconds = None
+        self.first_step_seconds: float | None = None
         self.last_line = time.monotonic()
 
     def report(self, row: dict, total_steps: int) -> None:
         """Shows a row of the training's log.
 
         Args:
-          row: as in metrics.jsonl.
-          total_steps: of the whole training.
+          row: a row of metrics.jsonl.
+          total_steps: training steps of the whole run.
         """
         if self.first_step_seconds is None:
             self.first_step_seconds = time.perf_counter() - self.started
@@ -71,7 +75,7 @@ class Progress:
         self.bar.set_postfix_str(", ".join(parts))
 
     def print_cost(self) -> None:
-        """Prints speed, time and memory, if any step was trained."""
+        """Prints speed, time and memory. Prints nothing if no step was trained."""
         if self.first_step_seconds is None:
             return
         speed = f"{self.images_per_second():.0f} images/s, " if self.rates else ""
@@ -79,7 +83,7 @@ class Progress:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         print(
             f"\n{speed}first steps after {self.first_step_seconds:.1f} s, "
-            f"{time.perf_counter() - self.started:.0f} s in all, peak memory {peak / 2**30:.2f} GiB"
+            f"{time.perf_counter() - self.started:.0f} s in total, peak memory {peak / 2**30:.2f} GiB"
         )
 
     def close(self) -> None:
@@ -89,13 +93,13 @@ class Progress:
 
 
 def format_resume() -> str:
-    """Returns a line with the command that resumes this one: the same command without --restart."""
+    """Returns a line with the command that resumes this one, which is the same command without --restart."""
     words = [word for word in sys.argv if word.lstrip("-").split("=")[0] != "restart"]
     return f"To resume: scripts/run {shlex.join(words)}"
 
 
 def format_stop(step: int, total_steps: int, workdir: pathlib.Path) -> str:
-    """Returns two lines: where a training was stopped, and the command that resumes it."""
+    """Returns a message in two lines: the step at which a training was stopped, and the command that resumes it."""
     return f"Stopped and saved at step {step} of {total_steps} in {workdir}.\n{format_resume()}"
 
 

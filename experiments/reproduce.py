@@ -1,15 +1,16 @@
-"""Trains the reference systems and compares the figures that their projects report with ours.
+"""Trains the reference systems and compares the reported metrics of their projects with ours.
 
     scripts/run experiments/reproduce.py --dataset=kermany --seeds=3        # all of them
     scripts/run experiments/reproduce.py --systems=a1,e3 --dataset=kermany
     scripts/run experiments/reproduce.py --quick                            # a smoke test on synthetic radiographs
 
 Each system is a preset, experiments/presets/<name>.flags. It is trained once for each seed in
-`<workdir>/<name>/seed_<n>`, which is a run like any other: evaluate.py and compare.py accept it. The same command
-resumes what was stopped. After each seed the command writes `<workdir>/results.md`, results.csv and results.html.
+`<workdir>/<name>/seed_<n>`, which is a run that evaluate.py and compare.py accept. After each seed the command writes
+`<workdir>/results.md`, results.csv and results.html. If it is stopped, the same command resumes it.
 
-e4 is not a system but a protocol: it trains the other systems again with epoch and threshold chosen on test, to show
-what that leak adds. It needs a test split. Without e4, three seeds take about an hour on 2 CPU cores.
+e4 is not a system but a protocol: it trains the other systems again, with epoch and threshold chosen on test, to show
+how much this leak improves the metrics. It needs a test split. Without e4, three seeds take about an hour on 2 CPU
+cores.
 """
 
 import json
@@ -17,6 +18,7 @@ import logging
 import pathlib
 import statistics
 import time
+from typing import Any
 
 from absl import flags
 
@@ -28,18 +30,22 @@ from experiments.progress import Progress, format_resume
 from pneumojax.config import Config
 from pneumojax.files import read_rows, write_json
 
-# What --quick changes: training is as short as possible.
+# The fields that --quick changes, so that a training is as short as possible.
 QUICK = {"epochs": 1, "image_px": 32, "batch_size": 8, "vgg_width": 4, "resnet_width": 4}
 
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of all runs (default: runs/reproduce, or runs/quick)")
 CHOSEN = flags.DEFINE_list("systems", [*SYSTEMS, LEAKY], "systems to train, separated by commas")
-SEEDS = flags.DEFINE_integer("seeds", None, "trainings of each system (default: 3, with --quick 1)", lower_bound=1)
+SEEDS = flags.DEFINE_integer(
+    "seeds", None, "number of trainings of each system (default: 3, with --quick 1)", lower_bound=1
+)
 DATASET = flags.DEFINE_enum(
     "dataset", None, ("phantom", "kermany"), "data set (default: kermany, with --quick phantom)"
 )
 DATA_DIR = flags.DEFINE_string("data_dir", None, "folder of prepared data sets")
-IMAGE_PX = flags.DEFINE_integer("image_px", None, "size of the images in pixels (default: each preset's, 64)")
-QUICKLY = flags.DEFINE_bool("quick", False, "one epoch at 32 px: a smoke test whose figures mean nothing")
+IMAGE_PX = flags.DEFINE_integer(
+    "image_px", None, "height and width of the images in pixels (default: the presets', 64)"
+)
+QUICKLY = flags.DEFINE_bool("quick", False, "train one epoch at 32 px: a smoke test, whose metrics mean nothing")
 
 logger = logging.getLogger("experiments")
 
@@ -52,9 +58,7 @@ def main() -> int:
         )
     workdir = pathlib.Path(WORKDIR.value or ("runs/quick" if QUICKLY.value else "runs/reproduce")).expanduser()
     seeds = SEEDS.value or (1 if QUICKLY.value else 3)
-    from pneumojax.data.dataset import (
-        ensure_prepared,  # Imports JAX, which takes seconds: wrong flags are reported before.
-    )
+    from pneumojax.data.dataset import ensure_prepared  # Imports JAX, so it comes after the flag checks.
 
     runs = plan_runs(CHOSEN.value, seeds, workdir)
     metadata = ensure_prepared(next(iter(runs.values())).data)
@@ -69,7 +73,7 @@ def main() -> int:
             write_results(workdir, [*runs][:number], split, metadata, QUICKLY.value)
             print(f"Stopped.\n{format_resume()}")
             return 128 + stopped_by
-        if number + 1 == len(runs) or [*runs][number + 1].name != path.name:  # All systems have this seed.
+        if number + 1 == len(runs) or [*runs][number + 1].name != path.name:  # All systems were trained with this seed.
             write_results(workdir, [*runs][: number + 1], split, metadata, QUICKLY.value)
     print((workdir / "results.md").read_text())
     print(f"Written to {workdir}: results.md, results.csv, results.html and the runs.")
@@ -77,8 +81,8 @@ def main() -> int:
 
 
 def plan_runs(chosen: list[str], seeds: int, workdir: pathlib.Path) -> dict[pathlib.Path, Config]:
-    """Returns {folder: config} of all trainings: one seed after another, and the leaky protocol last."""
-    fields = dict(QUICK) if QUICKLY.value else {}
+    """Returns {folder: config} of all trainings, ordered by seed. The trainings of the leaky protocol come last."""
+    fields: dict[str, Any] = dict(QUICK) if QUICKLY.value else {}
     fields |= {"dataset": DATASET.value or ("phantom" if QUICKLY.value else "kermany"), "data_dir": DATA_DIR.value}
     if IMAGE_PX.value:
         fields["image_px"] = IMAGE_PX.value
@@ -95,7 +99,7 @@ def plan_runs(chosen: list[str], seeds: int, workdir: pathlib.Path) -> dict[path
 
 
 def train_and_evaluate(path: pathlib.Path, config: Config, split: str) -> int | None:
-    """Trains and scores a run, or resumes it; returns the number of the signal that stopped it, or None."""
+    """Trains or resumes a run and evaluates it. Returns the number of the signal that stopped it, or None."""
     import jax
 
     from pneumojax.evaluation.evaluate import evaluate

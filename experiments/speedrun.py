@@ -3,13 +3,13 @@
     scripts/run experiments/speedrun.py --dataset=kermany --flagfile=experiments/presets/speedrun.flags
     scripts/run experiments/speedrun.py --dataset=kermany --flagfile=experiments/presets/speedrun.flags --dtype=bfloat16
 
-The protocol is that of the CIFAR speedruns. The length of a training is fixed: nothing is scored while it runs, and no
-training is stopped or discarded because of its score. The clock starts when the decoded cache is opened and stops when
-the weights are ready on the device. It includes the initialisation, the order of the images and their transfer to the
-device. Validation is scored after the clock has stopped; that time is printed separately.
+The protocol is that of the CIFAR speedruns. The length of a training is fixed: nothing is evaluated while it runs, and
+no training is stopped or discarded because of its AUROC. The measured time starts when the decoded cache is opened and
+ends when the weights are ready on the device. It includes initialisation, shuffling and the transfer of the images to
+the device. Validation is evaluated afterwards, and the time of that is reported separately.
 
-Before the measured trainings, one training of another seed (the one after the last) warms up. It starts from an empty
-compile cache, in memory and on disk, and gives the time with compilation; its score is discarded.
+Before the measured trainings there is a warm-up training with the seed after the last one. It starts from an empty
+compile cache, in memory and on disk, and gives the time with compilation. Its AUROC is discarded.
 
 Each config field is a flag, as in train.py; --seed is the first seed. The command appends a row for each training to
 --results and a row for all of them at the end, and writes a Markdown table of all rows with the same name. The same
@@ -46,7 +46,7 @@ from pneumojax.files import append_row, read_rows, write_text
 SEEDS = flags.DEFINE_integer("seeds", 10, "number of trainings, with the seeds --seed, --seed + 1, ...", lower_bound=2)
 TARGET = flags.DEFINE_float("target", 0.99, "validation AUROC to reach", lower_bound=0.5, upper_bound=1.0)
 RESULT_FILE = flags.DEFINE_string("results", str(RESULTS / "speedrun.jsonl"), "file of JSON rows to append to")
-RESUME = flags.DEFINE_bool("resume", False, "leave out the seeds that this command has already measured at this commit")
+RESUME = flags.DEFINE_bool("resume", False, "skip the seeds that this command has already measured at this commit")
 
 # Fields that must keep their default, because they would change the protocol.
 FIXED = ("pretrained", "cached_views", "replicas", "multihost", "selection_split")
@@ -95,8 +95,8 @@ def check_rules(config: Config) -> None:
     for name, value in find_changed_fields(config).items():
         if name in FIXED:
             raise UserError(
-                f"{name}={value} is against the rules: a speedrun trains one network at a time, in one process "
-                "and from a random start, and scores it on validation."
+                f"{name}={value} is not allowed: a speedrun trains one network at a time, in one process and from "
+                "random weights, and evaluates it on validation."
             )
 
 
@@ -104,12 +104,12 @@ class Racer:
     """The compiled training of a config. All seeds use the same compiled program.
 
     Args:
-      config: the run; its seed is not used.
+      config: the config of the trainings. Its seed is not used.
       compile_cache: empty folder for the programs that this process compiles; None: JAX's usual folder.
     """
 
     def __init__(self, config: Config, compile_cache: pathlib.Path | None = None):
-        # These import JAX, which takes seconds: wrong flags are reported before.
+        # These import JAX, so they come after the flag checks.
         import jax
 
         from pneumojax import steps
@@ -120,13 +120,13 @@ class Racer:
 
         if compile_cache:
             jax.config.update("jax_compilation_cache_dir", str(compile_cache))
-        self.config, self.plan = config, make_plan(config)  # Writes the decoded cache if there is none.
+        self.config, self.plan = config, make_plan(config)  # Also writes the decoded cache if it does not exist yet.
         self.selection, self.mesh = add_swapped(load_selection_split(config)), self.plan.mesh
         self.train_chunks = make_train_chunks(self.plan)
         self.init = steps.make_init(config, self.plan.tx, self.mesh)
         self.predict_images = make_predict_images(config, self.selection.images, self.mesh)
         self.images = self.plan.total_steps * config.train.batch_size
-        self.compiled = {}
+        self.compiled: dict[int, Callable] = {}
         self.costs = {"compile_seconds": 0.0}
 
     def train(self, seed: int) -> dict:
@@ -136,7 +136,7 @@ class Racer:
           seed: seed of initialisation, order and augmentation.
 
         Returns:
-          {"params", "batch_stats"} to evaluate, ready on the devices. On CPU they are bitwise those of `fit`.
+          {"params", "batch_stats"} to evaluate, ready on the devices. On CPU they are bitwise equal to those of `fit`.
         """
         import jax
 
@@ -155,7 +155,7 @@ class Racer:
         return jax.block_until_ready(state.eval_variables())
 
     def _compile(self, size: int, arguments: tuple) -> Callable:
-        """Returns the compiled chunk for a size; keeps its costs, of which seconds are summed over the sizes."""
+        """Returns the compiled chunk for a size and stores its costs. Compile times are summed over the sizes."""
         from pneumojax.training.compile_cost import compile_chunk
 
         if size not in self.compiled:
@@ -167,7 +167,7 @@ class Racer:
         return self.compiled[size]
 
     def time(self, seed: int) -> dict:
-        """Trains with the clock running, and scores validation afterwards.
+        """Measures the time of a training, and evaluates it on validation afterwards.
 
         Args:
           seed: as in `train`.

@@ -60,6 +60,7 @@ def main() -> int:
     evaluate = shlex.join(["experiments/evaluate.py", *words])
     done = "Finished" if result.trained_steps else "Nothing to do: this run has already finished its"
     if len(configs) == 1:
+        assert result.best_step is not None and result.threshold is not None  # The run is finished.
         epoch = result.best_step / result.steps_per_epoch
         print(
             f"{done} {result.total_steps} steps. Best {split} AUROC {result.best_auroc:.4f}, after epoch {epoch:.0f}; "

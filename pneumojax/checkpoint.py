@@ -1,4 +1,4 @@
-"""Saves and restores the checkpoints of a run. A checkpoint holds everything that is needed to open the run.
+"""Saves and restores the checkpoints of a run. A checkpoint contains everything that is needed to open the run.
 
 Layout of a workdir:
     config.json            the run: config, class names, pixel range, data fingerprints, versions, device
@@ -6,19 +6,21 @@ Layout of a workdir:
     learning_curves.png
     threshold.json         the threshold, chosen on the selection split
     calibration.json       the temperature, fitted on the selection split
-    backbone.safetensors   only of a pretraining: the weights that train.py can start from
+    backbone.safetensors   only after pretraining: the weights from which train.py can start
     checkpoints/STEP/      Orbax: `state` (arrays in nested dicts), its `checksum`, `run` (as config.json), metrics
     evaluation/SPLIT/      the files of an evaluation
 
-A run of several replicas has no checkpoints of its own. Its metrics.jsonl and learning_curves.png show their mean:
-    replica_R/             a workdir as above, of replica R
-    replica_R/diverged.json    only if its loss became infinite or NaN: the reason and the step
+The workdir of a run with several replicas has no checkpoints. Its metrics.jsonl and learning_curves.png show the mean
+of the replicas:
+    replica_R/             the workdir of replica R, as above
+    replica_R/diverged.json    only if the loss of the replica is no longer finite: the reason and the step
 """
 
 import contextlib
 import hashlib
 import json
 import logging
+import os
 import pathlib
 import sys
 import time
@@ -29,6 +31,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import serialization
+from jax.sharding import Mesh
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from pneumojax.config import config_fields, config_from_dict, config_to_dict
@@ -36,7 +39,7 @@ from pneumojax.errors import Diverged, UserError
 from pneumojax.sharding import is_lost_process, put
 from pneumojax.state import TrainState
 
-# How often a checkpoint is read if a training keeps removing the one that is being read.
+# How often reading is tried again if a training removes the checkpoint that is being read.
 READS = 5
 
 
@@ -57,7 +60,7 @@ def open_checkpoints(
       The checkpoint manager.
 
     Raises:
-      UserError: a checkpoint is damaged, or, at the end of the `with` block, one could not be written.
+      UserError: a checkpoint is damaged, or (at the end of the `with` block) a checkpoint could not be written.
     """
     keep = [
         preservation_policy.LatestN(keep_latest),
@@ -66,8 +69,8 @@ def open_checkpoints(
     options = ocp.CheckpointManagerOptions(
         # max_to_keep with best_fn would delete the newest step when it is not among the best.
         preservation_policy=preservation_policy.AnyPreservationPolicy(keep),
-        best_fn=_score,  # It has no influence on the policy, but metrics are written only with it.
-        cleanup_tmp_directories=not read_only,  # Those of a process that was killed while it saved.
+        best_fn=_score,  # The policy does not use it, but Orbax writes the metrics only if it is set.
+        cleanup_tmp_directories=not read_only,  # Removes what a process left that was killed while it saved.
         create=not read_only,
         read_only=read_only,
     )
@@ -81,7 +84,7 @@ def open_checkpoints(
         try:
             yield checkpoints
         except Exception as error:
-            # The lost process would never finish its part of a save that is under way, and JAX would abort.
+            # A lost process would never finish its part of an ongoing save, and JAX would abort.
             waits = not is_lost_process(error)
             raise
         finally:
@@ -105,17 +108,17 @@ def save_checkpoint(
       step: the state's step.
       state: the state to save.
       run: content of config.json.
-      auroc: val/auroc of this state. None: it was not validated, so its checkpoint is never the best.
+      auroc: val/auroc of this state; None if it was not validated. Its checkpoint is then never the best.
       score: the best checkpoint is the one with the largest score; None: the score is the AUROC.
 
     Raises:
-      UserError: this checkpoint or the one before could not be written.
-      Diverged: the state holds NaN or infinite numbers.
+      UserError: this checkpoint or the previous one could not be written.
+      Diverged: the state contains NaN or infinite numbers.
     """
     arrays = _to_dict(state)
     on_host = jax.device_get(arrays)
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(on_host)):
-        # A finite loss can have an update that is not finite. After the last step, no loss would show that.
+        # The update can be infinite although the loss is finite. After the last step, no later loss would show this.
         raise Diverged(
             f"the weights are not finite at step {step}. The last good checkpoint is kept in {checkpoints.directory}; "
             "a lower --learning_rate in another --workdir usually helps."
@@ -150,8 +153,8 @@ def find_best(checkpoints: ocp.CheckpointManager) -> tuple[int, float] | None:
     return None if best is None else (best, metrics[best]["val/auroc"])
 
 
-def restore_state(checkpoints: ocp.CheckpointManager, step: int, fresh: TrainState, mesh) -> TrainState:
-    """Restores a state on the devices of this process. It may have been saved from other devices.
+def restore_state(checkpoints: ocp.CheckpointManager, step: int, fresh: TrainState, mesh: Mesh) -> TrainState:
+    """Restores a state to the devices of this process. The state may have been saved from other devices.
 
     Args:
       checkpoints: from `open_checkpoints`.
@@ -163,7 +166,7 @@ def restore_state(checkpoints: ocp.CheckpointManager, step: int, fresh: TrainSta
       The state.
 
     Raises:
-      UserError: the checkpoint is damaged or of another network.
+      UserError: the checkpoint is damaged or belongs to another network.
     """
     with _sentences(checkpoints.directory / str(step)):
         saved = _load_arrays(checkpoints, step)
@@ -186,18 +189,17 @@ def find_latest_step(workdir: pathlib.Path) -> int | None:
 
 
 def load_run(workdir: pathlib.Path, which: str) -> tuple[dict, dict, int]:
-    """Loads a run to predict with it. Nothing but the workdir is needed.
+    """Loads a run to predict with it. Only the workdir is needed.
 
-    A training that is under way may remove the checkpoint that is being read. The then best or latest one is loaded
-    instead.
+    If a training removes the checkpoint while it is being read, the new best or latest one is loaded instead.
 
     Args:
       workdir: folder of the run.
       which: best (by score, see `save_checkpoint`) or latest.
 
     Returns:
-      (run, variables, step): the content of config.json as the checkpoint holds it, {"params", "batch_stats"} as numpy
-      arrays (the moving averages if the run kept them), and the step.
+      (run, variables, step): the checkpoint's copy of config.json, {"params", "batch_stats"} as numpy arrays (the
+      moving averages if the run has them), and the step.
 
     Raises:
       UserError: there is no such run, or its checkpoint is damaged.
@@ -212,7 +214,7 @@ def load_run(workdir: pathlib.Path, which: str) -> tuple[dict, dict, int]:
             run, variables, step = _load_run(workdir, which)
             break
         except UserError:
-            time.sleep(0.1)  # Removing a checkpoint is not atomic: wait until it is complete.
+            time.sleep(0.1)  # The removal of a checkpoint is not atomic. Wait until it is complete.
             if _list_steps(workdir) == before or attempt + 1 == READS:
                 raise
     if run.get("trains") == "backbone":
@@ -277,10 +279,10 @@ def check_same_run(path: pathlib.Path, run: dict) -> dict:
       The content of config.json.
 
     Raises:
-      UserError: something differs. The message names each field that does, with both values.
+      UserError: the runs differ. The message names each field that differs, with both values.
     """
     earlier = read_run(path)
-    # Fields that did not exist when the run started had their defaults.
+    # Fields that did not exist yet when the run started have their defaults.
     old, new = config_to_dict(config_from_dict(earlier["config"])), run["config"]
     fields = [field.name for field in config_fields() if field.metadata["identity"]]
     differing = [f"{name} was {old[name]}, is {new[name]}" for name in fields if old[name] != new[name]]
@@ -295,7 +297,7 @@ def check_same_run(path: pathlib.Path, run: dict) -> dict:
     if differing:
         raise UserError(
             f"{path.parent} holds a run of another config: {'; '.join(differing)}. "
-            "Use another --workdir, or the earlier values, or begin anew with --restart (which deletes the old run)."
+            "Use another --workdir, or the earlier values, or start again with --restart (which deletes the old run)."
         )
     return earlier
 
@@ -315,7 +317,7 @@ def _to_dict(state: TrainState) -> dict[str, Any]:
 
 
 def _load_arrays(checkpoints: ocp.CheckpointManager, step: int) -> dict[str, Any]:
-    """Loads the arrays of a checkpoint as numpy arrays, whatever devices they were saved from, and verifies them."""
+    """Loads the arrays of a checkpoint as numpy arrays and verifies their checksum."""
     reader = ocp.PyTreeCheckpointer()
     directory = checkpoints.directory / str(step) / "state"
     tree = reader.metadata(directory).item_metadata.tree
@@ -329,19 +331,19 @@ def _load_arrays(checkpoints: ocp.CheckpointManager, step: int) -> dict[str, Any
 
 
 def _is_not_raised(entry: logging.LogRecord) -> bool:
-    """Hides tracebacks of Orbax's background thread. The next call raises the same error, which becomes a sentence."""
+    """Hides tracebacks of Orbax's background thread. The next call raises the same error, which becomes a UserError."""
     return not (entry.exc_info and "orbax" in entry.pathname)
 
 
 @contextlib.contextmanager
 def _hide_closed_loop() -> Iterator[None]:
-    """Hides a traceback for each read or write that is under way when another one fails and Orbax stops waiting."""
+    """Hides the tracebacks of ongoing reads and writes that Orbax abandons because another one has failed."""
     hook = sys.unraisablehook
     sys.unraisablehook = lambda event: "Event loop is closed" in str(event.exc_value) or hook(event)
     try:
         yield
     except Exception:
-        time.sleep(0.2)  # Until those that are under way have ended.
+        time.sleep(0.2)  # Wait until the ongoing reads and writes have ended.
         raise
     finally:
         sys.unraisablehook = hook
@@ -352,7 +354,7 @@ def _compute_checksum(arrays: dict[str, Any]) -> str:
     checksum = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
         checksum.update(jax.tree_util.keystr(path, simple=True, separator="/").encode())
-        checksum.update(np.ascontiguousarray(leaf))
+        checksum.update(np.asarray(leaf).tobytes())
     return checksum.hexdigest()
 
 
@@ -365,7 +367,7 @@ def check_shapes(saved: dict, wanted: dict) -> None:
     saved_shapes, wanted_shapes = _shapes(saved), _shapes(wanted)
     for name in sorted(saved_shapes.keys() | wanted_shapes.keys()):
         if saved_shapes.get(name) != wanted_shapes.get(name):
-            raise ValueError(f"{name} has shape {saved_shapes.get(name)}, the run's network {wanted_shapes.get(name)}")
+            raise ValueError(f"{name} has shape {saved_shapes.get(name)}, the network needs {wanted_shapes.get(name)}")
 
 
 def _shapes(tree: dict) -> dict[str, tuple[int, ...]]:
@@ -374,8 +376,8 @@ def _shapes(tree: dict) -> dict[str, tuple[int, ...]]:
 
 
 @contextlib.contextmanager
-def _sentences(directory, action: str = "opened") -> Iterator[None]:
-    """Turns the many types of errors that Orbax raises into a UserError with a sentence."""
+def _sentences(directory: os.PathLike, action: str = "opened") -> Iterator[None]:
+    """Converts the many types of errors that Orbax raises into a UserError."""
     try:
         yield
     except Exception as error:
@@ -384,6 +386,6 @@ def _sentences(directory, action: str = "opened") -> Iterator[None]:
             "It is damaged or not of this run. Delete the folder of that step to resume from the one before it, "
             "or train with --restart."
             if action == "opened"
-            else "The checkpoints before it are kept. Make room there and start the same command again to resume."
+            else "The checkpoints before it are kept. Free disk space there and start the same command again to resume."
         )
         raise UserError(f"the checkpoint in {directory} cannot be {action} ({reason}). {advice}") from error

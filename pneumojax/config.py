@@ -5,10 +5,12 @@ reads flags. `limits.py` checks the values.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeVar
 
 from pneumojax.errors import UserError
 from pneumojax.limits import Checked, check_combination, check_strength, option
+
+T = TypeVar("T")
 
 # The index of a name is its class label. The score for pneumonia is 1 - P(NORMAL) in both tasks.
 CLASS_NAMES = {"binary": ("NORMAL", "PNEUMONIA"), "three_class": ("NORMAL", "BACTERIA", "VIRUS")}
@@ -316,7 +318,7 @@ def config_from_dict(values: dict[str, Any]) -> Config:
     values = dict(values)
     groups = {}
     for group in dataclasses.fields(Config):
-        kind = type(group.default)
+        kind: type[Any] = type(group.default)
         given = {field.name: values.pop(field.name) for field in dataclasses.fields(kind) if field.name in values}
         groups[group.name] = kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
     if values:
@@ -340,4 +342,5 @@ def replace_fields(config: Config, values: dict[str, Any]) -> Config:
 
 def config_fields() -> list[dataclasses.Field]:
     """All fields of all groups, in order."""
-    return [field for group in dataclasses.fields(Config) for field in dataclasses.fields(type(group.default))]
+    groups: list[Any] = [group.default for group in dataclasses.fields(Config)]
+    return [field for group in groups for field in dataclasses.fields(group)]

@@ -1,16 +1,17 @@
-"""The errors that are written for the user."""
+"""Errors whose message is shown to the user."""
 
 
 class UserError(Exception):
-    """Something the user can mend: its text is a full sentence that names the file or the field and what to do.
+    """An error that the user can correct.
 
-    The scripts print that sentence without a traceback and exit with code 1.
+    Its message is a full sentence that names the file or the field and says what to do. The commands print the message
+    without a traceback and exit with code 1.
     """
 
 
 class Diverged(UserError):
-    """A training left the finite numbers: a fault of its config, not of the place it runs in."""
+    """The loss or the weights of a training are not finite. The cause is its config, not the machine."""
 
 
 class LostProcessError(UserError):
-    """Another process of the run is gone. The program is to end at once: JAX's own exit would wait for it."""
+    """Another process of the run has ended. The program must end at once, because JAX's exit would wait for it."""

@@ -1,8 +1,7 @@
-"""Writes files so that a reader, or a command that resumes after a crash, never sees half of one.
+"""Writes files atomically, so that a reader, or a command that resumes after a crash, never sees an incomplete file.
 
-A file is written under a temporary name next to its final name and renamed when it is complete. Temporary names start
-with the final name. They are reused or removed by the next writer of the same file, so a killed process leaves nothing
-behind for long.
+A file is written under a temporary name in the same folder and renamed when it is complete. If a process is killed, the
+next writer of the same file reuses or removes the temporary file.
 """
 
 import contextlib
@@ -28,11 +27,11 @@ def write_text(path: pathlib.Path, text: str) -> None:
 
 
 def write_bytes(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file and makes missing folders. If this fails or is killed, an earlier file of that name is kept.
+    """Writes a file, and makes missing folders. If this fails or is killed, an earlier file with that name is kept.
 
     Args:
       path: the file.
-      content: what the file will hold.
+      content: the content of the file.
 
     Raises:
       OSError: the disk is full, or the folder is read-only.
@@ -54,16 +53,16 @@ def write_bytes(path: pathlib.Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def replace_folder(path: pathlib.Path, replaces: Collection[str] | None = None) -> Iterator[pathlib.Path]:
-    """Replaces a folder, so that its new files appear together or not at all.
+    """Replaces a folder, so that all new files appear at once or not at all.
 
-    The files are written into a temporary folder, which takes the final name when the `with` block ends without an
+    The files are written into a temporary folder, which gets the final name when the `with` block ends without an
     error. If the process is killed between the two renames, the next call first puts the earlier folder back. Two
     processes that replace folders with the same parent wait for each other.
 
     Args:
       path: the folder. Missing parents are made.
-      replaces: names of the files and folders that this writer owns. All other entries of the earlier folder are
-        kept. None: the writer owns everything.
+      replaces: names of the files and folders to replace. All other entries of the earlier folder are kept. None:
+        everything is replaced.
 
     Yields:
       The temporary folder to write into.
@@ -91,7 +90,7 @@ def replace_folder(path: pathlib.Path, replaces: Collection[str] | None = None) 
 
 
 def remove_leftovers(path: pathlib.Path) -> None:
-    """Removes what killed calls of `replace_folder` left next to a folder. Does nothing while one is still writing."""
+    """Removes temporary folders of killed calls of `replace_folder`. Does nothing while another call is running."""
     if any(_find_leftovers(path)):
         with lock_folder(path.parent, wait=False) as locked:
             if locked:
@@ -100,16 +99,16 @@ def remove_leftovers(path: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def lock_folder(path: pathlib.Path, shared: bool = False, wait: bool = True) -> Iterator[bool]:
-    """Keeps `replace_folder` from replacing a folder in `path` during the `with` block.
+    """Locks a folder during the `with` block, so that `replace_folder` does not replace folders in it.
 
     Args:
       path: an existing folder.
-      shared: allow other holders of a shared lock, which is what readers take.
-      wait: wait until the lock is free.
+      shared: whether to take a shared lock, which several readers can hold at the same time.
+      wait: whether to wait until the lock is free.
 
     Yields:
-      Whether the lock is held. It is not if the file system cannot lock folders, or if `wait` is false and another
-      process holds it.
+      Whether the lock is held. It is not held if the file system cannot lock folders, or if `wait` is False and another
+      process holds the lock.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -120,7 +119,7 @@ def lock_folder(path: pathlib.Path, shared: bool = False, wait: bool = True) -> 
             locked = False
         yield locked
     finally:
-        os.close(descriptor)  # This also releases the lock, as the end of the process does.
+        os.close(descriptor)  # This also releases the lock. If the process is killed, the system does so.
 
 
 def compute_sha256(path: str | pathlib.Path) -> str | None:
@@ -133,11 +132,15 @@ def compute_sha256(path: str | pathlib.Path) -> str | None:
 
 
 def append_row(path: pathlib.Path, row: dict[str, Any]) -> None:
-    """Appends one line of JSON.
+    """Appends a row to a file of JSON lines.
 
-    If the last line has no newline, because a full disk or a crash cut it short, it is terminated first. So neither
-    that line, if it is complete, nor the new row is lost. There is no fsync, since training calls this after each
-    chunk: a power loss may take the last rows.
+    If the last line has no newline, because of a full disk or a crash, a newline is written first. Otherwise the new
+    row would be lost. The file is not synced to disk, because training calls this after each chunk. After a power loss,
+    the last rows may be missing.
+
+    Args:
+      path: the file.
+      row: the row, which can be stored as JSON.
     """
     with path.open("ab+") as file:
         if file.tell():
@@ -151,7 +154,7 @@ def append_row(path: pathlib.Path, row: dict[str, Any]) -> None:
 def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
     """Reads the rows of a file of JSON lines.
 
-    A line that is not a JSON object is skipped, wherever it is: a crash cut it short. The rows after it are kept. A
+    A line that is not a JSON object is skipped, because a crash can leave an incomplete line anywhere in the file. A
     missing file has no rows.
     """
     rows = []
@@ -166,18 +169,18 @@ def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def truncate_rows(path: pathlib.Path, step: int) -> None:
-    """Drops the rows after `step` and all broken lines, so that a resumed run logs each step once."""
+    """Removes the rows after `step` and all incomplete lines, so that a resumed run logs each step once."""
     write_text(path, "".join(json.dumps(row) + "\n" for row in read_rows(path) if row["step"] <= step))
 
 
 @contextlib.contextmanager
 def _open_alone(path: pathlib.Path) -> Iterator[BinaryIO]:
-    """Opens an empty file which no other process writes at the same time, whatever a killed process left in it."""
+    """Opens an empty file with a lock, so that no other process writes it. Drops what a killed process left in it."""
     while True:
         with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "wb") as file:
             with contextlib.suppress(OSError):  # A file system without locks.
                 fcntl.flock(file, fcntl.LOCK_EX)
-            # While this process waited, another one may have renamed the file. It is then no longer the temporary.
+            # While this process waited, another one may have renamed the file. It is then no longer the temporary file.
             if _is_same_file(file, path):
                 file.truncate()
                 yield file
@@ -198,7 +201,7 @@ def _find_leftovers(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _remove_leftovers(path: pathlib.Path) -> None:
-    """Puts back an earlier folder that a killed process had moved away, and removes all that is unfinished."""
+    """Puts back an earlier folder that a killed process had moved away, and removes all unfinished folders."""
     leftovers = sorted(_find_leftovers(path))
     for leftover in leftovers:
         if leftover.suffix == ".old" and not path.exists():
@@ -208,7 +211,7 @@ def _remove_leftovers(path: pathlib.Path) -> None:
 
 
 def _sync_folder(path: pathlib.Path) -> None:
-    """Waits until a folder and all that is in it are on disk."""
+    """Waits until a folder and its content are on disk."""
     for folder, _, names in os.walk(path):
         for name in [*names, "."]:
             descriptor = os.open(os.path.join(folder, name), os.O_RDONLY)

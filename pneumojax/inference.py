@@ -1,8 +1,9 @@
-"""The compiled functions without gradients: prediction, and the features of a frozen backbone."""
+"""Compiled functions without gradients: prediction, and extraction of a frozen backbone's features."""
 
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,23 +13,34 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pneumojax.config import AugmentConfig, Config
 from pneumojax.data.augment import make_augment
-from pneumojax.data.pixels import normalise, scale_pixels
 from pneumojax.losses import as_class_logits
+from pneumojax.preprocessing import make_class_augment, normalise, scale_pixels
 from pneumojax.sharding import AXIS, replicated
-from pneumojax.steps import make_class_augment
 
 
-def make_extract(config: Config, graph: nnx.GraphDef, mesh: Mesh) -> Callable:
-    """Compiles the backbone's features of a batch.
+def make_extract(config: Config, graph: nnx.GraphDef, mesh: Mesh) -> jax.stages.Wrapped:
+    """Compiles the extraction of the backbone's features.
+
+    Args:
+      config: the config of the run.
+      graph: from `make_graph`.
+      mesh: the devices.
 
     Returns:
       `extract(variables, images, labels, index, view, key) -> features`: variables {"params", "batch_stats"}, images
-      [N, H, W] uint8, labels [N] int32, index [B] int32 sharded over the devices, view [] int32. View 0 is the image
-      itself; each other view of an image is augmented with a key of its own. Returns [B, ...] on every device.
+      [N, H, W] uint8, labels [N] int32, index [B] int32 sharded over the devices, view [] int32. The features [B, ...]
+      are on every device. View 0 is the image itself. Each other view of an image is augmented with its own key.
     """
     augment = make_class_augment(config)
 
-    def extract(variables, images, labels, index, view, key):
+    def extract(
+        variables: dict[str, Any],
+        images: jax.Array,
+        labels: jax.Array,
+        index: jax.Array,
+        view: jax.Array,
+        key: jax.Array,
+    ) -> jax.Array:
         model = nnx.merge(graph, variables["params"], variables["batch_stats"])
         batch = scale_pixels(images[index])
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, view), index)
@@ -47,22 +59,22 @@ def make_predict(
     cached: bool = False,
     streamed: bool = False,
     pixel_scaling: str = "fixed",
-) -> Callable:
+) -> jax.stages.Wrapped:
     """Compiles prediction over many batches as one call.
 
     Args:
       graph: from `make_graph`.
       mesh: the devices.
-      views: number of test-time views of each image and the ranges of their augmentation; None: the image itself. All
-        images have the same views, so the logits of an image do not depend on the others in its batch.
-      cached: whether images are features [N, K, ...] from `make_extract`; the first view is classified.
-      streamed: whether the images come in batches.
+      views: number of test-time views of each image and the ranges of their augmentation; None: only the image itself.
+        All images are augmented with the same keys, so the logits of an image do not depend on its batch.
+      cached: whether the images are features [N, K, ...] from `make_extract`. The first view is then classified.
+      streamed: whether the function is called with the images of each batch, instead of all images and indices.
 
     Returns:
       `predict(variables, images, batches) -> logits`: variables {"params", "batch_stats"}, images [N, H, W] uint8,
-      batches [S, B] int32 indices sharded along B; returns [S, B, C] float32 class logits on every device. With several
-      views they are the logarithms of the mean probabilities. If streamed, `predict(variables, images)` with images
-      [S, B, H, W] uint8 sharded along B.
+      batches [S, B] int32 indices sharded along B. The logits are [S, B, C] float32 class logits on every device. With
+      several views they are the logarithms of the mean probabilities. If streamed, the function is `predict(variables,
+      images)` with images [S, B, H, W] uint8 sharded along B.
     """
     copies, sharded = replicated(mesh), NamedSharding(mesh, PartitionSpec(None, AXIS))
     in_shardings = (copies, sharded) if streamed else (copies, copies, sharded)
@@ -76,31 +88,31 @@ def make_uncompiled_predict(
     cached: bool = False,
     streamed: bool = False,
     pixel_scaling: str = "fixed",
-) -> Callable:
-    """Makes the function that `make_predict` compiles; arguments as there."""
+) -> Callable[..., jax.Array]:
+    """Makes the function that `make_predict` compiles. The arguments are the same."""
     others = views.test_time_views - 1 if views else 0
 
-    def predict(variables, images, *batches):
+    def predict(variables: dict[str, Any], images: jax.Array, *batches: jax.Array) -> jax.Array:
         model = nnx.merge(graph, variables["params"], variables["batch_stats"])
 
-        def classify(batch):
+        def classify(batch: jax.Array) -> jax.Array:
             return as_class_logits(model(normalise(batch, pixel_scaling), train=False))
 
-        def predict_batch(batch):
+        def predict_batch(batch: jax.Array) -> jax.Array:
             if cached:
                 return as_class_logits(model.classify(batch[:, 0], train=False))
             batch = scale_pixels(batch)
-            return average_views(classify, batch) if others else classify(batch)
+            return average_views(classify, batch, views) if views and others else classify(batch)
 
         return lax.map(predict_batch, images) if streamed else lax.map(lambda i: predict_batch(images[i]), *batches)
 
-    def average_views(classify, batch):
+    def average_views(classify: Callable[[jax.Array], jax.Array], batch: jax.Array, views: AugmentConfig) -> jax.Array:
         augment = make_augment(dataclasses.replace(views, erase_probability=0.0))
 
-        def classify_view(key):
+        def classify_view(key: jax.Array) -> jax.Array:
             return jax.nn.log_softmax(classify(augment(jnp.broadcast_to(key, len(batch)), batch)))
 
-        # One view after the other takes the memory of a single view.
+        # Views are computed one after another to save memory.
         logits = lax.map(classify_view, jax.random.split(jax.random.key(0), others))
         logits = jnp.concatenate([jax.nn.log_softmax(classify(batch))[None], logits])
         return jax.nn.logsumexp(logits, axis=0) - math.log(1 + others)

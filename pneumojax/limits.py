@@ -28,6 +28,7 @@ def option(
     return dataclasses.field(default=default, metadata={"help": help, "identity": identity, **limits})
 
 
+@dataclasses.dataclass(frozen=True)
 class Checked:
     """A dataclass of options that checks each value against its limits when an instance is created."""
 

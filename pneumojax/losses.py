@@ -7,15 +7,15 @@ import optax
 
 from pneumojax.config import CLASS_NAMES
 
-# Divides the similarities of the contrastive loss. At the low end of the range that the paper tries, as small batches
-# contain few hard negatives.
+# The temperature of the contrastive loss, by which similarities are divided. It is at the low end of the range in the
+# paper, because small batches contain few hard negatives.
 TEMPERATURE = 0.2
 
 
 def as_class_logits(logits: jax.Array) -> jax.Array:
-    """Gives a network with one output a second class: softmax over (0, z) is (1 - sigmoid(z), sigmoid(z)).
+    """Converts the logit z of a network with one output to the logits (0, z) of two classes.
 
-    Both tasks can then use the same loss, metrics and decision rule.
+    The softmax of (0, z) is (1 - sigmoid(z), sigmoid(z)), so both tasks can use the same loss and metrics.
 
     Args:
       logits: [B, 1] or [B, C] float32.
@@ -40,13 +40,13 @@ def make_targets(labels: jax.Array, classes: int, label_smoothing: float) -> jax
     return jax.nn.one_hot(labels, classes) * (1 - label_smoothing) + label_smoothing / classes
 
 
-def compute_cross_entropy(logits: jax.Array, targets: jax.Array, class_weights: jax.Array) -> jax.Array:
+def compute_cross_entropy(logits: jax.Array, targets: jax.Array, class_weights: jax.Array | np.ndarray) -> jax.Array:
     """Computes the cross-entropy of each image, weighted by its class.
 
     Args:
       logits: [B, C] float32.
       targets: [B, C] float32, rows sum to 1.
-      class_weights: [C] float32. An image with a mixed target has the mixture of its classes' weights.
+      class_weights: [C] float32. The weight of an image is the sum of target * class_weights.
 
     Returns:
       [B] float32, in nats. Training takes the unweighted mean over B.
@@ -55,17 +55,18 @@ def compute_cross_entropy(logits: jax.Array, targets: jax.Array, class_weights: 
 
 
 def compute_contrastive(embeddings: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Computes SimCLR's loss: each view identifies the other view of its image among all views of the batch.
+    """Computes SimCLR's contrastive loss.
 
-    Views are compared by the cosine of their embeddings. `optax.losses.ntxent` has the same mean and gradients, but
-    builds a [2 B, 2 B, F] array where a matrix product suffices, and has no accuracy.
+    For each view, it is the cross-entropy of finding the other view of the same image among all views of the batch, by
+    the cosine similarity of their embeddings. `optax.losses.ntxent` has the same mean and gradients, but it builds a
+    [2 B, 2 B, F] array where a matrix product suffices, and returns no accuracy.
 
     Args:
-      embeddings: [B, 2, F] float32, of the two views of each image.
+      embeddings: [B, 2, F] float32, embeddings of the two views of each image.
 
     Returns:
-      ([2 B] float32, cross-entropy of each view in nats; [2 B] bool, whether the other view of the image is the most
-      similar one). The two views of an image are adjacent.
+      (losses, correct): [2 B] float32, the cross-entropy of each view in nats; [2 B] bool, whether the other view of
+      the image is the most similar one. The two views of an image are adjacent.
 
     References:
       Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", 2020: NT-Xent.

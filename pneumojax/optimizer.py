@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Any
 
 import jax
 import optax
@@ -14,7 +15,7 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
     """Makes the learning rate schedule: a linear warm-up from 0, then a cosine decay to 0.
 
     Args:
-      config: the optimizer. Its learning_rate, the peak of the schedule, may be an array.
+      config: the optimizer's config. Its learning_rate, the peak of the schedule, may be an array.
       total_steps: training steps of the whole run.
     """
     warmup_steps = round(config.warmup * total_steps)
@@ -27,13 +28,13 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
 def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
     """Makes AdamW, SGD with Nesterov momentum, or Muon.
 
-    Weight decay applies to kernels only, which have more than one axis; biases and normalisations have one. SGD adds
-    it to the gradient. Muon orthogonalises the updates of the hidden layers' kernels, as matrices from all input axes
-    to the output axis, and scales them to the size of AdamW's updates, so that one learning rate serves both. All other
+    Weight decay applies only to kernels, which are the parameters with more than one axis. SGD adds it to the gradient.
+    Muon orthogonalises the updates of the hidden layers' kernels, as matrices from all input axes to the output axis.
+    It scales them to the size of AdamW's updates, so that the same learning rates can be used for both. All other
     parameters are updated by Adam.
 
     Args:
-      config: the optimizer.
+      config: the optimizer's config.
       total_steps: training steps of the whole run.
 
     References:
@@ -42,7 +43,7 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
       Liu et al., "Muon is Scalable for LLM Training", 2025: the size of the updates.
     """
 
-    def is_kernel(params):
+    def is_kernel(params: dict[str, Any]) -> dict[str, Any]:
         return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
     schedule = make_schedule(config, total_steps)
@@ -62,7 +63,7 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
     if config.backbone_learning_rate_scale == 1:
         return tx
 
-    def scale_backbone(updates, params):
+    def scale_backbone(updates: dict[str, Any], params: dict[str, Any] | None) -> dict[str, Any]:
         # The updates of all optimizers are proportional to the learning rate.
         del params
         scale = config.backbone_learning_rate_scale
@@ -74,10 +75,10 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
     return optax.chain(tx, optax.stateless(scale_backbone))
 
 
-def _choose_rules(params):
-    """muon or adam for each leaf. The kernel of the head is not one of a hidden layer."""
+def _choose_rules(params: dict[str, Any]) -> dict[str, Any]:
+    """Returns "muon" or "adam" for each leaf. The head is not a hidden layer, so its kernel is updated by Adam."""
 
-    def choose(hidden, leaf):
+    def choose(hidden: bool, leaf: jax.Array) -> str:
         return "muon" if hidden and leaf.ndim > 1 else "adam"
 
     hidden = {name: not name.startswith("head") for name in params}
@@ -85,10 +86,10 @@ def _choose_rules(params):
 
 
 def _scale_by_muon() -> optax.GradientTransformation:
-    def find_axes(kernels):
+    def find_axes(kernels: dict[str, Any]) -> dict[str, Any]:
         return jax.tree.map(lambda kernel: MuonDimensionNumbers(tuple(range(kernel.ndim - 1)), -1), kernels)
 
-    def scale(update, params):
+    def scale(update: jax.Array, params: jax.Array | None) -> jax.Array:
         del params
         # 0.2 is about the root mean square of AdamW's updates (Liu et al.).
         return 0.2 * math.sqrt(max(update.size // update.shape[-1], update.shape[-1])) * update

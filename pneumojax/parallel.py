@@ -10,9 +10,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pneumojax.config import Config
 from pneumojax.sharding import AXIS, put, replicated
+from pneumojax.state import StepResult, TrainState
 
 
-def compile_chunk(step: Callable, num_columns: int, config: Config, mesh: Mesh) -> Callable:
+def compile_chunk(step: Callable[..., StepResult], num_columns: int, config: Config, mesh: Mesh) -> jax.stages.Wrapped:
     """Compiles a `lax.scan` of steps, parallelised over the devices as the config says.
 
     Args:
@@ -27,11 +28,11 @@ def compile_chunk(step: Callable, num_columns: int, config: Config, mesh: Mesh) 
       [S, B, ...], sharded along B as `shape_batches` says.
     """
 
-    def chunk_resident(state, *rest):
+    def chunk_resident(state: TrainState, *rest: jax.Array) -> StepResult:
         *columns, batches, key = rest
         return lax.scan(lambda state, index: step(state, *columns, index, key), state, batches)
 
-    def chunk_streamed(state, *rest):
+    def chunk_streamed(state: TrainState, *rest: jax.Array) -> StepResult:
         *columns, key = rest
         return lax.scan(lambda state, number: step(state, *columns, number, key), state, jnp.arange(len(columns[0])))
 

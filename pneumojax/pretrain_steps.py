@@ -1,7 +1,9 @@
 """The compiled steps of pretraining without labels, as in `steps.py`."""
 
 from collections.abc import Callable
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
@@ -9,13 +11,16 @@ from jax.sharding import Mesh
 
 from pneumojax.config import Config
 from pneumojax.data.augment import make_augment
-from pneumojax.data.pixels import normalise, scale_pixels
 from pneumojax.losses import compute_contrastive
 from pneumojax.parallel import compile_chunk
-from pneumojax.steps import fold_in_positions, gather, make_update
+from pneumojax.preprocessing import gather, normalise, scale_pixels
+from pneumojax.state import StepResult, TrainState
+from pneumojax.steps import fold_in_positions, make_update
 
 
-def make_pretrain_step(config: Config, graph: nnx.GraphDef, tx: optax.GradientTransformation) -> Callable:
+def make_pretrain_step(
+    config: Config, graph: nnx.GraphDef, tx: optax.GradientTransformation
+) -> Callable[..., StepResult]:
     """Makes a step of pretraining without labels, with two augmented views of each image (`compute_contrastive`).
 
     Args:
@@ -29,7 +34,9 @@ def make_pretrain_step(config: Config, graph: nnx.GraphDef, tx: optax.GradientTr
     """
     augment = make_augment(config.augment)
 
-    def compute_loss(params, batch_stats, views):
+    def compute_loss(
+        params: dict[str, Any], batch_stats: dict[str, Any], views: jax.Array
+    ) -> tuple[jax.Array, tuple[dict[str, jax.Array], dict[str, Any]]]:
         model = nnx.merge(graph, params, batch_stats)
         embeddings = model(normalise(views), train=True)
         losses, correct = compute_contrastive(embeddings.reshape(-1, 2, embeddings.shape[-1]))
@@ -39,7 +46,7 @@ def make_pretrain_step(config: Config, graph: nnx.GraphDef, tx: optax.GradientTr
 
     update = make_update(config, compute_loss, tx, mapped=False)
 
-    def pretrain_step(state, images, index, key):
+    def pretrain_step(state: TrainState, images: jax.Array, index: jax.Array, key: jax.Array) -> StepResult:
         batch = jnp.repeat(gather(images, index), 2, axis=0)  # Adjacent views stay on one device.
         keys = fold_in_positions(key, state.step, len(batch), mapped=False)
         return update(state, augment(keys, scale_pixels(batch)))
@@ -47,7 +54,9 @@ def make_pretrain_step(config: Config, graph: nnx.GraphDef, tx: optax.GradientTr
     return pretrain_step
 
 
-def make_pretrain_chunk(config: Config, graph: nnx.GraphDef, tx: optax.GradientTransformation, mesh: Mesh) -> Callable:
+def make_pretrain_chunk(
+    config: Config, graph: nnx.GraphDef, tx: optax.GradientTransformation, mesh: Mesh
+) -> jax.stages.Wrapped:
     """Compiles a chunk of pretraining steps; arguments as in `make_pretrain_step`.
 
     Returns:

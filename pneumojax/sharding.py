@@ -1,4 +1,4 @@
-"""The device mesh, which has one axis, and the placement of arrays on it."""
+"""Starts JAX, and places arrays on a mesh with one axis."""
 
 import contextlib
 import importlib.util
@@ -15,38 +15,38 @@ from pneumojax.errors import LostProcessError, UserError
 AXIS = "data"
 
 
-# On CPU, Eigen computes the convolutions. In jax 0.10, YNNPACK computes those with 64 channels or fewer on one core,
-# and it was not faster on any shape that we tried. These are the other two of the three kinds of fusion for YNNPACK.
+# On CPU, convolutions are computed by Eigen. In jax 0.10, YNNPACK would compute those with up to 64 channels, on one
+# core, and was not faster for any shape that was measured. This flag enables only its other two kinds of fusion.
 _XLA_FLAGS = "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
-# XLA aborts on unknown flags. These versions know the flag; libtpu contains an XLA of its own.
+# XLA aborts on unknown flags. These versions know the flag. libtpu has its own version of XLA.
 _KNOWS_FLAGS = (0, 10) <= jax.__version_info__ < (0, 13) and importlib.util.find_spec("libtpu") is None
 
-# Words in JAX's errors when another process is lost: status codes of its coordinator, names of collective libraries.
+# Words in JAX's errors if another process is lost: status codes of the coordinator, and names of collective libraries.
 _LOST_WORDS = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "Gloo", "NCCL")
 
 
 def initialize(multihost: bool) -> None:
     """Prepares JAX: sets XLA's flags and the compilation cache, and connects the processes.
 
-    Call it before any computation. The compilation cache is in $JAX_COMPILATION_CACHE_DIR or ~/.cache/pneumojax. It
-    lets a second start of a run skip compilation.
+    It must be called before any computation. The compilation cache is in $JAX_COMPILATION_CACHE_DIR or
+    ~/.cache/pneumojax. With it, a second start of a run skips compilation.
 
     Args:
-      multihost: whether this is one of several processes.
+      multihost: whether this process is one of several.
 
     Raises:
       UserError: the processes cannot connect.
     """
     if _KNOWS_FLAGS and _XLA_FLAGS not in (given := os.environ.get("XLA_FLAGS", "")):
-        os.environ["XLA_FLAGS"] = f"{_XLA_FLAGS} {given}"  # The last flag counts: the user's.
-    if not jax.config.jax_compilation_cache_dir:
+        os.environ["XLA_FLAGS"] = f"{_XLA_FLAGS} {given}"  # Flags of the user come last and therefore take precedence.
+    if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]  # JAX adds its options at run time.
         cache_home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(cache_home) / "pneumojax" / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     if multihost and not jax.distributed.is_initialized():
         try:
-            # JAX itself reads only the coordinator's address. Under a cluster's launcher it needs none of the three.
+            # JAX itself reads only the coordinator's address. Under the launcher of a cluster it needs no variable.
             processes, process = (
                 int(os.environ[name]) if name in os.environ else None
                 for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -62,7 +62,7 @@ def initialize(multihost: bool) -> None:
 
 @contextlib.contextmanager
 def name_lost_process() -> Iterator[None]:
-    """Converts JAX's errors about a lost process into a clear message.
+    """Converts JAX's errors about a lost process into a LostProcessError.
 
     Raises:
       LostProcessError: another process of the run has ended or cannot be reached.
@@ -80,7 +80,7 @@ def name_lost_process() -> Iterator[None]:
 
 
 def is_lost_process(error: Exception) -> bool:
-    """Whether an error means that another process of the run is lost."""
+    """Returns whether an error means that another process of the run is lost."""
     reason = str(error.__cause__ or error)  # An error of a checkpoint wraps its cause.
     return jax.process_count() > 1 and any(word in reason for word in _LOST_WORDS)
 
@@ -96,25 +96,25 @@ def replicas_partitioned(replicas: int, mesh: Mesh) -> bool:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding that copies an array to every device."""
+    """Returns the sharding that copies an array to every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def put(array: np.ndarray, mesh: Mesh, axis: int | None = None) -> jax.Array:
-    """Puts a host array on the devices. Every process passes the same array.
+    """Puts a host array on the devices. Every process must pass the same array.
 
     Args:
-      array: any shape.
+      array: an array of any shape.
       mesh: the devices.
-      axis: the array axis that is sharded over the devices; None: a copy on each device.
+      axis: the axis of the array that is sharded over the devices; None: each device gets a copy.
     """
     spec = PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, AXIS)
-    with jax.transfer_guard("allow"):  # JAX takes this call for a hidden transfer.
+    with jax.transfer_guard("allow"):  # The transfer guard would treat this call as an implicit transfer.
         return jax.make_array_from_callback(array.shape, NamedSharding(mesh, spec), lambda index: array[index])
 
 
 def measure_free_bytes(mesh: Mesh) -> int:
-    """Measures the free memory of a device of this process, in bytes. CPU devices share that of the machine."""
+    """Measures the free memory of a device of this process, in bytes. CPU devices share the memory of the machine."""
     stats = mesh.local_devices[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats["bytes_in_use"]

@@ -1,4 +1,4 @@
-"""The state of training."""
+"""The training state."""
 
 import dataclasses
 from typing import Any
@@ -9,15 +9,15 @@ import jax
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Everything that a training step updates, as arrays in nested dicts with string keys, replicated over the devices.
+    """All arrays that a training step updates, in nested dicts with string keys. They are replicated over the devices.
 
     Attributes:
       step: [] int32, number of completed steps.
       params: the network's parameters, float32.
       batch_stats: running means and variances of the batch normalisations, float32.
       opt_state: the optimizer's state.
-      ema: moving averages {"params", "batch_stats"}, which are evaluated in place of the current values; {} if the run
-        does not average.
+      ema: moving averages {"params", "batch_stats"}, which are evaluated instead of the current values; {} if the run
+        has no averages.
     """
 
     step: jax.Array
@@ -27,5 +27,9 @@ class TrainState:
     ema: dict[str, Any]
 
     def eval_variables(self) -> dict[str, Any]:
-        """The {"params", "batch_stats"} that predictions use."""
+        """Returns the {"params", "batch_stats"} that predictions use."""
         return self.ema or {"params": self.params, "batch_stats": self.batch_stats}
+
+
+# What a step or a chunk of steps returns: the state, and metrics of float32.
+StepResult = tuple[TrainState, dict[str, jax.Array]]

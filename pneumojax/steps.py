@@ -7,6 +7,7 @@ other module compiles.
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,18 +17,16 @@ from flax import nnx
 from jax import lax
 from jax.sharding import Mesh
 
-from pneumojax.config import CLASS_NAMES, Config, ModelConfig
-from pneumojax.data.augment import keep_pneumonia, make_augment, mixup, shrink
-from pneumojax.data.pixels import normalise, scale_pixels
-from pneumojax.losses import as_class_logits, compute_cross_entropy, make_targets
-from pneumojax.models import make_model, split_frozen
-from pneumojax.ops.fusion import compute_unfused
+from pneumojax.config import Config, ModelConfig
+from pneumojax.losses import as_class_logits, compute_cross_entropy
+from pneumojax.models import Network, make_model, split_frozen
 from pneumojax.parallel import compile_chunk
+from pneumojax.preprocessing import gather, make_prepare, make_prepare_features
 from pneumojax.sharding import AXIS, replicated
-from pneumojax.state import TrainState
+from pneumojax.state import StepResult, TrainState
 
 
-def make_graph(config: Config, make: Callable = make_model) -> nnx.GraphDef:
+def make_graph(config: Config, make: Callable[..., Network] = make_model) -> nnx.GraphDef:
     """Makes the network's graph definition, which holds no arrays.
 
     With parallel=shard_map or pmap and batch_norm=global, its batch statistics are averaged over the devices.
@@ -49,20 +48,24 @@ def make_abstract_variables(config: Config) -> dict:
 
 @functools.lru_cache(8)  # A training asks four times, and each call would trace the initialisation of every layer.
 def _make_abstract_model(
-    config: ModelConfig, image_px: int, axis_name: str | None = None, make: Callable = make_model
-) -> nnx.Module:
+    config: ModelConfig, image_px: int, axis_name: str | None = None, make: Callable[..., Network] = make_model
+) -> Network:
     return nnx.eval_shape(lambda: make(config, image_px, jax.random.key(0), axis_name))
 
 
-def init_state(config: Config, tx: optax.GradientTransformation, mesh: Mesh, make: Callable = make_model) -> TrainState:
+def init_state(
+    config: Config, tx: optax.GradientTransformation, mesh: Mesh, make: Callable[..., Network] = make_model
+) -> TrainState:
     """Initialises the state from the config's seed, replicated over the devices; arguments as in `make_graph`."""
     return make_init(config, tx, mesh, make)(jax.random.key(config.train.seed))
 
 
-def make_init(config: Config, tx: optax.GradientTransformation, mesh: Mesh, make: Callable = make_model) -> Callable:
+def make_init(
+    config: Config, tx: optax.GradientTransformation, mesh: Mesh, make: Callable[..., Network] = make_model
+) -> Callable[[jax.Array], TrainState]:
     """Compiles `init(key) -> state`, replicated over the devices; arguments as in `make_graph`."""
 
-    def init(key):
+    def init(key: jax.Array) -> TrainState:
         model = make(config.model, config.data.image_px, key)
         params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
         batch_stats = nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
@@ -92,7 +95,7 @@ def make_train_step(
     class_weights: np.ndarray,
     mapped: bool,
     image_px: int | None = None,
-) -> Callable:
+) -> Callable[..., StepResult]:
     """Makes a training step.
 
     Args:
@@ -110,9 +113,16 @@ def make_train_step(
       `cached_views` images are features [N, K, ...] from `make_extract`. The metrics `loss`, `correct` and `count`
       are float32 sums over the batch.
     """
-    prepare = (_make_prepare_features if config.model.cached_views else _make_prepare)(config, mapped, image_px)
+    prepare = (make_prepare_features if config.model.cached_views else make_prepare)(config, mapped, image_px)
 
-    def compute_loss(params, batch_stats, batch, targets, labels, keys):
+    def compute_loss(
+        params: dict[str, Any],
+        batch_stats: dict[str, Any],
+        batch: jax.Array,
+        targets: jax.Array,
+        labels: jax.Array,
+        keys: jax.Array,
+    ) -> tuple[jax.Array, tuple[dict[str, jax.Array], dict[str, Any]]]:
         model = nnx.merge(graph, params, batch_stats)
         logits = as_class_logits((model.classify if config.model.cached_views else model)(batch, train=True, keys=keys))
         losses = compute_cross_entropy(logits, targets, class_weights)
@@ -122,7 +132,9 @@ def make_train_step(
 
     update = make_update(config, compute_loss, tx, mapped)
 
-    def train_step(state, images, labels, index, key):
+    def train_step(
+        state: TrainState, images: jax.Array, labels: jax.Array, index: jax.Array, key: jax.Array
+    ) -> StepResult:
         labels = gather(labels, index)
         keys = fold_in_positions(key, state.step, len(labels), mapped)
         mixup_keys, augment_keys, dropout_keys = jax.vmap(jax.random.split, (0, None), 1)(keys, 3)
@@ -130,59 +142,6 @@ def make_train_step(
         return update(state, batch, targets, labels, dropout_keys)
 
     return train_step
-
-
-def _make_prepare(config: Config, mapped: bool, image_px: int | None) -> Callable:
-    """Returns `prepare(images, labels, index, mixup_keys, augment_keys) -> (batch, targets)`."""
-    augment, alpha = make_class_augment(config), config.augment.mixup_alpha
-    classes, smoothing = len(CLASS_NAMES[config.model.task]), config.optimizer.label_smoothing
-    shrinks = image_px is not None and image_px < config.data.image_px
-    resize = (lambda images: shrink(images, image_px)) if shrinks else (lambda images: images)
-
-    def prepare(images, labels, index, mixup_keys, augment_keys):
-        batch = resize(scale_pixels(gather(images, index)))
-        targets = make_targets(labels, classes, smoothing)
-        if alpha:
-            batch, targets = mixup(mixup_keys, alpha, (batch, targets), (take_next(batch), take_next(targets)))
-        return normalise(augment(augment_keys, batch, labels), config.data.pixel_scaling), targets
-
-    def take_next(rows):
-        """For each row of the global batch the row after it."""
-        if not mapped:
-            return jnp.roll(rows, -1, axis=0)
-        devices = lax.axis_size(AXIS)
-        first_of_next = lax.ppermute(rows[:1], AXIS, [((d + 1) % devices, d) for d in range(devices)])
-        return jnp.concatenate([rows[1:], first_of_next])
-
-    return prepare
-
-
-def _make_prepare_features(config: Config, mapped: bool, image_px: int | None) -> Callable:
-    """As `_make_prepare`, with a random one of the cached views of each image."""
-    del mapped, image_px
-    views = config.model.cached_views
-    classes, smoothing = len(CLASS_NAMES[config.model.task]), config.optimizer.label_smoothing
-
-    def prepare_features(features, labels, index, mixup_keys, augment_keys):
-        del mixup_keys
-        view = jax.vmap(lambda key: jax.random.randint(key, (), 0, views))(augment_keys)
-        return features[index, view], make_targets(labels, classes, smoothing)
-
-    return prepare_features
-
-
-def make_class_augment(config: Config) -> Callable:
-    """Returns `augment(keys, images, labels)`; with augment_classes=normal, images of pneumonia stay unchanged."""
-    augment = make_augment(config.augment)
-    if config.augment.augment_classes == "normal":
-        return lambda keys, images, labels: keep_pneumonia(images, augment(keys, images), labels)
-    return lambda keys, images, labels: augment(keys, images)
-
-
-def gather(column: jax.Array, index: jax.Array) -> jax.Array:
-    """The rows of a batch: index is [B] row numbers of a resident column, or the [] batch number of a streamed one."""
-    # XLA would fuse each loader's own indexing into the step, and sums would then be rounded in different orders.
-    return compute_unfused(lambda column, index: column[index], column, index)
 
 
 def fold_in_positions(key: jax.Array, step: jax.Array, size: int, mapped: bool) -> jax.Array:
@@ -205,7 +164,7 @@ def make_update(config: Config, compute_loss: Callable, tx: optax.GradientTransf
     """
     frozen, ema_decay = config.model.frozen, config.optimizer.ema_decay
 
-    def update(state, *batch):
+    def update(state: TrainState, *batch: jax.Array) -> StepResult:
         # Frozen arrays are kept out of gradients, updates and means, each of which could change their last bit.
         params, kept_params = split_frozen(state.params, frozen)
         gradient = jax.grad(lambda p: compute_loss(p | kept_params, state.batch_stats, *batch), has_aux=True)
@@ -216,10 +175,11 @@ def make_update(config: Config, compute_loss: Callable, tx: optax.GradientTransf
             metrics = lax.psum(metrics, AXIS)
         updates, opt_state = tx.update(grads, state.opt_state, params)
         params, batch_stats = optax.apply_updates(params, updates) | kept_params, batch_stats | kept_stats
-        ema = average(state.ema, {"params": params, "batch_stats": batch_stats}, state.step) if ema_decay else {}
+        variables = {"params": params, "batch_stats": batch_stats}
+        ema = average(state.ema, variables, state.step, ema_decay) if ema_decay else {}
         return TrainState(state.step + 1, params, batch_stats, opt_state, ema), metrics
 
-    def average(ema, variables, step):
+    def average(ema: dict[str, Any], variables: dict[str, Any], step: jax.Array, ema_decay: float) -> dict[str, Any]:
         # The decay starts low, so that the random initialisation does not stay for 1 / (1 - decay) steps.
         decay = jnp.minimum(ema_decay, (1 + step) / (10 + step))
         # Written so that the average of a constant is bitwise that constant.
@@ -235,7 +195,7 @@ def make_train_chunk(
     class_weights: np.ndarray,
     mesh: Mesh,
     image_px: int | None = None,
-) -> Callable:
+) -> jax.stages.Wrapped:
     """Compiles a chunk of training steps, parallelised over the devices as the config says.
 
     Args:

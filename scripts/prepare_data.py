@@ -10,6 +10,7 @@
 import os
 import signal
 import sys
+from types import FrameType
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
@@ -51,9 +52,7 @@ def main() -> None:
         if problems:
             sys.exit("\n".join(f"prepare_data.py: {problem}" for problem in problems))
         metadata = kermany_pneumonia.read_metadata(directory)
-        print(
-            f"{directory} is as its metadata say: {count_images(metadata)} images were read, and no byte has changed."
-        )
+        print(f"{directory} matches its metadata: {count_images(metadata)} images were read, and no byte has changed.")
     else:
         was_there = directory.exists() and not _OVERWRITE.value
         kermany_pneumonia.prepare(
@@ -66,7 +65,7 @@ def main() -> None:
 
 
 def count_images(metadata: dict[str, Any]) -> int:
-    """Number of images in all splits of a data set, given its metadata."""
+    """Returns the number of images in all splits of a data set, given its metadata."""
     return sum(sum(counts.values()) for counts in metadata["counts"].values())
 
 
@@ -104,19 +103,19 @@ def format_table(metadata: dict[str, Any]) -> str:
 
 
 def next_command() -> str:
-    """The command that trains on the prepared data set."""
+    """Returns the command that trains on the prepared data set."""
     preset = " --flagfile=experiments/presets/resnet.flags --workdir=DIR" if _DATASET.value == "kermany" else ""
     data_dir = f" --data_dir={_DATA_DIR.value}" if _DATA_DIR.value else ""
     return f"scripts/run experiments/train.py --dataset={_DATASET.value}{preset}{data_dir}"
 
 
 def run(argv: list[str]) -> None:
-    """Runs main. An error that a user can fix ends in one sentence, and a signal leaves nothing unfinished behind."""
+    """Runs main. An error that the user can correct is printed as one sentence. A signal leaves no unfinished files."""
     if len(argv) > 1:
         _exit_wrong_flag(f"Unexpected argument {argv[1]}; every option is a flag.")
     logging.set_verbosity(logging.WARNING)  # TFDS logs every step.
 
-    def stop(signum: int, _) -> None:
+    def stop(signum: int, _: FrameType | None) -> None:
         raise KeyboardInterrupt(signum)
 
     signal.signal(signal.SIGTERM, stop)

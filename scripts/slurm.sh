@@ -16,9 +16,10 @@
 #
 # Options before the script's name replace those above: sbatch --nodes=1 --ntasks-per-node=2 --gpus-per-node=2 ...
 #
-# Submit it from the project's folder, which all hosts share, as they share data and workdir; make the environment
-# before: scripts/run pip install 'jax[cuda13]'. The batch is spread over all GPUs. Two minutes before its time is over
-# the run saves and ends; submitted again, or queued again by Slurm, it goes on, on as many GPUs as it then has.
+# Submit it from the project's folder. All hosts must share this folder, the data and the workdir. Make the environment
+# first: scripts/run pip install 'jax[cuda13]'. The batch is sharded over all GPUs. Two minutes before its time limit, the
+# run saves a checkpoint and ends. If the job is submitted again, or requeued by Slurm, it resumes on the GPUs that it
+# then has.
 set -eu
 
 if [ -z "${SLURM_JOB_ID:-}" ]; then
@@ -37,5 +38,5 @@ cd "$SLURM_SUBMIT_DIR"
   echo "slurm.sh: $SLURM_SUBMIT_DIR is not the project's folder. Submit from there: sbatch scripts/slurm.sh ..." >&2
   exit 1
 }
-# JAX finds the processes through Slurm's variables. One that dies takes the others along.
+# JAX finds the processes through Slurm's variables. If a process dies, srun ends the others.
 exec srun --kill-on-bad-exit=1 scripts/run experiments/train.py --multihost --loader=stream "$@"

@@ -1,18 +1,18 @@
 #!/bin/sh
-# Trains on a Cloud TPU, on all hosts of its slice, and fetches what was trained.
+# Trains on all hosts of a Cloud TPU slice, and fetches the run.
 #
-#   scripts/tpu_vm.sh [options] create                   ask for a TPU
-#   scripts/tpu_vm.sh [options] install                  copy the last commit to every host; make its environment
+#   scripts/tpu_vm.sh [options] create                   create a TPU
+#   scripts/tpu_vm.sh [options] install                  copy the last commit to every host and make its environment
 #   scripts/tpu_vm.sh [options] run COMMAND ...          run a command on every host at once
 #   scripts/tpu_vm.sh [options] fetch RUN [FOLDER]       copy a run from host 0 here (into runs/)
-#   scripts/tpu_vm.sh [options] delete                   give the TPU back; what was not fetched is lost
+#   scripts/tpu_vm.sh [options] delete                   delete the TPU; files that were not fetched are lost
 #
 #   --name=pneumojax          name of the TPU
-#   --zone=ZONE               zone; not given: gcloud's own
-#   --type=v5litepod-8        accelerator type; v5litepod-16 and more have several hosts
-#   --version=v2-alpha-tpuv5-lite    its software version
-#   --spot                    cheaper, and may be taken away at any time: the same run command goes on afterwards
-#   --dry_run                 print the commands, run nothing
+#   --zone=ZONE               zone (default: that of gcloud's configuration)
+#   --type=v5litepod-8        accelerator type; v5litepod-16 and larger types have several hosts
+#   --version=v2-alpha-tpuv5-lite    software version of the TPU
+#   --spot                    cheaper, but it can be stopped at any time; the same run command resumes the training
+#   --dry_run                 print the commands without running them
 #
 # For example, with the data set prepared on a bucket or disk that all hosts mount at /mnt/shared:
 #
@@ -21,8 +21,9 @@
 #     --data_dir=/mnt/shared/data --workdir=/mnt/shared/runs/tpu
 #   scripts/tpu_vm.sh fetch /mnt/shared/runs/tpu && scripts/tpu_vm.sh delete
 #
-# A slice of one host needs neither --multihost nor a shared folder. A command ends with the connection to its hosts;
-# training then goes on from its last checkpoint with the same command. Needs gcloud, logged in, with a project set.
+# A slice with one host needs neither --multihost nor a shared folder. A command ends if the connection to its hosts
+# breaks. The same command then resumes the training from its last checkpoint. This script needs gcloud, logged in and
+# with a project.
 set -eu
 
 root=$(CDPATH= cd -- "$(dirname -- "$0")/.." && pwd)
@@ -37,7 +38,7 @@ usage() {
   sed -n '2,/^set -eu/{/^set -eu/d;s/^# \{0,1\}//;p;}' "$0"
 }
 
-# A word as a shell reads it back.
+# Prints a word, quoted for a shell.
 quote() {
   case $1 in
     '' | *[!A-Za-z0-9_./:=,@%+-]*) printf "'%s'" "$(printf %s "$1" | sed "s/'/'\\\\''/g")" ;;
@@ -109,7 +110,7 @@ case $action in
     do_or_tell git -C "$root" archive --format=tar.gz --prefix=pneumojax/ "--output=$archive" HEAD
     tpu scp "$archive" "$name:pneumojax.tar.gz" --worker=all
     on_every_host 'tar -xzf pneumojax.tar.gz'
-    # With uv, which brings a Python: the hosts' own is 3.10.
+    # uv also installs a Python, because that of the hosts is 3.10, which is too old.
     on_every_host 'python3 -m pip install --user --quiet uv'
     on_every_host 'cd pneumojax && PATH=$HOME/.local/bin:$PATH && scripts/run python --version && uv pip install --python .venv/bin/python "jax[tpu]"'
     ;;

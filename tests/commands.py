@@ -1,4 +1,4 @@
-"""The commands that the tests of faults disturb: how each is started, and what its result is."""
+"""The commands that the fault tests interrupt: how each is started, and how its result is read."""
 
 import contextlib
 import csv
@@ -22,19 +22,19 @@ from tfds_builder import kermany_pneumonia
 TINY = ("--image_px=32", "--cnn_widths=4,8", "--batch_size=16", "--chunk_steps=2", "--epochs=3")
 SPACE = "[learning_rate]\nlow = 1e-4\nhigh = 1e-2\nlog = true\n"
 
-# Entries of JSON files and columns of tables that no two equal commands share.
+# Entries of JSON files and columns of tables that differ between two runs of the same command.
 TIMES = {"created", "date", "seconds", "images_per_second"}
 
-# The search takes over a trial when its process has shown no sign of life for this time.
+# A search resumes a trial after its process has sent no heartbeat for this time.
 GRACE_SECONDS = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """A command that is disturbed.
+    """A command that the tests interrupt.
 
     Attributes:
-      script: its path in the project.
+      script: path of the script in the project.
       arguments: `arguments(folder) -> list of flags`. The data set is in folder / "data", the rest in folder / "run".
       prepared: whether the data set exists before.
       trained: whether a finished run exists before.
@@ -94,7 +94,7 @@ def make_folder(command: Command, folder: pathlib.Path, data_dir: pathlib.Path, 
 
 
 def start(processes, command: Command, folder: pathlib.Path, number: int = 0):
-    """Starts a command in a process group of its own.
+    """Starts a command in its own process group.
 
     Args:
       processes: the fixture.
@@ -112,7 +112,7 @@ def start(processes, command: Command, folder: pathlib.Path, number: int = 0):
 
 
 def _name_printed(folder: pathlib.Path, number: int, what: str) -> pathlib.Path:
-    """The file that a command prints to. It is not on the same small disk as the folder, which may be full."""
+    """Returns the file to which a command prints. It is on another disk than the folder, whose disk may be full."""
     parent = folder.parent.parent if os.path.ismount(folder.parent) else folder.parent
     return parent / f"{folder.name}_{number}.{what}"
 
@@ -126,12 +126,12 @@ def _run(script, arguments, printed):
 
 
 def read_errors(folder: pathlib.Path, number: int = 0) -> str:
-    """Reads what a command printed to standard error."""
+    """Reads the standard error of a command."""
     return _name_printed(folder, number, "stderr").read_text()
 
 
 def kill(process) -> bool:
-    """Kills a process and all that it started. Returns whether it was still running."""
+    """Kills a process and its children. Returns whether it was still running."""
     was_running = process.is_alive()
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
@@ -141,7 +141,7 @@ def kill(process) -> bool:
 
 
 def finish(process, timeout: float = 300) -> float:
-    """Waits for a process and returns the seconds that it took from now."""
+    """Waits for a process and returns the seconds of waiting."""
     started = time.perf_counter()
     process.join(timeout)
     if process.is_alive():
@@ -151,9 +151,9 @@ def finish(process, timeout: float = 300) -> float:
 
 
 def read_result(folder: pathlib.Path) -> dict[str, object]:
-    """Reads all that a command left: {path: content}, without times and speeds.
+    """Reads all files of a command as {path: content}, without times and speeds.
 
-    Of pictures, pages and databases only the names are compared. Of a checkpoint, all arrays.
+    Pictures, pages and databases are compared by name only. Checkpoints are compared by all of their arrays.
     """
     result = {}
     for path in sorted(folder.rglob("*")):
@@ -190,7 +190,7 @@ def _drop_times(content):
 
 
 def find_differences(result: dict, expected: dict) -> list[str]:
-    """Names the files that one of two results lacks, and those that differ."""
+    """Lists the files that only one of two results has, and those that differ."""
     differences = [f"stray: {name}" for name in result.keys() - expected.keys()]
     differences += [f"missing: {name}" for name in expected.keys() - result.keys()]
     differences += [f"different: {name}" for name in result.keys() & expected.keys() if result[name] != expected[name]]

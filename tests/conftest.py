@@ -1,4 +1,4 @@
-"""Eight simulated devices for all tests: set before JAX makes its first array."""
+"""Fixtures of all tests, and their eight simulated devices, which are set before JAX makes its first array."""
 
 import atexit
 import contextlib
@@ -10,21 +10,21 @@ import shutil
 import signal
 import tempfile
 
-# What one test compiled, neither the next one nor a process that it starts compiles again, nor another worker.
+# All tests, their processes and all workers share a compilation cache, so that each program is compiled once.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="pneumojax-compiled-")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
-# Nearly all the time goes into compiling; what is compiled runs for milliseconds. Without the emitters of fusions,
-# which go through MLIR, a chunk of training compiles in half the time; jax 0.12 knows no such flag and would abort.
+# Nearly all time is spent on compilation; the programs run for milliseconds. Without XLA's fusion emitters, which use
+# MLIR, a chunk of training compiles in half the time. jax 0.12 does not know this flag and would abort.
 OLD_EMITTERS = importlib.metadata.version("jax") < "0.11"
 FAST_TO_COMPILE = "--xla_backend_optimization_level=0" + " --xla_cpu_use_fusion_emitters=false" * OLD_EMITTERS
 if FAST_TO_COMPILE not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FAST_TO_COMPILE}"
 
-# A shell that starts the tests in the background has them ignore Ctrl-C, and all that they start.
+# If a shell starts the tests in the background, they and their processes ignore Ctrl-C by default.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jax  # noqa: E402
@@ -35,8 +35,8 @@ jax.config.update("jax_num_cpu_devices", 8)
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory, worker_id):
-    """A data folder with a small phantom set, prepared the real way, by the first worker for all."""
-    pytest.importorskip("tensorflow_datasets")  # An environment for GPU benchmarks alone has none.
+    """A data folder with a small phantom set. The first worker prepares it for all workers."""
+    pytest.importorskip("tensorflow_datasets")  # An environment that is only for GPU benchmarks does not have TFDS.
     from tfds_builder import kermany_pneumonia
 
     shared = tmp_path_factory.getbasetemp()
@@ -47,9 +47,9 @@ def data_dir(tmp_path_factory, worker_id):
 
 @pytest.fixture(scope="session")
 def make_config(data_dir):
-    """`make_config(**fields)`: a run on that set which trains in a second, with random numbers and a moving average.
+    """`make_config(**fields)`: the config of a run that trains in a second, with random steps and a moving average.
 
-    Of all that draws, what compiles in no time: test_steps.py tries the rest.
+    It uses the random operations that compile fast. test_steps.py tests the others.
     """
     from pneumojax.config import config_from_dict
 
@@ -60,7 +60,7 @@ def make_config(data_dir):
 
 @pytest.fixture(scope="session", autouse=True)
 def draw_pictures():
-    """`with draw_pictures():` draws them. Elsewhere each is one white pixel: they take most of an evaluation's time."""
+    """`with draw_pictures():` draws figures. Elsewhere each is one white pixel, because they take most of the time."""
     from matplotlib.figure import Figure
     from PIL import Image
 
@@ -78,7 +78,7 @@ def draw_pictures():
 
 @pytest.fixture(scope="session")
 def compile_as_users_do():
-    """`with compile_as_users_do():` for tests of bitwise equality, which depends on how XLA optimises."""
+    """`with compile_as_users_do():` compiles with XLA's usual flags, on which bitwise equality depends."""
 
     @contextlib.contextmanager
     def use():
@@ -94,7 +94,7 @@ def compile_as_users_do():
 
 @pytest.fixture(scope="session")
 def processes():
-    """Starts processes of their own, with other devices, in half a second: one server has done the imports for them."""
+    """Starts processes with other devices in half a second. They are forked from a server that has done the imports."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["pneumojax.training.fit", "pneumojax.evaluation.evaluate"])
     return context

@@ -1,4 +1,4 @@
-"""Scripts as a user runs them, each in a process of its own, but forked from one that has done the imports."""
+"""Runs scripts in processes that are forked from a server that has done the imports."""
 
 import os
 import pathlib
@@ -12,16 +12,16 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 def run_script(processes, folder, script, *arguments, devices=1, timeout=100, **environment):
-    """What `subprocess.run` returns of a script.
+    """Runs a script and returns the result of `subprocess.run`.
 
     Args:
       processes: the fixture.
-      folder: where what the script prints is kept.
-      script: its path in the project.
-      *arguments: its command line.
-      devices: how many the script sees.
-      timeout: in seconds.
-      **environment: variables.
+      folder: folder for the output of the script.
+      script: path of the script in the project.
+      *arguments: the arguments of the command line.
+      devices: number of devices for the script.
+      timeout: limit in seconds.
+      **environment: additional environment variables.
     """
     printed = folder / "stdout", folder / "stderr"
     arguments = [os.fspath(argument) for argument in arguments]

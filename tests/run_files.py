@@ -1,4 +1,4 @@
-"""What two trainings left in their workdirs, compared; and a training that is stopped at a step."""
+"""Compares the workdirs of two trainings, and stops a training at a step."""
 
 import json
 import os
@@ -11,19 +11,19 @@ from pneumojax import checkpoint
 
 
 def read_rows(workdir):
-    """metrics.jsonl without the speeds, which no two runs share."""
+    """Reads metrics.jsonl without the speeds, which differ between runs."""
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in row.items() if not name.startswith("perf/")} for row in rows]
 
 
 def load_latest(workdir):
-    """All arrays of the latest checkpoint."""
+    """Reads all arrays of the latest checkpoint."""
     with checkpoint.open_checkpoints(workdir, read_only=True) as checkpoints:
         return checkpoint._load_arrays(checkpoints, checkpoints.latest_step())
 
 
 def assert_same_run(ours, theirs):
-    """Bitwise the same state, rows and threshold."""
+    """Asserts that two runs have bitwise equal state, rows and threshold."""
     left, right = (jax.tree_util.tree_leaves_with_path(load_latest(workdir)) for workdir in (ours, theirs))
     assert [path for path, _ in left] == [path for path, _ in right]
     for (path, mine), (_, other) in zip(left, right, strict=True):
@@ -38,7 +38,7 @@ def list_files(workdir):
 
 
 def stop_at(step, number=signal.SIGTERM):
-    """A report that sends this process a signal when the row of `step` is written, once."""
+    """Makes a report that sends this process a signal once, when the row of `step` is written."""
     sent = []
 
     def report(row, total_steps):

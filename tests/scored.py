@@ -1,4 +1,4 @@
-"""Splits that a simulated classifier scored, in memory and as the files of an evaluation."""
+"""Makes splits with scores of a simulated classifier, in memory and as the files of an evaluation."""
 
 import json
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def make_split(images, classes, seed=0, step=None):
-    """Labels, probabilities and one patient for each image; step rounds the logits, so that scores tie."""
+    """Makes labels, probabilities and a patient for each image. `step` rounds the logits, so that scores tie."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(classes, size=images)
     logits = rng.normal(size=(images, classes)) + 1.2 * np.eye(classes)[labels]
@@ -17,7 +17,7 @@ def make_split(images, classes, seed=0, step=None):
 
 
 def make_pair(images, seed=0, step=None):
-    """Labels and the scores of two classifiers that see the same images, the first one better; step makes ties."""
+    """Makes labels and the scores of two classifiers for the same images; the first is better. `step` makes ties."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(2, size=images)
     common = rng.normal(size=images)
@@ -28,7 +28,7 @@ def make_pair(images, seed=0, step=None):
 
 
 def write_evaluation(workdir, labels, scores, threshold=0.5, **changes):
-    """What experiments/evaluate.py writes, as far as it is read again."""
+    """Writes the files of experiments/evaluate.py that are read again."""
     rows = {f"image{i}.jpeg": [f"person{i // 2}", "PNEUMONIA" if label else "NORMAL"] for i, label in enumerate(labels)}
     rows |= changes.get("rows", {})
     lines = ["filename,patient_id,label,probability_NORMAL,probability_PNEUMONIA,score"]

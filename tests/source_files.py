@@ -1,4 +1,4 @@
-"""Sources of images, and prepared data sets, as files."""
+"""Writes sources of images and prepared data sets."""
 
 import pathlib
 import zipfile

@@ -1,4 +1,4 @@
-"""A training on a GPU or TPU. The other tests run on simulated CPU devices."""
+"""Tests a training on a GPU or TPU. The other tests run on simulated CPU devices."""
 
 import jax
 import numpy as np

@@ -21,7 +21,7 @@ MAIN_PATH = (
 
 
 def find_public(path):
-    """(name, node) of the public functions, classes and methods of a file."""
+    """Yields (name, node) for the public functions, classes and methods of a file."""
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, (*FUNCTIONS, ast.ClassDef)) and not node.name.startswith("_"):
             yield node.name, node
@@ -46,7 +46,7 @@ def test_imports_keep_to_the_contracts():
 
 
 def import_alone(module):
-    """Names of the modules that are loaded after importing one in a fresh process."""
+    """Returns the names of all modules that are loaded by importing one module in a new process."""
     program = f"import sys, {module}; print(*{{name.split('.')[0] for name in sys.modules}})"
     return set(subprocess.check_output([sys.executable, "-c", program], text=True, cwd=ROOT).split())
 
@@ -78,11 +78,8 @@ def test_a_training_imports_few_lines_of_this_repository():
     )
     output = subprocess.check_output([sys.executable, "-c", program], text=True, cwd=ROOT)
     folders = [ROOT / name for name in ("pneumojax", "tfds_builder", "experiments")]
-    ours = [
-        path
-        for path in map(pathlib.Path, output.splitlines())
-        if any(path.is_relative_to(folder) for folder in folders)
-    ]
+    paths = map(pathlib.Path, output.splitlines())
+    ours = [path for path in paths if any(path.is_relative_to(folder) for folder in folders)]
     assert ROOT / "pneumojax" / "steps.py" in ours
     assert sum(map(count_lines, ours)) < 5000
 
@@ -100,7 +97,7 @@ def test_modules_and_functions_are_short(folder):
 def test_every_module_and_everything_public_has_a_docstring(path):
     assert ast.get_docstring(ast.parse(path.read_text()))
     bare = [name for name, node in find_public(path) if not ast.get_docstring(node)]
-    # A config group is told by its fields.
+    # A config group is described by its fields.
     assert [name for name in bare if not name.endswith("Config")] == []
 
 

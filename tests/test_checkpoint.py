@@ -1,4 +1,4 @@
-"""Checkpoints: what is kept, what opens where, and what is refused."""
+"""Tests of checkpoints: which are kept, where they can be opened, and which raise errors."""
 
 import dataclasses
 import functools
@@ -17,7 +17,7 @@ from pneumojax.optimizer import make_optimizer
 from pneumojax.sharding import AXIS, put, replicated
 
 FIELDS = {"image_px": 32, "cnn_widths": (4, 8), "ema_decay": 0.9, "batch_size": 16}
-FIELDS |= {"rotate_degrees": 0.0, "shift": 0.0, "zoom": 0.0}  # They would compile longest.
+FIELDS |= {"rotate_degrees": 0.0, "shift": 0.0, "zoom": 0.0}  # Their compilation would take longest.
 RUN = {
     "config": config_to_dict(config_from_dict(FIELDS)),
     "class_names": ["NORMAL", "PNEUMONIA"],
@@ -61,7 +61,7 @@ def assert_equal(ours, theirs):
     [
         ([0.5, 0.9, 0.7, 0.6], [20, 40], 20),
         ([0.5, 0.6, 0.7], [30], 30),
-        ([0.9, 0.9, 0.8], [20, 30], 20),  # of equals the later
+        ([0.9, 0.9, 0.8], [20, 30], 20),  # the later of two equal ones
         ([0.9, None, None], [10, 30], 10),  # saved between validations
         ([None, None], [20], None),
     ],
@@ -96,7 +96,7 @@ def test_a_state_comes_back_bitwise_on_other_devices(tmp_path, fields, saved_on,
 
 
 def open_on_one_device(workdir):
-    """Runs in a process of one device."""
+    """Runs in a process with one device."""
     assert jax.device_count() == 1
     _, variables, _ = checkpoint.load_run(pathlib.Path(workdir), "best")
     np.savez(pathlib.Path(workdir) / "opened.npz", *jax.tree.leaves(variables))
@@ -119,7 +119,7 @@ def test_a_process_of_one_device_opens_what_eight_saved_and_the_other_way_round(
 
 @pytest.mark.parametrize("devices", [1, 8])
 def test_saving_beside_training_does_not_see_the_donated_memory(tmp_path, devices):
-    # Large enough that writing takes longer than the steps that take the memory over.
+    # Large enough that writing takes longer than the steps that reuse the memory.
     config = config_from_dict(FIELDS | {"model": "mlp", "mlp_widths": (1024, 512), "chunk_steps": 1})
     mesh = make_mesh(devices)
     tx = make_optimizer(config.optimizer, 100)
@@ -152,7 +152,7 @@ def damage(path, how):
         path.write_bytes(content)
 
 
-# What Orbax keeps for itself and never reads on opening.
+# Files of Orbax that are not read when a checkpoint is opened.
 UNREAD = ("commit_success.txt", "_CHECKPOINT_METADATA")
 
 
@@ -199,9 +199,9 @@ def test_a_checkpoint_that_training_removes_while_it_is_read_is_replaced_by_the_
 
 def test_a_checkpoint_of_another_network_is_refused_with_the_first_name_that_differs(tmp_path):
     save(tmp_path, [init_state()], [0.5])
-    with pytest.raises(UserError, match=r"checkpoints/10.*norm2/mean has shape \(8,\), the run's network \(16,\)"):
+    with pytest.raises(UserError, match=r"checkpoints/10.*norm2/mean has shape \(8,\), the network needs \(16,\)"):
         restore(tmp_path, init_state(cnn_widths=(4, 16)), 1)
-    with pytest.raises(UserError, match="batch_stats/norm1/mean has shape .*, the run's network None"):
+    with pytest.raises(UserError, match="batch_stats/norm1/mean has shape .*, the network needs None"):
         restore(tmp_path, init_state(model="mlp", mlp_widths=(4,)), 1)
 
 

@@ -63,7 +63,7 @@ def test_a_value_on_an_inclusive_limit_is_taken(field):
     values = [field.metadata[name] for name in ("at_least", "at_most") if field.metadata[name] is not None]
     for value in [*values, *(field.metadata["choices"] or ())]:
         given = [value] if isinstance(field.default, tuple) else value
-        # batch_norm=local does not go with the default of parallel, nor progressive_px=16 with that of image_px.
+        # batch_norm=local contradicts the default of parallel, and progressive_px=16 that of image_px.
         config = config_to_dict(config_from_dict({"parallel": "shard_map", "image_px": 16, field.name: given}))
         assert config[field.name] == given
 

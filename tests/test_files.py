@@ -173,7 +173,7 @@ def test_a_killed_writer_leaves_the_old_folder_or_the_new_one(tmp_path):
         if process.exitcode == 0:
             break
     assert step > 10 and seen[0] == old and seen[-1] == new
-    # The one moment without a folder is between the two renames.
+    # The folder is missing only between the two renames.
     assert [one for one in seen if one not in (old, new)] == [None]
 
 

@@ -1,4 +1,4 @@
-"""Frozen stages and the backbone's learning rate."""
+"""Tests of frozen stages and of the backbone's learning rate."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from pneumojax.steps import init_state, make_graph, make_key, make_train_chunk
 
 
 def train(config, steps=3):
-    """The states before and after some steps, as numpy."""
+    """Returns the states before and after some steps, as numpy arrays."""
     mesh = make_mesh()
     data = load_split(config.data, "train")
     graph, tx = make_graph(config), make_optimizer(config.optimizer, 10)
@@ -35,7 +35,7 @@ def train(config, steps=3):
     ("fields", "frozen"),
     [
         ({"model": "cnn", "parallel": "shard_map"}, ("conv1", "norm1")),
-        ({"model": "resnet18", "resnet_width": 2}, ("stem", "stage1", "stage3")),
+        pytest.param({"model": "resnet18", "resnet_width": 2}, ("stem", "stage1", "stage3"), marks=pytest.mark.slow),
         pytest.param(
             {"model": "vgg16", "vgg_width": 2, "vgg_dense_widths": []},
             ("stage1", "stage2", "stage3", "stage4", "stage5"),
@@ -54,7 +54,7 @@ def test_frozen_stages_stay_bitwise_the_same_and_the_others_train(make_config, f
             for old, new in zip(*map(jax.tree.leaves, (leaves, trained_after[layer])), strict=True):
                 assert (old != new).any(), f"{name} of {layer} did not train"
     assert {layer.split("_")[0] for layer in split_frozen(before.params, frozen)[1]} == set(frozen)
-    # Nor does the optimizer hold anything of theirs.
+    # The optimizer has no state for them.
     paths = " ".join(jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(after.opt_state))
     assert "head" in paths
     assert not [layer for layer in split_frozen(before.params, frozen)[1] if f"'{layer}'" in paths]

@@ -77,7 +77,7 @@ def test_balanced_class_weights_are_scikit_learns_and_their_mean_over_the_images
 
 
 def test_a_class_without_images_weighs_1():
-    # Smoothed labels give it a share: a weight as large as the split would drown the others.
+    # Label smoothing gives this class a share, so a weight as large as the split would dominate the others.
     labels = np.array([0, 1, 1, 1])
     weights = compute_class_weights(labels, "three_class", "balanced")
     np.testing.assert_allclose(weights, [2, 2 / 3, 1], rtol=1e-6)
@@ -85,7 +85,7 @@ def test_a_class_without_images_weighs_1():
 
 
 def test_the_contrastive_loss_is_its_definition():
-    """In float64, one view after the other."""
+    """Computes the loss in float64, in a loop over the views."""
     embeddings = np.random.default_rng(0).normal(size=(6, 2, 5))
     losses, correct = compute_contrastive(np.float32(embeddings))
     views = embeddings.reshape(12, 5)

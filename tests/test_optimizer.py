@@ -43,7 +43,7 @@ def test_only_kernels_decay(optimizer):
         "linear": {"kernel": jnp.ones((2, 1)), "bias": jnp.ones(1)},
     }
     updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
-    # With no gradient a kernel shrinks by learning rate times decay; Nesterov counts the first step 1 + momentum times.
+    # Without a gradient, a kernel shrinks by learning rate * decay. Nesterov's first step has a factor of 1 + momentum.
     shrinkage = -0.1 * 0.5 * (1.9 if optimizer == "sgd" else 1)
     np.testing.assert_allclose(updates["conv"]["kernel"], shrinkage, rtol=1e-5)
     np.testing.assert_allclose(updates["linear"]["kernel"], shrinkage, rtol=1e-5)
@@ -58,7 +58,7 @@ def test_the_optimizer_follows_the_schedule(optimizer):
     params = {"bias": jnp.ones(1)}
     state = tx.init(params)
     for step in range(8):
-        # Under a constant gradient of 1 both take steps of the learning rate.
+        # With a constant gradient of 1, both take steps with the size of the learning rate.
         updates, state = tx.update({"bias": jnp.ones(1)}, state, params)
         np.testing.assert_allclose(-updates["bias"][0], schedule(step), rtol=1e-4, atol=1e-7)
 
@@ -90,7 +90,7 @@ def test_muon_is_optax_s_for_hidden_kernels_and_adamw_for_the_rest():
             np.testing.assert_allclose(our_updates[name]["kernel"], their_updates[name]["kernel"], rtol=1e-4, atol=1e-6)
     update = our_updates["conv1"]["kernel"].reshape(36, 8)
     sizes = np.linalg.svd(update, compute_uv=False) / (0.2 * 6 * make_schedule(config, 8)(2))
-    assert 0.6 < sizes.min() < sizes.max() < 1.3  # Newton and Schulz's five steps stop short of 1.
+    assert 0.6 < sizes.min() < sizes.max() < 1.3  # Five Newton-Schulz steps give values near 1.
 
 
 def test_muon_treats_all_but_hidden_kernels_as_adamw_does():

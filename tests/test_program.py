@@ -1,6 +1,6 @@
-"""The programs themselves: what passes between devices and to the host, and what an accelerator would get.
+"""Tests of the compiled programs: communication between devices and with the host, and operations for accelerators.
 
-JAX writes a program for a platform that is not there too, as far as StableHLO: before XLA optimises it.
+JAX can lower a program to StableHLO, before XLA's optimisations, for a platform that the machine does not have.
 """
 
 import re
@@ -18,17 +18,17 @@ from pneumojax.inference import make_predict
 from pneumojax.optimizer import make_optimizer
 from pneumojax.sharding import put
 
-# What would wait for the host, or gather what each device has a part of.
+# Operations that would wait for the host, or gather sharded arrays.
 LEAVING = ("infeed", "outfeed", "callback", " send(", " recv(", "all-gather(", "all-to-all(")
 
 
 def count_all_reduces(parallel, batch_norm, norms):
-    """How many sums over devices a step of the small CNN with so many normalisations takes."""
+    """Returns the number of sums over devices in a step of the small CNN with this number of normalisations."""
     if batch_norm == "local":
-        return 2  # Gradients and running statistics go together, the metrics apart.
+        return 2  # Gradients and running statistics are summed together, the metrics separately.
     if parallel == "jit":
-        # Each normalisation has one forward and one backward. The last of these takes with it all that is ready by
-        # then, which is everything but the gradient of the first kernel.
+        # Each normalisation has a sum in the forward and one in the backward pass. The last of these is combined with
+        # everything that is ready by then, which is all but the gradient of the first kernel.
         return 2 * norms + 1
     return 2 * norms + 2
 
@@ -55,12 +55,12 @@ def test_a_chunk_stays_on_the_devices_takes_over_its_state_and_adds_up_no_more_t
 
 
 def find_taken_over(text):
-    """Numbers of the arguments whose memory the results take."""
+    """Returns the indices of the donated arguments."""
     return {int(number) for number in re.findall(r"\{\d*\}: \((\d+), \{\}, \w+-alias\)", text.splitlines()[0])}
 
 
 def write_program(monkeypatch, platform, **fields):
-    """(StableHLO of a chunk of training for that platform, its state as shapes, its results as shapes)."""
+    """Returns (StableHLO of a training chunk for a platform, shapes of its state, shapes of its results)."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     config = config_from_dict(PLAIN | RANDOM | {"vgg_width": 4, "vgg_dense_widths": ()} | fields)
     mesh, tx, kind = make_mesh(1), make_optimizer(config.optimizer, 10), jax.ShapeDtypeStruct
@@ -73,7 +73,7 @@ def write_program(monkeypatch, platform, **fields):
 
 
 def find_shapes(text, operation):
-    """Operands and result of each such operation, as lists like ["16x32x32x1xbf16", ...]."""
+    """Lists the types of operands and result of each operation of a kind, such as ["16x32x32x1xbf16", ...]."""
     lines = [line for line in text.splitlines() if re.search(rf"stablehlo\.{operation}\b", line) and " -> " in line]
     return [re.findall(r"tensor<([^>]*)>", line[line.rindex(" : ") :]) for line in lines]
 
@@ -88,16 +88,16 @@ def test_an_accelerator_gets_plain_convolutions_in_the_compute_type_and_the_rest
     text, state, (new_state, sums) = write_program(monkeypatch, platform, model=model, dtype="bfloat16")
     kernels = [leaf.shape for leaf in jax.tree.leaves(state.params) if leaf.ndim == 4]
     convolutions = find_shapes(text, "convolution")
-    # One forward and two gradients each; nobody needs that of the images.
+    # Each convolution has one forward and two gradients, but the gradient of the input images is not needed.
     assert len(convolutions) == 3 * len(kernels) - 1
     assert {shape.split("x")[-1] for shapes in convolutions for shape in shapes} == {"bf16"}
-    # Images lie as they are, through the gradients too.
+    # The layout of the images does not change, also in the gradients.
     assert not [shapes for shapes in find_shapes(text, "transpose") if shapes[0].count("x") >= 4]
-    # XLA's own pooling, and none of the algorithms for CPUs.
+    # Pooling is XLA's own, without the algorithms for CPUs.
     assert text.count('"stablehlo.reduce_window"') == text.count('"stablehlo.select_and_scatter"') == pools
     assert "optimization_barrier" not in text
     assert "callback" not in text and not [word for word in ("infeed", "outfeed", ".send", ".recv") if word in text]
-    # What needs float32 has it: sums over positions or images, powers, roots, logarithms, the state, the sums.
+    # These are in float32: sums over positions or images, powers, roots, logarithms, the state and the metric sums.
     for operation in ("exponential", "log", "log_plus_one", "rsqrt", "sqrt", "power"):
         assert not [line for line in text.splitlines() if f"stablehlo.{operation} " in line and "bf16" in line]
     added = [line for line in text.splitlines() if "stablehlo.reduce(" in line and "applies stablehlo.add" in line]
@@ -122,7 +122,7 @@ def test_all_geometry_takes_one_resampling(names):
     config = AugmentConfig(**dict.fromkeys(GEOMETRY, 0.0) | {"crop_min_area": 1.0} | {n: GEOMETRY[n] for n in names})
     keys = jax.random.split(jax.random.key(0), 4)
     text = jax.jit(make_augment(config)).lower(keys, jnp.zeros((4, 16, 16))).as_text()
-    # Each pixel comes from its four neighbours, once.
+    # Each pixel is interpolated from its four neighbours once.
     assert [shapes[-1] for shapes in find_shapes(text, "gather")] == ["4x16x16xf32"] * 4
 
 

@@ -1,8 +1,9 @@
-"""The compiled step of several replicas: each trains as the run it stands for, on any number of devices.
+"""Tests of the compiled step of several replicas: each equals the single run with its config, on any devices.
 
-On CPU, where replicas are computed one after the other, a replica is bitwise its run if they differ by seed, learning
-rate and weight decay. A swept label smoothing or augmentation strength is a variable in the program, in place of a
-constant, and rounds differently. On other devices replicas are computed side by side, in another order of summation.
+On CPU, replicas are computed one after another. There, a replica is bitwise equal to its single run if replicas differ
+in seed, learning rate and weight decay. A swept label smoothing or augmentation strength is a variable instead of a
+constant in the program, and is rounded differently. On other devices, replicas are vmapped, which changes the order of
+summation.
 """
 
 import dataclasses
@@ -42,7 +43,7 @@ def sweep(tmp_path_factory):
 
 
 def train_replicas(devices, config, num_steps=3):
-    """(state, metrics) of all replicas after one chunk, as numpy arrays. Replica r sees batches of its own."""
+    """Returns (state, metrics) of all replicas after one chunk, as numpy arrays. Each replica has its own batches."""
     mesh, plans = make_mesh(devices), plan_replicas(config)
     graph, tx = steps.make_graph(config), make_optimizer(config.optimizer, 200)
     chunk = replica_steps.make_replicas_chunk(config, graph, 200, CLASS_WEIGHTS, mesh)
@@ -61,7 +62,7 @@ def train_replicas(devices, config, num_steps=3):
 
 
 def train_alone(plan, replica, num_steps=3):
-    """The same of the run that a replica stands for, on one device."""
+    """Returns the same for the single run with a replica's config, on one device."""
     trainer = Trainer(1, **config_to_dict(plan))
     images, labels, _ = trainer.constants
     trainer.constants = images, labels, steps.make_key(plan, trainer.mesh)
@@ -80,6 +81,7 @@ def each_alone(config):
     return jax.tree.map(lambda *leaves: np.stack(leaves), *[train_alone(plan, r) for r, plan in enumerate(plans)])
 
 
+@pytest.mark.slow
 def test_a_replica_is_bitwise_the_run_with_its_seed_learning_rate_and_weight_decay(tmp_path, compile_as_users_do):
     sweep = tmp_path / "sweep.toml"
     sweep.write_text(SWEEP_RATES)
@@ -106,7 +108,7 @@ def test_a_replica_with_all_swept_values_is_near_the_run_alone(sweep, monkeypatc
     config = replicas_config(2, sweep)
     (state, metrics), (alone, alone_metrics) = train_replicas(1, config), each_alone(config)
     assert_near(metrics, alone_metrics, 2e-5)
-    # Rounding can move a maximum to another position, or a ReLU to its other half, and the gradient with it.
+    # Rounding can change the position of a maximum or the sign of a ReLU's input, and thereby the gradient.
     assert_near(state, alone, 2e-3)
 
 

@@ -1,7 +1,7 @@
-"""The compiled step: equal to itself in chunks and on any number of devices, and right where the right value is known.
+"""Tests of the compiled step: it is independent of the chunk length and the number of devices, and has known values.
 
-Equality on several devices is tried with SGD: Adam divides by the gradient's size, so it would hide a gradient that is
-eight times too large.
+Equality on several devices is tested with SGD. Adam divides by the size of the gradient, so it would hide a gradient
+that is eight times too large.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from pneumojax.sharding import put
 
 
 def train(batches, devices, **fields):
-    """(state, metrics) after one chunk, as numpy arrays."""
+    """Returns (state, metrics) after one chunk, as numpy arrays."""
     trainer = Trainer(devices, **fields)
     metrics = trainer.train(batches)
     return jax.device_get(trainer.state), metrics
@@ -65,7 +65,7 @@ def test_local_batch_norm_is_the_mean_over_devices_that_each_saw_their_share_onl
     batch = draw_batches(1)
     local, metrics = train(batch, 8, parallel=parallel, batch_norm="local", **SGD)
     shares = [train(batch[:, i : i + 2], 1, **SGD) for i in range(0, BATCH, 2)]
-    # One step of SGD is linear in the gradient, and so is its momentum.
+    # One step of SGD and its momentum are linear in the gradient.
     mean = jax.tree.map(lambda *leaves: np.mean(leaves, 0), *[state for state, _ in shares])
     assert_near(local, mean, 1e-5)
     assert_near(metrics, jax.tree.map(lambda *leaves: np.sum(leaves, 0), *[sums for _, sums in shares]), 1e-5)
@@ -87,7 +87,7 @@ def test_local_batch_norm_is_the_same_under_pmap_and_shard_map_and_the_state_is_
     assert_near(states["pmap"], states["shard_map"], 1e-6)
 
 
-# As wide as the default network, and with its augmentation: XLA rounds small programs alike even where they differ.
+# With the default widths and augmentation, because XLA may round different small programs alike.
 WIDE = {field.name: field.default for field in dataclasses.fields(AugmentConfig)}
 WIDE |= {"cnn_widths": (32, 64, 128, 256), "batch_size": 32}
 
@@ -118,8 +118,8 @@ def test_the_chunk_compiles_once_and_nothing_is_copied_unseen(parallel):
     finally:
         jax.monitoring.clear_event_listeners()
     assert not [name for name in compiled if "trace" in name or "compile" in name]
-    if parallel != "pmap":  # pmap does not tell.
-        assert trainer.chunk._cache_size() == 1  # No other test's Trainer has these fields.
+    if parallel != "pmap":  # pmap does not report it.
+        assert trainer.chunk._cache_size() == 1  # The Trainers of other tests do not have these fields.
 
 
 def test_a_hidden_copy_is_an_error():
@@ -129,8 +129,8 @@ def test_a_hidden_copy_is_an_error():
         trainer.chunk(trainer.state, images, labels, draw_batches(2), key)
 
 
-# Losses of the first three steps, and the square root of the sum of the squares of all parameters after them, as this
-# code gave them on a CPU with jax 0.10.2. They change only when the method does.
+# Losses of the first three steps, and the norm of all parameters after them, computed by this code on a CPU with jax
+# 0.10.2. They change only if the method changes.
 GOLDEN = {
     "mlp": ([0.710905, 0.515581, 0.227682], 4.24138),
     "cnn": ([0.952483, 0.692480, 0.632973], 4.74820),

@@ -1,4 +1,4 @@
-"""A small training on the first of the simulated devices, for the tests of the compiled step."""
+"""A small training on some of the simulated devices, for the tests of the compiled step."""
 
 import functools
 
@@ -41,7 +41,7 @@ RANDOM = {
     "label_smoothing": 0.1,
     "ema_decay": 0.9,
 }
-# One range of augmentation, mixup and dropout draw by every kind of key, and compile in half the time of all of them.
+# One range of augmentation, mixup and dropout use every kind of key, and compile in half the time of all ranges.
 DRAWS = {"brightness": 0.2, "mixup_alpha": 0.4, "dropout": 0.3, "ema_decay": 0.9}
 SGD = {"optimizer": "sgd", "learning_rate": 0.05}
 CLASS_WEIGHTS = np.array([1.5, 0.75], np.float32)
@@ -62,7 +62,7 @@ def make_mesh(devices):
 
 @functools.cache
 def draw_images():
-    """Noise around a grey that differs a little between the classes: learnable, but not in one step."""
+    """Makes noise around a mean that differs slightly between the classes, so that it cannot be learned in one step."""
     draws = np.random.default_rng(0)
     labels = draws.integers(0, 2, IMAGES).astype(np.int32)
     images = draws.normal(100 + 20 * labels[:, None, None], 60, (IMAGES, PX, PX))
@@ -76,14 +76,14 @@ def draw_batches(num_steps, batch_size=BATCH):
 
 @functools.cache
 def make_functions(config, devices):
-    """(chunk, init): made once, so that a second Trainer of the same kind traces and compiles nothing."""
+    """Returns (chunk, init) from a cache, so that a second Trainer of the same kind is not compiled again."""
     mesh, tx = make_mesh(devices), make_optimizer(config.optimizer, total_steps=200)
     chunk = steps.make_train_chunk(config, steps.make_graph(config), tx, CLASS_WEIGHTS, mesh)
     return chunk, steps.make_init(config, tx, mesh)
 
 
 class Trainer:
-    """A compiled chunk with its state on the first devices."""
+    """A compiled chunk and its state on the first devices."""
 
     def __init__(self, devices, **fields):
         self.config = config_from_dict(PLAIN | fields)
@@ -99,13 +99,13 @@ class Trainer:
         return self.state, images, labels, parallel.put_batches(batches, self.config, self.mesh), key
 
     def train(self, batches):
-        """Returns the metrics; they and the state are numpy arrays of one device."""
+        """Returns the metrics. They and the state are numpy arrays of one device."""
         self.state, metrics = self.chunk(*self.arguments(batches))
         return jax.device_get(metrics)
 
 
 def assert_near(ours, theirs, tolerance):
-    """All leaves are near, as a share of the largest number of each leaf."""
+    """Asserts that all leaves are close, relative to the largest value of each leaf."""
     ours, theirs = jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs)
     for (path, mine), other in zip(ours, theirs, strict=True):
         scale = max(np.abs(other).max(), 1e-3)

@@ -1,4 +1,4 @@
-"""XLA's own convolution, and how near another result is to it: for the tests of pneumojax.ops."""
+"""Compares convolutions with XLA's own, for the tests of pneumojax.ops."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ def assert_near(ours, plain, tolerance=1e-5):
 
 
 def compute_with_gradients(function, *arrays):
-    """The result, and the gradients of its weighted sum, in one compiled call."""
+    """Computes a result and the gradients of its weighted sum in one compiled call."""
 
     @jax.jit
     def compute(*arrays):

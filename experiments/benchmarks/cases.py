@@ -1,14 +1,14 @@
-"""The cases of a benchmark: what is measured, with which config, and which peers do the same work.
+"""The cases of a benchmark: the work that is measured, its config, and the peers that do the same work.
 
-A case is a dict that JSON can hold, because each case is measured in processes of its own:
-  what: one of WHAT.
-  config: as `config_to_dict` returns it.
-  steps: training or prediction steps of a call.
-  repeats: how often the case is measured after a warm-up.
+A case is a dict that can be stored as JSON, because each case is measured in its own processes:
+  what: the kind of work, a key of WHAT.
+  config: the config, from `config_to_dict`.
+  steps: training or prediction steps in a call.
+  repeats: number of measurements after a warm-up.
   augment: whether a step or an epoch augments its images; None for other work.
   images, limit: folder of JPEG files and how many of them are read; None for work that reads no files.
   devices: number of devices; None: all.
-  cores: CPU cores of the machine.
+  cores: number of CPU cores that the process may use.
   peers: names of the frameworks that do the same work.
 """
 
@@ -25,32 +25,32 @@ from pneumojax.config import Config, config_fields, config_to_dict
 from pneumojax.errors import UserError
 
 WHAT = {
-    "step": "training steps in one call, images on the device",
-    "epoch": "epochs from JPEG files: decode, augment, train",
-    "fit": "a whole training on the prepared data set, as train.py does it",
-    "predict": "prediction, images on the device",
+    "step": "training steps in one call, on images that are already on the device",
+    "epoch": "epochs from JPEG files: decoding, augmentation and training",
+    "fit": "a whole training on the prepared data set, as in train.py",
+    "predict": "prediction of images that are already on the device",
     "evaluate": "evaluate.py on validation",
-    "load": "the training split from its decoded cache",
-    "cache": "the training split decoded on all cores, the cache written",
-    "decode": "JPEG files to images, one at a time",
-    "save": "a checkpoint to disk",
-    "restore": "a checkpoint from disk",
-    "start": "from the start of train.py to its first steps",
+    "load": "reading the training split from its decoded cache",
+    "cache": "decoding the training split on all cores and writing the cache",
+    "decode": "decoding JPEG files one at a time",
+    "save": "writing a checkpoint to disk",
+    "restore": "reading a checkpoint from disk",
+    "start": "the time from the start of train.py to its first steps",
 }
 PEERS = {"torch": ("step", "epoch"), "keras": ("step", "epoch"), "pillow": ("decode",)}
 READS_FILES = ("epoch", "decode")
 
-# The config fields that the peers implement. Another field would make their work a different one.
+# The config fields that the peers implement. With any other field, they would not do the same work.
 PEER_FIELDS = ("model", "image_px", "batch_size", "dtype", "resnet_width", "dropout", "rotate_degrees", "shift", "zoom")
 PEER_MODELS = ("flatiron", "resnet18", "resnet34", "resnet50")
 
-# A step and an epoch augment by geometry only, because the peers have the same operations.
+# A step and an epoch use geometric augmentation only, because the peers implement the same operations.
 GEOMETRY = ("rotate_degrees", "shift", "zoom")
 INTENSITY = ("brightness", "contrast", "gamma")
 
-SYNTHETIC_FILES = 400  # Number of synthetic JPEG files where --limit is not set.
+SYNTHETIC_FILES = 400  # Number of synthetic JPEG files if --limit is not set.
 
-# What identifies the work that a row of results measured.
+# The columns of a row of results that identify the work.
 KEY_COLUMNS = ("what", "framework", "model", "image_px", "batch_size", "dtype", "augment", "devices", "limit", "fields")
 
 
@@ -58,15 +58,17 @@ def plan_cases(values: flags.FlagValues) -> list[dict]:
     """Returns a case for each combination of the flags' values.
 
     Args:
-      values: flags of benchmark.py.
+      values: parsed flags of benchmark.py.
 
     Raises:
       UserError: a value is unknown or outside its limits, or a peer cannot do the same work.
     """
     for name, known in (("what", WHAT), ("peer", PEERS)):
-        if wrong := [word for word in values[name].value if word not in known]:
+        if wrong := [word for word in getattr(values, name) if word not in known]:
             raise UserError(f"--{name}={wrong[0]} is unknown: there are {', '.join(known)}.")
-    numbers = [[_read_number(name, word) for word in values[name].value] or [None] for name in ("devices", "limit")]
+    numbers: list[list[int | None]] = [
+        [_read_number(name, word) for word in getattr(values, name)] or [None] for name in ("devices", "limit")
+    ]
     given = {field.name: values[field.name].value for field in config_fields() if values[field.name].value is not None}
     choices = [value if isinstance(value, list) else [value] for value in given.values()]
     cases = []
@@ -99,9 +101,9 @@ def make_config(fields: dict[str, str], what: str, augment: bool) -> Config:
     """Builds the config of a case.
 
     Args:
-      fields: {name of a config field: its value as a flag takes it}.
-      what: one of WHAT. A step and an epoch have no augmentation of intensity.
-      augment: whether a step and an epoch augment by geometry.
+      fields: {name of a config field: its value as the text of a flag}.
+      what: a key of WHAT. A step and an epoch have no intensity augmentation.
+      augment: whether a step and an epoch have geometric augmentation.
 
     Raises:
       UserError: a value is outside its limits.
@@ -113,12 +115,15 @@ def make_config(fields: dict[str, str], what: str, augment: bool) -> Config:
 
 
 def list_files(images: str | None, limit: int | None, folder: pathlib.Path) -> pathlib.Path:
-    """Writes the list of the JPEG files that a case reads: [[path, label], ...] as JSON.
+    """Writes the list of the JPEG files that a case reads.
 
     Args:
-      images: folder with the folders NORMAL and PNEUMONIA; None: synthetic radiographs.
-      limit: number of files, taken at even distances from all; None: all, or SYNTHETIC_FILES.
-      folder: where the list, and synthetic radiographs, are written.
+      images: folder with the subfolders NORMAL and PNEUMONIA; None: synthetic radiographs.
+      limit: number of files, evenly spaced in the list of all files; None: all, or SYNTHETIC_FILES if synthetic.
+      folder: folder to write to. Synthetic radiographs are also written there.
+
+    Returns:
+      Path of the list, a JSON file with [[path, label], ...].
 
     Raises:
       UserError: there are no files, or fewer than the limit.
@@ -128,11 +133,11 @@ def list_files(images: str | None, limit: int | None, folder: pathlib.Path) -> p
     else:
         from tfds_builder.kermany_pneumonia import phantom
 
-        drawn = folder / f"drawn-{limit or SYNTHETIC_FILES}"
-        if not drawn.exists():
-            # A quarter of them is test, and some are validation.
-            phantom.draw_folder(drawn, max(60, 3 * (limit or SYNTHETIC_FILES) // 2))
-        root = drawn / "chest_xray" / "train"
+        synthetic = folder / f"synthetic-{limit or SYNTHETIC_FILES}"
+        if not synthetic.exists():
+            # More images than the limit, because a quarter of them is test and some are validation.
+            phantom.draw_folder(synthetic, max(60, 3 * (limit or SYNTHETIC_FILES) // 2))
+        root = synthetic / "chest_xray" / "train"
     files = [
         (str(path.resolve()), label)
         for label, name in enumerate(("NORMAL", "PNEUMONIA"))
@@ -148,14 +153,15 @@ def list_files(images: str | None, limit: int | None, folder: pathlib.Path) -> p
 
 
 def describe_choices(case: dict, framework: str) -> dict:
-    """Returns the columns of KEY_COLUMNS and "steps" for a row of results.
+    """Returns the columns of a row of results that describe the work.
 
     Args:
-      case: one of `plan_cases`.
-      framework: who does the work.
+      case: a case from `plan_cases`.
+      framework: name of the framework that does the work.
 
     Returns:
-      {column: value}; "fields" holds each config field that has no column and is not at its default.
+      {column: value} for KEY_COLUMNS and "steps". "fields" has each config field that is not at its default and has no
+      column.
     """
     named = {name: case["config"][name] for name in ("model", "image_px", "batch_size", "dtype")}
     named["batch_size"] = find_batch_size(case)
@@ -170,17 +176,17 @@ def describe_choices(case: dict, framework: str) -> dict:
 
 
 def find_batch_size(case: dict) -> int:
-    """Returns the batch size of the work: prediction has its own."""
+    """Returns the batch size of a case: `eval_batch_size` for prediction, otherwise `batch_size`."""
     return case["config"]["eval_batch_size" if case["what"] == "predict" else "batch_size"]
 
 
 def make_key(row: dict) -> str:
-    """Returns a text that is equal for rows that measure the same work."""
+    """Returns a string that identifies the work of a row. It is equal for rows that measure the same work."""
     return json.dumps([row[name] for name in KEY_COLUMNS], sort_keys=True)
 
 
 def describe_case(case: dict) -> str:
-    """Describes a case in a line, as in "step, resnet18, 112 px, batch 32, float32, compared with torch"."""
+    """Describes a case in one line, such as "step, resnet18, 112 px, batch 32, float32, compared with torch"."""
     row = describe_choices(case, "pneumojax")
     parts = [row["what"], row["model"], f"{row['image_px']} px", f"batch {row['batch_size']}", row["dtype"]]
     parts += [f"{row[name]} {name}" for name in ("devices", "limit") if row[name]]

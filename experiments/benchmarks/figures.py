@@ -1,4 +1,4 @@
-"""Figures of what benchmark.py measured."""
+"""Figures of the results of benchmark.py."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -12,14 +12,14 @@ from pneumojax.reporting.figures.style import COLOURS, REFERENCE, make_figure, s
 def save_speeds(
     path: str | Path, curves: Mapping[str, Sequence[Mapping]], x_label: str, title: str, ideal: bool = False
 ) -> None:
-    """Draws images/s over what was varied, on a logarithmic axis, with quartiles.
+    """Plots images/s against a varied choice on a logarithmic axis, with a band of the quartiles.
 
     Args:
-      path: PNG file to write; its folder exists.
+      path: PNG file to write. Its folder must exist.
       curves: {name: points}, each point {"x": float, "median", "low", "high"} in images/s.
-      x_label: name of what was varied.
-      title: what was measured.
-      ideal: also draws a line from the start of the first curve that is proportional to x.
+      x_label: name of the varied choice.
+      title: title of the figure.
+      ideal: also draw a line through the first point of the first curve that is proportional to x.
 
     Raises:
       OSError: the file cannot be written.
@@ -37,7 +37,7 @@ def save_speeds(
                 axes.plot(x, [median[0] * each / x[0] for each in x], label=f"{name}, if proportional", **REFERENCE)
         axes.set_xscale("log", base=2)
         ticks = sorted({point["x"] for points in curves.values() for point in points})
-        # A label too close to the one before would overlap it.
+        # A label that is too close to the previous one would overlap it.
         apart = [i == 0 or tick > 1.2 * ticks[i - 1] for i, tick in enumerate(ticks)]
         axes.set_xticks(ticks, [f"{tick:g}" if far else "" for tick, far in zip(ticks, apart, strict=True)])
         axes.minorticks_off()
@@ -49,12 +49,12 @@ def save_speeds(
 
 
 def save_roofline(path: str | Path, points: Sequence[Mapping], roofs: Mapping[str, tuple[float, float]]) -> None:
-    """Draws FLOP/s over FLOP per byte, and the limits of the chip where they are known.
+    """Plots FLOP/s against FLOP per byte, with the limits of the chips.
 
     Args:
-      path: PNG file to write; its folder exists.
-      points: {"name", "intensity": FLOP/byte, "flops": FLOP/s} of each, for one device.
-      roofs: {name: (FLOP/s, bytes/s)}, the peak performance of each chip.
+      path: PNG file to write. Its folder must exist.
+      points: {"name", "intensity": FLOP per byte, "flops": FLOP/s} for each point. All are per device.
+      roofs: {name: (FLOP/s, bytes/s)}, the peak rates of each known chip.
 
     Raises:
       OSError: the file cannot be written.

@@ -1,10 +1,11 @@
-"""Measures one case in a process of its own. benchmark.py starts the process and asks for one repeat after another.
+"""Measures one case in its own process. benchmark.py starts the process and requests each repeat.
 
     python -m experiments.benchmarks.measure '{"what": "step", "config": {...}, ...}'
 
-The case is described in cases.py; "files" also names a JSON file of [[path, label], ...]. When the process is ready, it
-prints a JSON line with the costs of the compiled program. Then it prints a JSON line with the seconds of a repeat for
-each line that it reads. A line {"error": sentence} reports an error that the user can mend.
+The keys of a case are described in cases.py. In addition, "files" is the path of a JSON file with [[path, label], ...].
+When the process is ready, it prints a JSON line with the costs of the compiled program. For each line that it then
+reads, it repeats the work and prints a JSON line with the seconds. If the user can correct an error, it prints a line
+{"error": message}.
 """
 
 import atexit
@@ -48,8 +49,8 @@ from tfds_builder import kermany_pneumonia
 TRAIN = pathlib.Path(__file__).parents[1] / "train.py"
 
 
-# The costs of the compiled program, and a function that does the work once. The function returns {"images"} where the
-# work is counted in images, and {"seconds"} where it does more than the work that is measured.
+# The costs of the compiled program, and a function that does the work once. The function returns {"images": number of
+# images} if the work is counted in images, and {"seconds": time} if it also does work that must not be counted.
 Measure = tuple[dict, Callable[[], dict]]
 
 
@@ -57,9 +58,9 @@ class Training:
     """A network, its optimizer state, and images on the devices, with a compiled chunk of steps.
 
     Args:
-      config: the run.
-      num_images: how many images are on the devices.
-      chunk_steps: steps of a chunk.
+      config: the config of the run.
+      num_images: number of images on the devices.
+      chunk_steps: training steps in a chunk.
     """
 
     def __init__(self, config: Config, num_images: int, chunk_steps: int):
@@ -81,15 +82,18 @@ class Training:
         self.images, self.labels = put(images, self.mesh), put(labels, self.mesh)
 
     def train(self, batches: jax.Array) -> dict:
-        """Dispatches one chunk; returns its sums, which may not be computed yet."""
+        """Dispatches one chunk and returns its metric sums, without waiting for them."""
         self.state, sums = self.chunk(self.state, self.images, self.labels, batches, self.key)
         return sums
 
 
-def compile_counted(function: Callable, arguments: tuple, devices: int, mapped: bool) -> tuple[Callable, dict]:
-    """Compiles a function as `compile_chunk` does; returns it and its costs under the names of a row of results.
+def compile_counted(
+    function: jax.stages.Wrapped, arguments: tuple, devices: int, mapped: bool
+) -> tuple[jax.stages.Compiled, dict]:
+    """Compiles a function and returns it with its costs; arguments as in `compile_chunk`.
 
-    On CPU, the bytes are those of XLA's own convolution algorithms, so that they can be compared with an accelerator's.
+    The costs have the names of the columns of a row of results. On CPU, the bytes are counted with XLA's own
+    convolution algorithms, so that they can be compared with those of an accelerator.
     """
     compiled, costs = compile_chunk(function, arguments, devices, mapped)
     if not uses_xla_algorithms():
@@ -100,16 +104,16 @@ def compile_counted(function: Callable, arguments: tuple, devices: int, mapped: 
 
 
 def draw_images(num_images: int, image_px: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns noise, and labels of which half are of each class."""
+    """Returns [N, H, W] uint8 noise images, and [N] int32 labels with half of the images in each class."""
     images = np.random.default_rng(0).integers(0, 256, (num_images, image_px, image_px), dtype=np.uint8)
     return images, np.arange(num_images, dtype=np.int32) % 2
 
 
 def start_step(config: Config, case: dict) -> Measure:
-    """Measures training steps in one call, on images that are on the device."""
+    """Measures training steps in one call, on images that are already on the device."""
     training = Training(config, 4 * config.train.batch_size, case["steps"])
 
-    def repeat():
+    def repeat() -> dict:
         jax.block_until_ready(training.train(training.batches))
         return {"images": case["steps"] * config.train.batch_size}
 
@@ -117,14 +121,14 @@ def start_step(config: Config, case: dict) -> Measure:
 
 
 def start_epoch(config: Config, case: dict) -> Measure:
-    """Measures epochs from JPEG files. Only the first epoch decodes the files and writes them to a cache."""
+    """Measures epochs from JPEG files. The first epoch decodes the files and writes the cache; later ones do not."""
     files = json.loads(pathlib.Path(case["files"]).read_text())
     batch_size, image_px = config.train.batch_size, config.data.image_px
     chunks, chunk_steps = split_epoch(len(files), batch_size, case["steps"])
     training = Training(config, len(files), chunk_steps)
     epochs = itertools.count()
 
-    def repeat():
+    def repeat() -> dict:
         if (epoch := next(epochs)) == 0:
             images = decode_images(_Files([path for path, _ in files]), [path for path, _ in files], image_px)
             with tempfile.TemporaryFile() as cache:
@@ -139,7 +143,7 @@ def start_epoch(config: Config, case: dict) -> Measure:
 
 
 class _Files:
-    """A sequence of the files' bytes; each file is read when it is indexed."""
+    """A sequence with the bytes of each file. A file is read when it is indexed."""
 
     def __init__(self, paths: list[str]):
         self.paths = paths
@@ -152,12 +156,12 @@ class _Files:
 
 
 def start_fit(config: Config, case: dict) -> Measure:
-    """Measures a training as train.py does it, on the prepared data set; its speed is the median of its chunks."""
+    """Measures a whole training on the prepared data set, as in train.py. Its speed is the median over the chunks."""
     del case
     workdir = _make_folder()
     fit(config, workdir, restart=True, count_flops=True)
 
-    def repeat():
+    def repeat() -> dict:
         result = fit(config, workdir, restart=True, count_flops=True)
         rows = [row for row in read_rows(workdir / "metrics.jsonl") if "perf/images_per_second" in row]
         if not rows:
@@ -174,17 +178,17 @@ def start_fit(config: Config, case: dict) -> Measure:
 
 
 def start_predict(config: Config, case: dict) -> Measure:
-    """Measures prediction of images that are on the device, in batches of eval_batch_size."""
+    """Measures prediction of images that are already on the device, in batches of `eval_batch_size`."""
     mesh = make_mesh()
     batches = make_eval_batches(case["steps"] * config.train.eval_batch_size, config.train.eval_batch_size, mesh.size)
     state = steps.init_state(config, make_optimizer(config.optimizer, 1), mesh)
-    # All batches are of the same images, so that they need little memory.
+    # All batches contain the same images, to save memory.
     images = put(draw_images(batches.shape[1], config.data.image_px)[0], mesh)
     arguments = (state.eval_variables(), images, put(batches % batches.shape[1], mesh, axis=1))
     predict, ready = compile_counted(make_predict(steps.make_graph(config), mesh), arguments, mesh.size, False)
     jax.block_until_ready(predict(*arguments))
 
-    def repeat():
+    def repeat() -> dict:
         jax.block_until_ready(predict(*arguments))
         return {"images": batches.size}
 
@@ -192,14 +196,14 @@ def start_predict(config: Config, case: dict) -> Measure:
 
 
 def start_evaluate(config: Config, case: dict) -> Measure:
-    """Measures evaluate.py on validation: prediction, 1,000 resamples, figures. The network is untrained."""
+    """Measures evaluate.py on validation: prediction, 1,000 bootstrap resamples and figures of an untrained network."""
     del case
     state = steps.init_state(config, make_optimizer(config.optimizer, 1), make_mesh())
     variables = jax.device_get(state.eval_variables())
     run = Run(_make_folder(), describe_run(config), config, variables, 0, "latest")
     images = evaluate(run, "validation")["counts"]["images"]
 
-    def repeat():
+    def repeat() -> dict:
         evaluate(run, "validation")
         return {"images": images}
 
@@ -207,23 +211,23 @@ def start_evaluate(config: Config, case: dict) -> Measure:
 
 
 def start_load(config: Config, case: dict) -> Measure:
-    """Measures how the training split is read from its decoded cache into memory."""
+    """Measures the time to read the training split from its decoded cache into memory."""
     del case
 
-    def repeat():
+    def repeat() -> dict:
         return {"images": len(np.array(load_split(config.data, "train").images))}
 
-    repeat()  # Writes the cache if there is none.
+    repeat()  # Writes the cache if it does not exist yet.
     return {}, repeat
 
 
 def start_cache(config: Config, case: dict) -> Measure:
-    """Measures how the prepared training split is read, decoded on all cores, and written to the cache."""
+    """Measures the time to read the prepared training split, decode it on all cores and write it to the cache."""
     del case
     prepared = kermany_pneumonia.dataset_dir(config.data.dataset, config.data.data_dir).resolve()
-    load_split(config.data, "train")  # Prepares the synthetic data set if there is none.
+    load_split(config.data, "train")  # Prepares the synthetic data set if it does not exist yet.
 
-    def repeat():
+    def repeat() -> dict:
         with tempfile.TemporaryDirectory() as folder:
             link = kermany_pneumonia.dataset_dir(config.data.dataset, folder)
             link.parent.mkdir(parents=True)
@@ -237,17 +241,17 @@ def start_cache(config: Config, case: dict) -> Measure:
 
 
 def start_decode(config: Config, case: dict) -> Measure:
-    """Measures how JPEG files are decoded one at a time, by our decoder or by Pillow alone."""
+    """Measures the time to decode JPEG files one at a time, with our decoder or with Pillow alone."""
     paths = [path for path, _ in json.loads(pathlib.Path(case["files"]).read_text())]
     image_px = config.data.image_px
 
-    def decode_plainly(path):
+    def decode_plainly(path: str) -> np.ndarray:
         return np.asarray(Image.open(path).convert("L").resize((image_px, image_px), Image.Resampling.BILINEAR))
 
-    def decode(path):
+    def decode(path: str) -> np.ndarray:
         return decode_image(pathlib.Path(path).read_bytes(), image_px)
 
-    def repeat():
+    def repeat() -> dict:
         for path in paths:
             (decode_plainly if case["framework"] == "pillow" else decode)(path)
         return {"images": len(paths)}
@@ -257,11 +261,11 @@ def start_decode(config: Config, case: dict) -> Measure:
 
 
 def start_save(config: Config, case: dict) -> Measure:
-    """Measures how long it takes to write a checkpoint to disk."""
+    """Measures the time to write a checkpoint to disk."""
     state, info = steps.init_state(config, make_optimizer(config.optimizer, 1), make_mesh()), describe_run(config)
     workdir, numbers = _make_folder(), itertools.count()
 
-    def repeat():
+    def repeat() -> dict:
         with checkpoint.open_checkpoints(workdir) as checkpoints:
             started = time.perf_counter()
             checkpoint.save_checkpoint(checkpoints, next(numbers), state, info, auroc=0.5)
@@ -273,14 +277,14 @@ def start_save(config: Config, case: dict) -> Measure:
 
 
 def start_restore(config: Config, case: dict) -> Measure:
-    """Measures how long it takes to read a checkpoint from disk onto the devices."""
+    """Measures the time to read a checkpoint from disk onto the devices."""
     mesh = make_mesh()
     state = steps.init_state(config, make_optimizer(config.optimizer, 1), mesh)
     workdir = _make_folder()
     with checkpoint.open_checkpoints(workdir) as checkpoints:
         checkpoint.save_checkpoint(checkpoints, 0, state, describe_run(config), auroc=0.5)
 
-    def repeat():
+    def repeat() -> dict:
         with checkpoint.open_checkpoints(workdir) as checkpoints:
             jax.block_until_ready(checkpoint.restore_state(checkpoints, 0, state, mesh))
         return {}
@@ -295,11 +299,12 @@ def start_start(config: Config, case: dict) -> Measure:
     words = format_flags(find_changed_fields(config))
     command = [sys.executable, str(TRAIN), *words, "--epochs=1", "--restart", f"--workdir={_make_folder()}"]
 
-    def repeat():
+    def repeat() -> dict:
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise UserError(done.stderr.strip().splitlines()[-1])
-        return {"seconds": float(re.search(r"first steps after ([\d.]+) s", done.stdout)[1])}
+        seconds = re.findall(r"first steps after ([\d.]+) s", done.stdout)
+        return {"seconds": float(seconds[0])}
 
     repeat()
     return {}, repeat
@@ -332,7 +337,7 @@ def main() -> None:
     # Libraries may print too, so only the lines for benchmark.py go to the original standard output.
     out, sys.stdout = sys.stdout, sys.stderr
 
-    def send(content):
+    def send(content: dict) -> None:
         print(json.dumps(content), file=out, flush=True)
 
     try:

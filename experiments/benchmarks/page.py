@@ -1,4 +1,4 @@
-"""What benchmark.py measured, as a table of text and as a page with figures of the latest row of each case."""
+"""Formats the results of benchmark.py as a text table, and as an HTML page with the latest row of each case."""
 
 import json
 import pathlib
@@ -13,7 +13,7 @@ from pneumojax.reporting.format import format_bounds
 from pneumojax.reporting.html import Picture, Section, load_picture, render_page
 from pneumojax.reporting.tables import Table
 
-# {what is varied: (label, how to read it from a row)}
+# {varied choice: (label, function that reads its value from a row)}
 VARIED = {
     "batch_size": ("Batch size", lambda row: row["batch_size"]),
     "image_px": ("Image size in px", lambda row: row["image_px"]),
@@ -24,7 +24,7 @@ VARIED = {
 
 
 def format_table(rows: list[dict]) -> str:
-    """Formats rows of results as a table, one line each."""
+    """Formats rows of results as a text table."""
     return Table(HEADINGS, [format_row(row) for row in rows]).format_text()
 
 
@@ -42,7 +42,7 @@ HEADINGS = (
 
 
 def format_row(row: dict) -> tuple[str, ...]:
-    """Returns the cells of a row, under HEADINGS."""
+    """Returns the cells of a row, in the order of HEADINGS."""
     work = [f"{row['model']} {row['image_px']} px", f"batch {row['batch_size']}", row["dtype"]]
     work = work if row["what"] not in ("load", "cache", "decode") else [f"{row['image_px']} px"]
     work += [f"{row['device']['count']} devices"] if row["device"]["count"] > 1 else []
@@ -69,8 +69,8 @@ def write_page(results: pathlib.Path, rows: list[dict]) -> pathlib.Path:
     """Writes the page and its figures into the folder of the results.
 
     Args:
-      results: the file of rows.
-      rows: its content.
+      results: path of the results file.
+      rows: the rows of that file.
 
     Returns:
       Path of the page.
@@ -79,8 +79,8 @@ def write_page(results: pathlib.Path, rows: list[dict]) -> pathlib.Path:
     sections = []
     if compared := [row for row in rows if "ratio" in row]:
         text = (
-            "All frameworks do the same work in turn on one machine. The ratio is our images/s divided by those of the "
-            "fastest other framework: above 1, ours is faster.",
+            "All frameworks take turns to do the same work on one machine. The ratio is our images/s divided by those "
+            "of the fastest other framework. Above 1, ours is faster.",
         )
         sections.append(Section("Compared with PyTorch and Keras", text, [make_ratio_table(compared, rows)]))
     pictures = draw_speeds(results, rows)
@@ -88,16 +88,16 @@ def write_page(results: pathlib.Path, rows: list[dict]) -> pathlib.Path:
         sections.append(Section("Speed", ("Lines are medians, bands are quartiles.",), pictures))
     if roofline := draw_roofline(results, rows):
         text = (
-            "FLOP are counted before XLA optimises the program. Bytes are those that the compiled program moves; on "
-            "CPU they are those of XLA's own convolutions. Memory bandwidth bounds the speed below the sloped part of "
-            "the limit, arithmetic below the flat part. The limit is drawn for the chips that "
-            "pneumojax/training/compile_cost.py lists.",
+            "FLOP are counted before XLA optimises the program. Bytes are those that the compiled program reads and "
+            "writes; on CPU they are counted with XLA's own convolutions. Under the sloped part of the limit, memory "
+            "bandwidth bounds the speed; under the flat part, arithmetic does. The limit is drawn for the chips that "
+            "pneumojax/training/chips.py lists.",
         )
         sections.append(Section("Roofline", text, [roofline]))
     if growth := compute_growth(rows):
         text = (
-            "The power p of a fit in which seconds grow as x**p, where x is what was varied: 1 is proportional, 2 is "
-            "quadratic. For a step, the seconds are those of a call.",
+            "The power p is fitted so that the seconds grow as x**p, where x is the varied choice: 1 is proportional, "
+            "2 is quadratic. For steps, the seconds are those of a call of several steps.",
         )
         sections.append(Section("How cost grows", text, [make_growth_table(growth)]))
     sections.append(Section("All figures", (), [Table(HEADINGS, [format_row(row) for row in rows])]))
@@ -107,16 +107,16 @@ def write_page(results: pathlib.Path, rows: list[dict]) -> pathlib.Path:
 
 
 def keep_latest(rows: list[dict]) -> list[dict]:
-    """Keeps the last of the rows that measure the same work on the same kind of device."""
+    """Removes each row for which a later row measures the same work on the same kind of device."""
     return list({identify(row): row for row in rows}.values())
 
 
 def identify(row: dict, without: str | None = None) -> str:
-    """Returns a text that is equal for rows of the same work on the same kind of device.
+    """Returns a string that is equal for rows of the same work on the same kind of device.
 
     Args:
       row: a row of results.
-      without: a column or config field that is left out, so that rows may differ in it.
+      without: a column or config field to ignore, in which rows may differ.
     """
     named = {name: row[name] for name in KEY_COLUMNS if name != without}
     named["fields"] = {name: value for name, value in row["fields"].items() if name != without}
@@ -125,28 +125,28 @@ def identify(row: dict, without: str | None = None) -> str:
 
 
 def describe(rows: list[dict]) -> list[str]:
-    """Describes what was measured, on what and when."""
+    """Describes the results: number of cases, devices, dates, versions and commits."""
     devices = sorted({f"{row['device']['kind']} ({row['cores']} CPU cores)" for row in rows})
     versions = sorted({f"{name} {version}" for row in rows for name, version in row["versions"].items()})
     dates = sorted(row["created"][:10] for row in rows)
     when = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
     commits = sorted({row["commit"] or "unknown" for row in rows})
     return [
-        f"{len(rows)} cases on {'; '.join(devices)}, {when}. Medians with quartiles; compile time is on its own.",
+        f"{len(rows)} cases on {'; '.join(devices)}, {when}. Medians with quartiles, without compile time.",
         f"{', '.join(versions)}. Commits: {', '.join(commits)}. Made by experiments/benchmark.py.",
     ]
 
 
 def warn(rows: list[dict]) -> str:
-    """Returns a warning if the machine was busy when a case began, else an empty string."""
+    """Returns a warning if the machine was busy when a case started, otherwise an empty string."""
     busy = [row for row in rows if row["load"] > row["cores"] / 2]
     if not busy:
         return ""
-    return f"{len(busy)} of {len(rows)} cases began while the machine did other work: their figures are provisional."
+    return f"{len(busy)} of {len(rows)} cases started while the machine did other work: they are provisional."
 
 
 def make_ratio_table(compared: list[dict], rows: list[dict]) -> Table:
-    """Returns a table with a row for each case that had peers: all speeds, and the ratio."""
+    """Returns a table with a row for each case with peers: the speed of each framework, and the ratio."""
     names = list(dict.fromkeys(row["framework"] for row in rows if row["framework"] != "pneumojax"))
     lines = []
     for row in compared:
@@ -160,7 +160,7 @@ def make_ratio_table(compared: list[dict], rows: list[dict]) -> Table:
 
 
 def format_speed(row: dict | None) -> str:
-    """Formats the median images/s, as in "33.1"; an empty text for no row."""
+    """Formats the median images/s of a row, such as "33.1". Without a row, the text is empty."""
     return f"{row['images_per_second']['median']:,.1f}" if row else ""
 
 
@@ -169,14 +169,14 @@ def group_varied(rows: Iterable[dict], varied: str, fewest: int) -> dict[str, li
 
     Args:
       rows: rows of results.
-      varied: a key of VARIED.
-      fewest: groups with fewer values are left out.
+      varied: the choice in which they differ, a key of VARIED.
+      fewest: groups with fewer values than this are left out.
 
     Returns:
       {group: [(value, row), ...]}, sorted by the value.
     """
     read = VARIED[varied][1]
-    groups = {}
+    groups: dict[str, list[tuple[float, dict]]] = {}
     for row in rows:
         if read(row) is not None:
             groups.setdefault(identify(row, varied), []).append((read(row), row))
@@ -185,7 +185,7 @@ def group_varied(rows: Iterable[dict], varied: str, fewest: int) -> dict[str, li
 
 
 def name_group(row: dict, varied: str) -> str:
-    """Describes what the rows of a group have in common, for a legend."""
+    """Describes the choices that all rows of a group share, for a legend."""
     parts = [row["framework"], row["model"]]
     parts += [f"{row['image_px']} px"] if varied != "image_px" else []
     parts += [f"batch {row['batch_size']}"] if varied != "batch_size" else []
@@ -196,7 +196,7 @@ def name_group(row: dict, varied: str) -> str:
 
 
 def draw_speeds(results: pathlib.Path, rows: list[dict]) -> list[Picture]:
-    """Draws images/s for each kind of work and each choice that was varied."""
+    """Plots images/s for each kind of work and each varied choice."""
     pictures = []
     for what in ("step", "predict", "epoch"):
         for varied, (label, _) in VARIED.items():
@@ -214,7 +214,7 @@ def draw_speeds(results: pathlib.Path, rows: list[dict]) -> list[Picture]:
 
 
 def draw_roofline(results: pathlib.Path, rows: list[dict]) -> Picture | None:
-    """Draws the roofline of all steps and predictions whose FLOP and bytes are known."""
+    """Plots the roofline of all steps and predictions whose FLOP and bytes are known."""
     from pneumojax.training.chips import CHIPS
 
     points, roofs = [], {}
@@ -236,10 +236,13 @@ def draw_roofline(results: pathlib.Path, rows: list[dict]) -> Picture | None:
 
 
 def compute_growth(rows: list[dict]) -> list[dict]:
-    """Fits the growth of seconds for rows that differ in one choice, where it has three values or more.
+    """Fits the growth of the seconds with a varied choice.
+
+    The rows are grouped so that the rows of a group differ in one choice only. Groups with fewer than three values of
+    this choice are left out.
 
     Returns:
-      {"varied", "group", "values", "seconds", "power"} for each group of rows.
+      A dict for each group: {"varied": key of VARIED, "group": description, "values", "seconds", "power"}.
     """
     growth = []
     for varied in VARIED:
@@ -255,7 +258,7 @@ def compute_growth(rows: list[dict]) -> list[dict]:
 def make_growth_table(growth: list[dict]) -> Table:
     """Returns a table with a row for each group of `compute_growth`."""
 
-    def join(numbers):
+    def join(numbers: list[float]) -> str:
         return ", ".join(f"{number:.3g}" for number in numbers)
 
     lines = [

@@ -1,23 +1,32 @@
 """The work of a benchmark in PyTorch or Keras, written as a user of these libraries would write it.
 
-benchmark.py starts this file with the Python of --peer_python. It needs torch or keras (with TensorFlow), numpy and
-Pillow, and nothing of pneumojax. It communicates as measure.py does: it prints a JSON line when it is ready, and then a
-JSON line for each line that it reads. The networks are those of pneumojax/models/, the optimizer is AdamW, images are
-uint8 on the device, and augmentation is rotation, shift and zoom.
+benchmark.py runs this file with the Python interpreter of --peer_python. It needs torch or keras (with TensorFlow),
+numpy and Pillow, but not pneumojax. It communicates as measure.py does: it prints a JSON line when it is ready, and
+then a JSON line for each line that it reads. The networks are those of pneumojax/models/, the optimizer is AdamW,
+images are uint8 on the device, and the augmentation is rotation, shift and zoom.
 """
 
 import json
 import os
 import sys
 import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import keras
+    import torch
 
 BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 1e-2
-MEAN, STD = 0.5, 0.25  # Of pixel values in 0..1.
+MEAN, STD = 0.5, 0.25  # of pixel values in 0..1
+
+# As `measure.Measure`.
+Measure = tuple[dict, Callable[[], dict]]
 
 
-def make_torch_network(config):
-    """Returns the network, from [B, 1, H, W] float images to one logit."""
+def make_torch_network(config: dict[str, Any]) -> "torch.nn.Module":
+    """Returns a network that maps [B, 1, H, W] float images to one logit each."""
     import torch
     from torch import nn
 
@@ -31,12 +40,12 @@ def make_torch_network(config):
     bottleneck = config["model"] == "resnet50"
     expansion = 4 if bottleneck else 1
 
-    def normed(channels, features, kernel, stride):
+    def normed(channels: int, features: int, kernel: int, stride: int) -> list[nn.Module]:
         convolution = nn.Conv2d(channels, features, kernel, stride, padding=kernel // 2, bias=False)
         return [convolution, nn.BatchNorm2d(features)]
 
     class Residual(nn.Module):
-        def __init__(self, channels, width, stride):
+        def __init__(self, channels: int, width: int, stride: int):
             super().__init__()
             features = width * expansion
             if bottleneck:
@@ -53,7 +62,7 @@ def make_torch_network(config):
             projects = stride != 1 or channels != features
             self.shortcut = nn.Sequential(*normed(channels, features, 1, stride)) if projects else nn.Identity()
 
-        def forward(self, x):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.relu_(self.main(x) + self.shortcut(x))
 
     channels = config["resnet_width"]
@@ -66,12 +75,12 @@ def make_torch_network(config):
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 1))
 
 
-def augment_torch(images, config):
+def augment_torch(images: "torch.Tensor", config: dict[str, Any]) -> "torch.Tensor":
     """Rotates, shifts and zooms each image of [B, 1, H, W] at random."""
     import torch
     import torch.nn.functional as F
 
-    def draw(size, *shape):
+    def draw(size: float, *shape: int) -> torch.Tensor:
         return size * (2 * torch.rand(len(images), *shape, device=images.device) - 1)
 
     angle = draw(config["rotate_degrees"] * torch.pi / 180)
@@ -82,27 +91,29 @@ def augment_torch(images, config):
     return F.grid_sample(images, grid, align_corners=False)
 
 
-def make_torch_loader(files, image_px, batch_size, cores, pin_memory):
-    """Returns a loader that decodes JPEG files in as many processes as there are cores."""
+def make_torch_loader(
+    files: list[tuple[str, int]], image_px: int, batch_size: int, cores: int, pin_memory: bool
+) -> "torch.utils.data.DataLoader":
+    """Returns a loader that decodes JPEG files in one process for each core."""
     import numpy as np
     import torch
     from PIL import Image
 
     class Files(torch.utils.data.Dataset):
-        def __len__(self):
+        def __len__(self) -> int:
             return len(files)
 
-        def __getitem__(self, i):
+        def __getitem__(self, i: int) -> tuple[torch.Tensor, float]:
             path, label = files[i]
-            image = Image.open(path).convert("L").resize((image_px, image_px), Image.BILINEAR)
+            image = Image.open(path).convert("L").resize((image_px, image_px), Image.Resampling.BILINEAR)
             return torch.from_numpy(np.array(image))[None], float(label)
 
     workers = {"num_workers": cores, "persistent_workers": True, "pin_memory": pin_memory}
     return torch.utils.data.DataLoader(Files(), batch_size, shuffle=True, drop_last=True, **workers)
 
 
-def start_torch(case):
-    """Prepares a training in PyTorch; returns what `measure.Measure` describes."""
+def start_torch(case: dict[str, Any]) -> Measure:
+    """Prepares a training in PyTorch. Returns (costs, function), as described at `measure.Measure`."""
     import torch
 
     config, batch_size = case["config"], case["config"]["batch_size"]
@@ -115,7 +126,7 @@ def start_torch(case):
     forward = torch.compile(network) if "compile" in case["framework"] else network
     optimizer = torch.optim.AdamW(network.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
 
-    def train(images, labels):
+    def train(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         images = images.float() / 255
         if case["augment"]:
             images = augment_torch(images, config)
@@ -128,7 +139,7 @@ def start_torch(case):
         optimizer.step()
         return loss
 
-    def finish(loss):
+    def finish(loss: torch.Tensor) -> None:
         loss.item()  # Waits for the device.
 
     drawn = torch.randint(0, 256, (batch_size, 1, px, px), dtype=torch.uint8, device=device)
@@ -144,38 +155,38 @@ def start_torch(case):
     }
     if case["what"] == "step":
 
-        def repeat():
+        def repeat_steps() -> dict:
             started = time.perf_counter()
             for _ in range(case["steps"]):
                 loss = train(drawn, half)
             finish(loss)
             return {"seconds": time.perf_counter() - started, "images": case["steps"] * batch_size}
 
-        return ready, repeat
+        return ready, repeat_steps
 
     files = read_files(case)
     loader = make_torch_loader(files, px, batch_size, case["cores"], pin_memory=device == "cuda")
 
-    def repeat():
+    def repeat_epoch() -> dict:
         started = time.perf_counter()
         for images, labels in loader:
             loss = train(images.to(device, non_blocking=True), labels.float().to(device, non_blocking=True))
         finish(loss)
         return {"seconds": time.perf_counter() - started, "images": len(files) // batch_size * batch_size}
 
-    return ready, repeat
+    return ready, repeat_epoch
 
 
-def make_keras_network(config):
-    """Returns the network, from [B, H, W, 1] float images to one logit."""
+def make_keras_network(config: dict[str, Any]) -> "keras.Model":
+    """Returns a network that maps [B, H, W, 1] float images to one logit each."""
     import keras
     from keras import layers
 
-    def normed(x, features, kernel, stride=1):
+    def normed(x: keras.KerasTensor, features: int, kernel: int, stride: int = 1) -> keras.KerasTensor:
         x = layers.Conv2D(features, kernel, stride, padding="same", use_bias=False)(x)
         return layers.BatchNormalization(momentum=0.9, epsilon=1e-5)(x)
 
-    def residual(x, width, stride):
+    def residual(x: keras.KerasTensor, width: int, stride: int) -> keras.KerasTensor:
         if config["model"] == "resnet50":
             y = layers.ReLU()(normed(x, width, 1))
             y = normed(layers.ReLU()(normed(y, width, 3, stride)), 4 * width, 1)
@@ -202,11 +213,11 @@ def make_keras_network(config):
     return keras.Model(inputs, layers.Dense(1, dtype="float32")(x))
 
 
-def start_keras(case):
-    """Prepares a training in Keras on TensorFlow; returns what `measure.Measure` describes."""
+def start_keras(case: dict[str, Any]) -> Measure:
+    """Prepares a training in Keras on TensorFlow. Returns (costs, function), as described at `measure.Measure`."""
     os.environ["KERAS_BACKEND"] = "tensorflow"
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"  # Otherwise it reserves all of the GPU's memory.
+    os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"  # Otherwise TensorFlow reserves all of the GPU's memory.
     import keras
     import numpy as np
     import tensorflow as tf
@@ -247,7 +258,7 @@ def start_keras(case):
     else:
         files = read_files(case)
 
-        def load(path, label):
+        def load(path: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             image = tf.io.decode_jpeg(tf.io.read_file(path), channels=1)
             return tf.cast(tf.image.resize(image, (px, px), antialias=True), tf.uint8), label
 
@@ -256,7 +267,7 @@ def start_keras(case):
         data = data.shuffle(len(files)).batch(batch_size, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
         images = len(files) // batch_size * batch_size
 
-    def repeat():
+    def repeat() -> dict:
         started = time.perf_counter()
         model.fit(data, epochs=1, verbose=0)
         return {"seconds": time.perf_counter() - started, "images": images}
@@ -264,18 +275,18 @@ def start_keras(case):
     return ready, repeat
 
 
-def read_files(case):
+def read_files(case: dict[str, Any]) -> list[tuple[str, int]]:
     """Returns [(path, label), ...] of the JPEG files."""
     with open(case["files"]) as file:
         return json.load(file)
 
 
-def main():
+def main() -> None:
     case = json.loads(sys.argv[1])
     # The libraries may print too, so only the lines for benchmark.py go to the original standard output.
     out, sys.stdout = sys.stdout, sys.stderr
 
-    def send(content):
+    def send(content: dict) -> None:
         print(json.dumps(content), file=out, flush=True)
 
     ready, repeat = (start_torch if case["framework"].startswith("torch") else start_keras)(case)

@@ -1,4 +1,4 @@
-"""The rows of a results file: which code and machine they are of, and how samples are summarised."""
+"""Makes the rows of a results file: the code and the machine that were measured, and the summary of the samples."""
 
 import datetime
 import importlib.metadata
@@ -7,18 +7,19 @@ import pathlib
 import statistics
 import subprocess
 import sys
+from typing import Any
 
 ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = ROOT / "experiments" / "results"
 
-# Flags that name a path on this machine, which another machine does not have.
+# Flags whose value is a path on this machine. They do not affect the measured work.
 LOCAL_FLAGS = ("peer_python", "results")
 
 
 def find_commit() -> str | None:
-    """Returns the commit that is measured, with a plus if tracked files differ from it; None outside of git.
+    """Returns the commit that is measured, with a plus sign if tracked files were changed; None outside of git.
 
-    Changes in the folder of results do not count: a resumed command has to find the rows that it has added before.
+    Changes in the folder of results are ignored, because the command itself adds rows there.
     """
     git = ["git", "-C", str(ROOT)]
     code = ["--", ".", f":(exclude){RESULTS.relative_to(ROOT)}"]
@@ -33,7 +34,7 @@ def find_commit() -> str | None:
 
 
 def list_measured_words() -> list[str]:
-    """Returns the words of this command that say what is measured: all but --resume and LOCAL_FLAGS."""
+    """Returns the words of this command that determine the measured work: all except --resume and LOCAL_FLAGS."""
     words, measured = iter(sys.argv[1:]), []
     for word in words:
         name, _, value = word.lstrip("-").partition("=")
@@ -47,7 +48,7 @@ def list_measured_words() -> list[str]:
 
 def describe_machine() -> dict:
     """Returns {"device": {kind, platform, count}, "versions": {package: version}}."""
-    import jax  # Here, because benchmark.py itself measures in other processes and needs no JAX.
+    import jax  # Imported here because benchmark.py measures in other processes and does not need JAX itself.
 
     devices = jax.devices()
     return {
@@ -58,25 +59,25 @@ def describe_machine() -> dict:
 
 def count_cores() -> int:
     """Returns the number of CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def summarise_samples(samples: list[dict], ready: dict, batch_size: int, first_is_apart: bool) -> dict:
-    """Returns the figures of a row.
+    """Summarises the samples of a case as the measured columns of a row.
 
     Args:
-      samples: {"seconds": float}, and for some work "images" and "host_share", of each repeat.
-      ready: what the process reported before the first repeat: device, versions, costs of the compiled program.
-      batch_size: images of a step.
-      first_is_apart: whether the first repeat is reported on its own, as the first epoch is, which decodes the files.
+      samples: a dict for each repeat: {"seconds": float}, for some work also "images" and "host_share".
+      ready: the first report of the process: device, versions and costs of the compiled program.
+      batch_size: number of images in a step.
+      first_is_apart: whether the first repeat is reported separately. The first epoch is, because it decodes the files.
 
     Returns:
-      "seconds", "images_per_second": of `compute_spread`; "repeats", "images", "first_seconds", "host_share",
-      "model_flop_utilisation" where they are known; "created"; and the content of `ready` but for "peak_flops".
+      "seconds" and "images_per_second" from `compute_spread`; "repeats", "images", "first_seconds", "host_share" and
+      "model_flop_utilisation" if they are known; "created"; and the content of `ready` without "peak_flops".
     """
     later = samples[1:] if first_is_apart else samples
-    row = {"seconds": compute_spread([sample["seconds"] for sample in later]), "images_per_second": None}
-    row["repeats"] = len(later)
+    row: dict[str, Any] = {"seconds": compute_spread([sample["seconds"] for sample in later])}
+    row |= {"images_per_second": None, "repeats": len(later)}
     if "images" in samples[0]:
         row["images"] = samples[0]["images"]
         row["images_per_second"] = compute_spread([sample["images"] / sample["seconds"] for sample in later])
@@ -102,10 +103,11 @@ def compute_spread(numbers: list[float]) -> dict:
 
 
 def set_ratio(rows: list[dict]) -> None:
-    """Adds to our row, the first, the ratio of its speed to that of the fastest peer.
+    """Adds the column "ratio" to our row: its images/s divided by those of the fastest peer.
 
     Args:
-      rows: our row and those of the peers. If they have "first_seconds", our row also gets a ratio of first epochs.
+      rows: our row, followed by the rows of the peers. If they have "first_seconds", our row also gets "first_ratio",
+        the same ratio for the first epoch.
     """
     ours, *peers = rows
     if peers:

@@ -1,4 +1,4 @@
-"""The results of reproduce.py as Markdown, CSV and a page: reported figures compared with ours."""
+"""Formats the results of reproduce.py as Markdown, CSV and HTML: reported metrics compared with ours."""
 
 import dataclasses
 import json
@@ -30,10 +30,10 @@ def write_results(workdir: pathlib.Path, paths: list[pathlib.Path], split: str, 
 
     Args:
       workdir: folder to write to.
-      paths: folders of the runs that are finished.
-      split: the split that was scored.
-      metadata: of the prepared data set.
-      quick: whether the runs are a smoke test, whose figures mean nothing.
+      paths: folders of the finished runs.
+      split: the split on which the runs were evaluated.
+      metadata: metadata of the prepared data set.
+      quick: whether the runs are a smoke test, whose metrics mean nothing.
     """
     from pneumojax.reporting.figures.intervals import save_reported
 
@@ -44,7 +44,7 @@ def write_results(workdir: pathlib.Path, paths: list[pathlib.Path], split: str, 
     write_text(workdir / "results.csv", format_results(results, split))
     sections = make_sections(results, split)
     lead = describe(results, split, metadata, info)
-    smoke_test = "A smoke test of one epoch at 32 px: its figures mean nothing."
+    smoke_test = "This is a smoke test of one epoch at 32 px: its metrics mean nothing."
     warning = smoke_test if quick else describe_synthetic(metadata)
     write_text(workdir / "results.md", format_markdown(lead, warning, sections))
     reported = list_reported(results)
@@ -64,16 +64,16 @@ def collect_results(paths: list[pathlib.Path], split: str) -> dict[str, dict]:
 
     Args:
       paths: folders of the runs, <workdir>/<system>/seed_<n>.
-      split: the split that was scored.
+      split: the split on which the runs were evaluated.
 
     Returns:
-      {system, or system with the suffix of the leaky protocol: {"metrics": of `compute_mean_metrics`, "seeds",
-      "seconds", "images_per_second"}}.
+      {system: {"metrics": from `compute_mean_metrics`, "seeds": number of seeds, "seconds": mean training time,
+      "images_per_second": median}}. The name of a system that was trained by the leaky protocol has its suffix.
     """
     from pneumojax.evaluation.prediction_files import read_predictions
     from pneumojax.evaluation.summary import compute_mean_metrics
 
-    runs_of = {}
+    runs_of: dict[str, list[pathlib.Path]] = {}
     for path in paths:
         runs_of.setdefault(path.parent.name, []).append(path)
     results = {}
@@ -90,7 +90,7 @@ def collect_results(paths: list[pathlib.Path], split: str) -> dict[str, dict]:
 
 
 def list_reported(results: dict) -> list[tuple[str, str, float, dict]]:
-    """Returns (system, figure, reported, ours) for each figure that a project reports."""
+    """Returns (system, name of the metric, reported value, our value) for each metric that a project reports."""
     return [
         (name, FIGURES[metric], reported, results[name]["metrics"][metric])
         for name in results
@@ -100,13 +100,13 @@ def list_reported(results: dict) -> list[tuple[str, str, float, dict]]:
 
 
 def describe(results: dict, split: str, metadata: dict, info: dict) -> list[str]:
-    """Describes what was scored, on which data and how.
+    """Describes the evaluation: systems, seeds, data and versions.
 
     Args:
-      results: of `collect_results`.
-      split: the split that was scored.
-      metadata: of the prepared data set.
-      info: content of a run's config.json.
+      results: from `collect_results`.
+      split: the split on which the runs were evaluated.
+      metadata: metadata of the prepared data set.
+      info: content of the config.json of a run.
     """
     seeds = max(result["seeds"] for result in results.values())
     device, versions = info["device"], info["versions"]
@@ -114,7 +114,7 @@ def describe(results: dict, split: str, metadata: dict, info: dict) -> list[str]
     how = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
     first = (
         f"{systems} system{'s' * (systems > 1)}, {how}, with the 95 % interval of the mean (bootstrap by patient). "
-        f"Reported figures are of the official test split; ours are of {split}"
+        f"The reported metrics are of the official test split. Ours are of {split}"
     )
     first += "." if split == "test" else ", because this data set has no test split. These are not the same images."
     second = (
@@ -140,8 +140,9 @@ def make_sections(results: dict, split: str) -> list[Section]:
         sections.append(Section(f"Ours on {split}", (), [make_table(honest)]))
     if leaky:
         text = (
-            f"{LEAKY}: the same systems, with epoch, threshold and temperature chosen on the images that are scored, "
-            "as in many publications. These figures are worth nothing; the difference shows what the leak adds.",
+            f"{LEAKY}: the same systems, with epoch, threshold and temperature chosen on the evaluated images, as in "
+            "many publications. These metrics are invalid. Their difference from those above shows how much the "
+            "leak adds.",
         )
         sections.append(Section("Leaky protocol, for comparison only", text, [make_table(leaky)]))
     return sections
@@ -158,7 +159,7 @@ def make_table(results: dict) -> Table:
 
 
 def describe_presets(results: dict) -> Section:
-    """Returns the comments of the presets: what is published of each system, and how it is rebuilt here."""
+    """Returns a section with the comments of the presets, which describe each system and how it is rebuilt here."""
     names = dict.fromkeys(name.removesuffix(f"_{LEAKY}") for name in results)
     texts = [(PRESETS / f"{name}.flags").read_text() for name in names]
     paragraphs = [" ".join(re.findall(r"^# *(.*)$", text, re.MULTILINE)) for text in texts]
@@ -169,12 +170,13 @@ def format_markdown(lead: list[str], warning: str, sections: list[Section]) -> s
     """Formats the lead and the tables as Markdown."""
     paragraphs = [f"# {TITLE}", *([f"**{warning}**"] if warning else []), *lead]
     for section in sections:
-        paragraphs += [f"## {section.heading}", *section.text, *(table.format_markdown() for table in section.blocks)]
+        tables = [block.format_markdown() for block in section.blocks if isinstance(block, Table)]
+        paragraphs += [f"## {section.heading}", *section.text, *tables]
     return "\n\n".join(paragraphs) + "\n"
 
 
 def format_results(results: dict, split: str) -> str:
-    """Formats CSV text with a row for each system and metric."""
+    """Returns CSV text with a row for each system and metric."""
     columns = ("system", "protocol", "split", "metric", "reported_on_test", "mean", "standard_deviation", "low", "high")
     rows = []
     for name, result in results.items():

@@ -1,4 +1,4 @@
-"""What speedrun.py measured: a summary over the seeds, lines of text, and a Markdown page of all commands."""
+"""Summarises the results of speedrun.py over the seeds, and formats them as text and as a Markdown page."""
 
 import math
 import statistics
@@ -10,17 +10,22 @@ from pneumojax.reporting.tables import Table
 
 
 def is_of(row: dict, same: dict) -> bool:
-    """Returns whether a row has the same commit and command.
+    """Returns whether a row was written by a command at a commit.
 
     Args:
       row: a row of the results file.
-      same: another row, or {"commit", "command"}.
+      same: {"commit", "command"}, or another row of that command.
     """
     return all(row[name] == same[name] for name in ("commit", "command"))
 
 
 def find_trainings(rows: list[dict], same: dict) -> list[dict]:
-    """Returns the trainings of a command at a commit. Where a seed was measured twice, the last row counts."""
+    """Returns the rows of the trainings of a command, sorted by seed. Of several rows with one seed, the last counts.
+
+    Args:
+      rows: rows of the results file.
+      same: as in `is_of`.
+    """
     those = {row["seed"]: row for row in rows if row["what"] == "training" and is_of(row, same)}
     return sorted(those.values(), key=lambda row: row["seed"])
 
@@ -29,13 +34,16 @@ def summarise(trainings: list[dict], target: float) -> dict:
     """Summarises the trainings of a command over their seeds.
 
     Args:
-      trainings: rows of `Racer.time`, at least two.
+      trainings: results of `Racer.time`, at least two.
       target: AUROC to reach.
 
     Returns:
-      "seconds", "cpu_seconds", "auroc": {"mean", "deviation" (standard deviation), "low", "high" (extremes)} each;
-      "auroc_interval": of `compute_interval`; "reached": number of seeds that reach the target; "images_per_second",
-      "evaluation_seconds": medians; "seeds", "target", "images".
+      A dict with
+        "seconds", "cpu_seconds", "auroc": {"mean", "deviation" (standard deviation), "low", "high" (extremes)} each.
+        "auroc_interval": from `compute_interval`.
+        "reached": number of seeds that reach the target.
+        "images_per_second", "evaluation_seconds": medians.
+        "seeds", "target", "images".
     """
     columns = {name: [row[name] for row in trainings] for name in trainings[0]}
     spread = {
@@ -62,7 +70,7 @@ def summarise(trainings: list[dict], target: float) -> dict:
 def compute_interval(values: list[float]) -> list[float]:
     """Returns the 95 % interval of the mean of at least two values, by Student's t.
 
-    The interval is over seeds: it does not cover other images.
+    The interval describes the variation between seeds, not between samples of images.
     """
     from scipy.special import stdtrit
 
@@ -73,11 +81,11 @@ def compute_interval(values: list[float]) -> list[float]:
 def format_training(row: dict) -> str:
     """Formats a training as a line of the log."""
     times = f"{row['seconds']:.3f} s ({row['cpu_seconds']:.3f} s of CPU)"
-    return f"seed {row['seed']}: {times}, AUROC {row['auroc']:.4f}, scored in {row['evaluation_seconds']:.3f} s"
+    return f"seed {row['seed']}: {times}, AUROC {row['auroc']:.4f}, evaluated in {row['evaluation_seconds']:.3f} s"
 
 
 def format_summary(row: dict) -> str:
-    """Formats the row of a command as lines of text."""
+    """Formats the summary row of a command as lines of text."""
     auroc, seconds, cpu = row["auroc"], row["seconds"], row["cpu_seconds"]
     low, high = row["auroc_interval"]
     reaches = "reaches" if auroc["mean"] >= row["target"] else "does not reach"
@@ -88,11 +96,11 @@ def format_summary(row: dict) -> str:
             f"({auroc['low']:.4f} to {auroc['high']:.4f}); 95 % interval of the mean {low:.4f} to {high:.4f} "
             f"(Student's t, over seeds). The mean {reaches} {row['target']:g}; "
             f"{row['reached']} of {len(row['seeds'])} seeds do.",
-            f"Seconds {_format_seconds(seconds)} ({seconds['low']:.3f} to {seconds['high']:.3f}), of CPU "
+            f"Seconds {_format_seconds(seconds)} ({seconds['low']:.3f} to {seconds['high']:.3f}), CPU seconds "
             f"{_format_seconds(cpu)}; {row['images_per_second']:,.0f} images/s.",
             f"The warm-up with another seed, from an empty compile cache, took "
             f"{row['seconds_with_compilation']:.2f} s, {row['compile_seconds']:.2f} s of it to compile the steps.",
-            f"Scoring validation took {row['evaluation_seconds']:.3f} s each time, which is not counted.",
+            f"Each evaluation on validation took {row['evaluation_seconds']:.3f} s, which is not counted.",
             f"{device['count']} x {device['kind']}, {row['cores']} cores, load at the start {row['load']:.1f}; "
             f"{versions}; commit {row['commit']}.",
             f"Command: {row['command']}",
@@ -101,13 +109,15 @@ def format_summary(row: dict) -> str:
 
 
 def format_page(rows: list[dict]) -> str:
-    """Formats all commands as a page of Markdown.
+    """Formats the results of all commands as a Markdown page.
+
+    Each command is compared, seed by seed, with the first command for the same network on the same device.
 
     Args:
-      rows: rows of the results file. Of commands with the same fields on the same device, the last one counts. Each
-        command is compared, seed by seed, with the first command of the same network on the same device.
+      rows: rows of the results file. Of several commands with the same fields and device, the last one counts.
     """
-    races, bases = {}, {}
+    races: dict[str, dict] = {}
+    bases: dict[str, dict] = {}
     for row in rows:
         if row["what"] == "speedrun":
             races[str((row["fields"], row["device"]))] = row
@@ -116,14 +126,14 @@ def format_page(rows: list[dict]) -> str:
     lines = [
         "# Speedrun",
         "",
-        "Each row is a command that trains one network with several seeds, for a fixed number of steps. The clock "
-        "starts when the decoded cache is opened and stops when the weights are ready on the device. One training of "
-        "another seed warms up and is discarded. Numbers are mean ± standard deviation over the seeds; intervals are "
-        "95 % t-intervals of the mean. AUROC is of validation, on which the presets were tuned, so it is optimistic. "
-        "The first row of a network lists all fields that are not at their default; its other rows list what they "
-        "change, and the difference of their AUROC from the first row's over the seeds of both. Reached: the number "
-        "of seeds that reach the target, which is 0.99 unless the command sets --target. Seconds of a busy machine "
-        "mean little. Made by experiments/speedrun.py.",
+        "Each row is a command that trains one network with several seeds, for a fixed number of steps. The time is "
+        "measured from the opening of the decoded cache until the weights are ready on the device. A warm-up training "
+        "with another seed is discarded. Numbers are mean ± standard deviation over the seeds; intervals are 95 % "
+        "t-intervals of the mean. The AUROC is optimistic, because it is measured on validation, on which the presets "
+        "were tuned. The first row of a network lists all fields that are not at their default. Its other rows list "
+        "the fields that differ from the first row, and the difference in AUROC over the seeds that both rows have. "
+        "The column `reached` is the number of seeds that reach the target, which is 0.99 unless the command sets "
+        "--target. Times on a busy machine are unreliable. Made by experiments/speedrun.py.",
         "",
     ]
     columns = ("fields", "seeds", "AUROC", "difference", "reached", "seconds", "CPU seconds", "with compilation")
@@ -153,7 +163,7 @@ def format_page(rows: list[dict]) -> str:
 
 
 def _format_fields(row: dict, base: dict) -> str:
-    """The fields of a first row; for another row, the fields that differ from the first row's."""
+    """Formats all fields of a network's first row, or the fields of a later row that differ from the first row."""
     fields, defaults = row["fields"], config_to_dict(Config())
     if row is not base:
         names = [name for name in base["fields"] | fields if base["fields"].get(name) != fields.get(name)]
@@ -175,7 +185,7 @@ def _format_seeds(seeds: list[int]) -> str:
 
 
 def _format_difference(rows: list[dict], row: dict, base: dict) -> str:
-    """The mean difference over the seeds of both, with its interval."""
+    """Formats the mean difference in AUROC over the seeds that both rows have, with its interval."""
     if row is base:
         return ""
     ours, theirs = ({one["seed"]: one["auroc"] for one in find_trainings(rows, of)} for of in (row, base))

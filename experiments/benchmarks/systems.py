@@ -1,11 +1,12 @@
-"""The reference systems: public projects on the same X-rays, and the figures that they report on test.
+"""The reference systems: public projects that use the same X-rays, and the metrics that they report on test.
 
-The figures are of the official test split. experiments/presets/<name>.flags says how each system is rebuilt here.
+The metrics are those of the official test split. experiments/presets/<name>.flags describes how each system is rebuilt
+here.
 """
 
 import dataclasses
 
-# Names of the reported figures.
+# {metric: its name in the results}.
 FIGURES = {
     "accuracy": "accuracy",
     "sensitivity": "recall of pneumonia",
@@ -24,7 +25,7 @@ class System:
 
     Attributes:
       project: name of the project.
-      network: the network in a few words.
+      network: a short description of the network.
       reported: {metric of `metrics.compute_metrics`: value on the official test split}.
     """
 
@@ -34,7 +35,7 @@ class System:
 
 
 def _macro(accuracy: float, precision: float, recall: float, f1: float) -> dict[str, float]:
-    """Figures of project e: means over both classes. Its AUC is that of the hard decision, which is the mean recall."""
+    """Metrics of project e: means over both classes. Its AUC is that of hard decisions, which is the mean recall."""
     return {"accuracy": accuracy, "precision_macro": precision, "balanced_accuracy": recall, "f1_macro": f1}
 
 

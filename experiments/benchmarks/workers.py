@@ -1,4 +1,4 @@
-"""Processes that measure: one for each framework of a case. They repeat their work in turn."""
+"""The worker processes of a benchmark, one for each framework of a case. They take turns with their repeats."""
 
 import contextlib
 import json
@@ -18,14 +18,14 @@ NEEDS = {"torch": "torch, PIL", "keras": "keras, tensorflow"}
 
 
 def check_peer(python: str, name: str) -> None:
-    """Checks that a Python has the packages of a peer.
+    """Checks that a Python interpreter can import the packages of a peer.
 
     Args:
       python: path of the interpreter.
-      name: a key of NEEDS.
+      name: the peer, a key of NEEDS.
 
     Raises:
-      UserError: it has not, or it cannot be started; the sentence says what to do.
+      UserError: the interpreter cannot be started, or a package is missing.
     """
     command = [python, "-c", f"import {NEEDS[name]}"]
     try:
@@ -33,23 +33,23 @@ def check_peer(python: str, name: str) -> None:
     except OSError as error:
         raise UserError(f"--peer_python={python} cannot be started: {error.strerror}.") from error
     if done.returncode:
-        reason = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "it fails"
+        reason = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "it ended with an error"
         raise UserError(
             f"--peer_python={python} cannot import {NEEDS[name]} ({reason}). Make an environment with the packages of "
-            "the extra `peers` in pyproject.toml and name its Python."
+            "the extra `peers` in pyproject.toml and give the path of its Python interpreter."
         )
 
 
 def _make_environment() -> dict[str, str]:
-    """The environment variables without those that belong to our own Python."""
+    """Returns the environment variables without those that select our own Python packages."""
     return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
 
 
 class Worker:
-    """A process that measures one case in one framework, each time it is asked to.
+    """A process that measures one case in one framework. It repeats the work on each call of `repeat`.
 
     Args:
-      case: one of `plan_cases`; "files" names the list of JPEG files if the case reads them.
+      case: a case from `plan_cases`. If it reads JPEG files, "files" is the path of their list.
       framework: pneumojax, pillow, or a peer with its variant, such as "torch channels_last".
       python: interpreter for the peers.
     """
@@ -78,15 +78,17 @@ class Worker:
             text=True,
             env=environment,
         )
+        assert self.process.stdin and self.process.stdout  # Popen makes the pipes that it is asked for.
+        self.stdin, self.stdout = self.process.stdin, self.process.stdout
 
     def read(self) -> dict:
         """Reads the next line of the process.
 
         Raises:
-          UserError: the process reports an error that the user can mend.
+          UserError: the process reports an error that the user can correct.
           ChildProcessError: the process has ended.
         """
-        line = self.process.stdout.readline()
+        line = self.stdout.readline()
         if not line:
             self.process.wait()
             self.log.seek(0)
@@ -99,34 +101,34 @@ class Worker:
         return content
 
     def repeat(self) -> dict:
-        """Measures once; returns {"seconds", ...} as `read` does."""
-        with contextlib.suppress(BrokenPipeError):  # The process has ended; read() reports why.
-            self.process.stdin.write("\n")
-            self.process.stdin.flush()
+        """Requests one repeat and returns its result, {"seconds", ...}. Raises the errors of `read`."""
+        with contextlib.suppress(BrokenPipeError):  # The process has ended, and read() reports the reason.
+            self.stdin.write("\n")
+            self.stdin.flush()
         return self.read()
 
     def close(self) -> None:
         """Ends the process."""
         self.process.terminate()
         self.process.wait()
-        for file in (self.process.stdin, self.process.stdout, self.log):
+        for file in (self.stdin, self.stdout, self.log):
             with contextlib.suppress(BrokenPipeError):
                 file.close()
 
 
 def measure_in_turn(case: dict, folder: pathlib.Path, peer_python: str) -> list[dict]:
-    """Measures a case in all of its frameworks, which repeat the work in turn.
+    """Measures a case in all of its frameworks, which take turns with their repeats.
 
     Args:
-      case: one of `plan_cases`.
-      folder: for temporary files.
+      case: a case from `plan_cases`.
+      folder: folder for temporary files.
       peer_python: interpreter for the peers.
 
     Returns:
-      A row for each framework, ours first.
+      A row of results for each framework. Ours is the first.
 
     Raises:
-      UserError: the input is wrong, or a peer's network differs from ours.
+      UserError: a flag is invalid, or the network of a peer differs from ours.
       ChildProcessError: a process has ended.
     """
     load = os.getloadavg()[0]
@@ -134,7 +136,7 @@ def measure_in_turn(case: dict, folder: pathlib.Path, peer_python: str) -> list[
         case = case | {"files": str(list_files(case["images"], case["limit"], folder))}
     with contextlib.ExitStack() as stack:
 
-        def start(framework):
+        def start(framework: str) -> tuple[Worker, dict]:
             worker = Worker(case, framework, peer_python)
             stack.callback(worker.close)
             return worker, worker.read()
@@ -147,8 +149,8 @@ def measure_in_turn(case: dict, folder: pathlib.Path, peer_python: str) -> list[
         started += [start(name) for name in list_frameworks(case["peers"], device["platform"])]
         sizes = {worker.framework: ready["parameters"] for worker, ready in started if "parameters" in ready}
         if len(set(sizes.values())) > 1:
-            raise UserError(f"the networks differ, so this is not the same work: parameters {sizes}.")
-        samples = [[] for _ in started]
+            raise UserError(f"the networks differ, so this is not the same work. Numbers of parameters: {sizes}.")
+        samples: list[list[dict]] = [[] for _ in started]
         for _ in range(case["repeats"]):
             for (worker, _), own in zip(started, samples, strict=True):
                 own.append(worker.repeat())

@@ -1,1 +1,1 @@
-"""The data: decoded images, batches of them, and their augmentation."""
+"""The data: splits of decoded images, batches, and augmentation."""

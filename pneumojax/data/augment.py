@@ -20,8 +20,8 @@ def make_augment(config: AugmentConfig) -> Callable[[jax.Array, jax.Array], jax.
     """Makes the augmentation that the config describes.
 
     Args:
-      config: the ranges. A range of zero leaves its step out of the compiled program. augment_strength may be an
-        array.
+      config: the ranges. An operation whose range is zero is left out of the compiled program. augment_strength may be
+        an array.
 
     Returns:
       `augment(keys, images)`: keys [B], images [B, H, W] float32 0..1 -> [B, H, W] float32 0..1.
@@ -43,8 +43,8 @@ def make_augment(config: AugmentConfig) -> Callable[[jax.Array, jax.Array], jax.
         ),
     )
 
-    def augment_one(key, image):
-        # float32 even if it is a constant: a replica, where it is an array, must round as a single run does.
+    def augment_one(key: jax.Array, image: jax.Array) -> jax.Array:
+        # A single run has a Python float and a replica an array. Both must be rounded alike, so both are float32.
         strength = jnp.asarray(config.augment_strength, jnp.float32)
         for i, (wanted, step) in enumerate(steps):
             if wanted:
@@ -69,7 +69,7 @@ def shrink(images: jax.Array, image_px: int) -> jax.Array:
     starts, pixel = edges[:-1, None], np.arange(size)
     covered = np.minimum(edges[1:, None], pixel + 1) - np.maximum(starts, pixel)
     weights = jnp.asarray(covered.clip(0) * image_px / size, jnp.float32)
-    # The default precision of a matrix product on an accelerator would round grey values.
+    # On an accelerator, a matrix product in the default precision would round grey values.
     return jnp.einsum("ph,bhw,qw->bpq", weights, images, weights, precision="highest")
 
 
@@ -88,7 +88,7 @@ def keep_pneumonia(images: jax.Array, augmented: jax.Array, labels: jax.Array) -
 
 
 def draw_transform(key: jax.Array, config: AugmentConfig, strength: float | jax.Array = 1.0) -> jax.Array:
-    """Draws one affine map for all geometric changes, so that the image is resampled only once.
+    """Samples one affine map that combines all geometric operations, so that the image is resampled only once.
 
     Args:
       key: PRNG key.
@@ -96,7 +96,8 @@ def draw_transform(key: jax.Array, config: AugmentConfig, strength: float | jax.
       strength: the ranges are multiplied by this.
 
     Returns:
-      [2, 3] float32, maps an output position (x, y, 1) to an input position, both -1..1 from edge to edge.
+      [2, 3] float32 matrix that maps an output position (x, y, 1) to an input position. The coordinates of both are
+      -1..1 from edge to edge.
 
     References:
       Szegedy et al., "Going Deeper with Convolutions", 2015: the random resized crop, aspect 3/4 to 4/3.
@@ -126,11 +127,13 @@ def draw_transform(key: jax.Array, config: AugmentConfig, strength: float | jax.
 
 
 def resample(image: jax.Array, transform: jax.Array) -> jax.Array:
-    """Resamples an image under an affine map, bilinearly. Outside, it is black, as beyond the collimator.
+    """Resamples an image under an affine map with bilinear interpolation.
+
+    Positions outside of the image are black, as they are beyond the collimator of a radiograph.
 
     Args:
       image: [H, W] float32.
-      transform: [2, 3], maps an output position (x, y, 1) to an input position, both -1..1 from edge to edge.
+      transform: [2, 3] matrix as `draw_transform` returns it.
 
     Returns:
       [H, W] float32.
@@ -150,7 +153,7 @@ def resample(image: jax.Array, transform: jax.Array) -> jax.Array:
     pixels = image.reshape(-1)
     corner = top * (width + 2) + left
 
-    def pixel_at(offset):
+    def pixel_at(offset: int) -> jax.Array:
         return pixels.at[corner + offset].get(mode="promise_in_bounds")
 
     upper = pixel_at(0) * (1 - across) + pixel_at(1) * across
@@ -166,14 +169,14 @@ def change_intensity(
     gamma: float,
     strength: float | jax.Array = 1.0,
 ) -> jax.Array:
-    """Changes brightness, contrast (around the mean of the image) and gamma by uniformly drawn amounts.
+    """Changes the brightness, contrast and gamma of an image by random amounts, sampled uniformly.
 
     Args:
       key: PRNG key.
       image: [H, W] float32, 0..1.
-      brightness: largest amount that is added.
-      contrast: largest relative change.
-      gamma: the exponent is drawn between 1 / (1 + gamma) and 1 + gamma, uniformly in its logarithm.
+      brightness: largest value that is added to or subtracted from the pixels.
+      contrast: largest relative change of the pixels' differences from the image's mean.
+      gamma: the exponent is between 1 / (1 + gamma) and 1 + gamma, uniform on a log scale.
       strength: brightness, contrast and the logarithm of the exponent are multiplied by this.
 
     Returns:
@@ -185,7 +188,7 @@ def change_intensity(
     image = jnp.clip(image, 0, 1)
     if not gamma:
         return image
-    # The lower bound keeps the logarithm in the compiled power finite.
+    # A power is compiled to a logarithm, which the lower bound keeps finite.
     return jnp.maximum(image, 1e-6) ** jnp.exp(math.log1p(gamma) * draws[2])
 
 
@@ -230,8 +233,8 @@ def erase(key: jax.Array, image: jax.Array, probability: float) -> jax.Array:
     start = jax.random.uniform(keys[2], (2,)) * (jnp.array([height, width]) - size)
     rows, columns = jnp.arange(height)[:, None] + 0.5, jnp.arange(width) + 0.5  # centres of pixels
     inside = (rows >= start[0]) & (rows < start[0] + size[0]) & (columns >= start[1]) & (columns < start[1] + size[1])
-    drawn = jax.random.bernoulli(keys[3], probability)
-    return jnp.where(inside & drawn, jax.random.uniform(keys[4]), image)
+    erased = jax.random.bernoulli(keys[3], probability)
+    return jnp.where(inside & erased, jax.random.uniform(keys[4]), image)
 
 
 def mixup(keys: jax.Array, alpha: float, first: tuple, second: tuple) -> tuple:
@@ -239,12 +242,13 @@ def mixup(keys: jax.Array, alpha: float, first: tuple, second: tuple) -> tuple:
 
     Args:
       keys: [B] PRNG keys.
-      alpha: parameter of the beta distribution of the weight. `first` gets the larger weight.
+      alpha: both parameters of the beta distribution from which the weights are sampled. `first` gets the larger
+        weight.
       first: (images [B, H, W] float32, targets [B, C] float32).
-      second: the partners, of the same shapes.
+      second: images and targets of the partners, with the same shapes.
 
     Returns:
-      (images, targets) of the same shapes.
+      (images, targets) with the same shapes.
 
     References:
       Zhang et al., "mixup: Beyond Empirical Risk Minimization", 2018.
@@ -252,7 +256,7 @@ def mixup(keys: jax.Array, alpha: float, first: tuple, second: tuple) -> tuple:
     share = jax.vmap(lambda key: jax.random.beta(key, alpha, alpha))(keys)
     share = jnp.maximum(share, 1 - share)
 
-    def blend(a, b):
+    def blend(a: jax.Array, b: jax.Array) -> jax.Array:
         weight = share.reshape(-1, *[1] * (a.ndim - 1))
         return weight * a + (1 - weight) * b
 

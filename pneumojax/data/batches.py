@@ -1,4 +1,4 @@
-"""Which images are in which batch: arrays of indices, as functions of their arguments alone."""
+"""Batches of an epoch and of an evaluation, as arrays of image indices."""
 
 import math
 
@@ -8,10 +8,10 @@ from pneumojax.errors import UserError
 
 
 def split_epoch(num_images: int, batch_size: int, chunk_steps: int) -> tuple[int, int]:
-    """Splits an epoch into chunks of equal length, so that one compiled chunk serves for all.
+    """Splits an epoch into chunks of equal length, so that a single compiled program computes all of them.
 
-    The length is near `chunk_steps`. The remaining images (less than one batch, and less than one step for each chunk)
-    are not used in this epoch. Each epoch is shuffled anew, so that each leaves out other images.
+    The length is near `chunk_steps`. Less than one batch of images, and less than one step for each chunk, is left over
+    and not used in this epoch. Each epoch is shuffled differently, so each leaves out different images.
 
     Args:
       num_images: N, images of the training split.
@@ -19,7 +19,7 @@ def split_epoch(num_images: int, batch_size: int, chunk_steps: int) -> tuple[int
       chunk_steps: wanted length of a chunk, in steps.
 
     Returns:
-      (chunks of an epoch, steps of a chunk).
+      (number of chunks in an epoch, number of steps in a chunk).
 
     Raises:
       UserError: the batch is larger than the split.
@@ -34,7 +34,15 @@ def split_epoch(num_images: int, batch_size: int, chunk_steps: int) -> tuple[int
 def make_epoch_batches(num_images: int, batch_size: int, chunks: int, steps: int, seed: int, epoch: int) -> np.ndarray:
     """Shuffles the image indices of one epoch.
 
-    The result depends on nothing but the arguments, so that a run can resume at any epoch.
+    The result depends only on the arguments, so that a run can resume at any epoch.
+
+    Args:
+      num_images: N, images of the training split.
+      batch_size: B.
+      chunks: number of chunks in an epoch, from `split_epoch`.
+      steps: number of steps in a chunk, from `split_epoch`.
+      seed: seed of the run.
+      epoch: index of the epoch.
 
     Returns:
       [chunks, steps, batch_size] int32, each index at most once.
@@ -44,15 +52,15 @@ def make_epoch_batches(num_images: int, batch_size: int, chunks: int, steps: int
 
 
 def make_eval_batches(num_images: int, batch_size: int, devices: int) -> np.ndarray:
-    """Lists the indices of all images in order, and fills the last batch up with image 0.
+    """Lists the indices of all images in order, and pads the last batch with image 0.
 
     Args:
       num_images: N.
-      batch_size: wanted batch size. It is raised to a multiple of `devices`, and lowered for a small split.
+      batch_size: wanted batch size. It is rounded up to a multiple of `devices`, and reduced for a small split.
       devices: D.
 
     Returns:
-      [S, B] int32. In row order, the first N are 0..N-1, and the results of the others are to be dropped.
+      [S, B] int32. In row order, the first N indices are 0..N-1. The caller must drop the results of all others.
     """
     batch_size = math.ceil(min(batch_size, num_images) / devices) * devices
     batches = np.zeros((math.ceil(num_images / batch_size), batch_size), np.int32)

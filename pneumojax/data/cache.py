@@ -1,4 +1,4 @@
-"""Cache of decoded images: one folder for each split and image size, next to the data set.
+"""A cache of decoded images on disk, with one folder for each split and image size, next to the data set.
 
 Layout of a folder:
     images.npy        [N, H, W] uint8, 0..255
@@ -32,8 +32,8 @@ def read_cache(folder: pathlib.Path, image_px: int) -> tuple[np.ndarray, dict[st
       image_px: height and width of the images.
 
     Returns:
-      (images, examples): [N, H, W] uint8, 0..255, memory-mapped and read-only, and the columns of the examples. None if
-      the folder does not exist, or was written by a version without checksums.
+      (images, examples), or None if the folder does not exist or was written by a version without checksums. images are
+      [N, H, W] uint8, 0..255, memory-mapped and read-only. examples are {column: list of N values}.
 
     Raises:
       UserError: a file is damaged.
@@ -64,7 +64,7 @@ def write_cache(folder: pathlib.Path, images: np.ndarray, examples: dict[str, li
     Args:
       folder: the folder of the split and size.
       images: [N, H, W] uint8, 0..255.
-      examples: the columns of the examples.
+      examples: {column: list of N values}.
 
     Raises:
       OSError: the disk is full, or the folder of the data set is read-only.
@@ -83,4 +83,4 @@ def _compute_checksum(path: pathlib.Path, *version: int) -> int:
     """Computes the CRC-32 of a file. `version` identifies its content in the cache of this function."""
     if os.path.getsize(path) == 0:
         return 0  # An empty file cannot be mapped.
-    return zlib.crc32(np.memmap(path, np.uint8, mode="r"))
+    return zlib.crc32(np.memmap(path, np.uint8, mode="r").data)

@@ -1,11 +1,11 @@
-"""A prepared data set as arrays: decoded once for each size, cached next to the data set, memory-mapped."""
+"""Loads a prepared data set as memory-mapped arrays. Images are decoded once for each size and then cached."""
 
 import dataclasses
 import hashlib
 import json
 import logging
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 SUBTYPES = CLASS_NAMES["three_class"]
 
-# What is kept of each example in addition to its image.
+# The columns of an example that are kept in addition to its image.
 COLUMNS = ("subtype", "patient_id", "filename", "height", "width", "channels", "duplicate_of")
 
 # The fields of a split that have an entry for each image.
@@ -27,17 +27,17 @@ SPLIT_COLUMNS = ("images", "subtypes", "patient_ids", "filenames", "heights", "w
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """One split, in the order of the prepared data set (sorted by file name).
+    """A split of the data set. Its images are sorted by file name.
 
     Attributes:
       name: train, validation or test.
       images: [N, H, W] uint8, 0..255, grey; memory-mapped and read-only if they come from the cache.
       subtypes: [N] int32, index into NORMAL, BACTERIA, VIRUS.
-      patient_ids: [N] strings; no patient is in two splits.
+      patient_ids: [N] strings. No patient is in two splits.
       filenames: [N] strings, unique in the split.
-      heights, widths: [N] int32, of the original files, in pixels.
-      channels: [N] int32, of the original files: 1 is grey, 3 is RGB.
-      duplicate_of: [N] strings: the first byte-identical file of the split, or empty.
+      heights, widths: [N] int32, size of the original images in pixels.
+      channels: [N] int32, channels of the original images: 1 is grey, 3 is RGB.
+      duplicate_of: [N] strings, the first byte-identical file of the split, or empty.
       fingerprint: sha256 of the split's file names, labels, patients and image bytes.
     """
 
@@ -56,22 +56,27 @@ class Split:
         return len(self.subtypes)
 
     def labels(self, task: str) -> np.ndarray:
-        """[N] int32 class indices of the task (binary: 1 = pneumonia)."""
+        """Returns the [N] int32 class indices of a task, binary (1 = pneumonia) or three_class."""
         return self.subtypes if task == "three_class" else (self.subtypes > 0).astype(np.int32)
 
     def select(self, chosen: np.ndarray) -> "Split":
-        """The images that `chosen` selects, [N] bool or indices. The fingerprint stays that of the whole split."""
+        """Returns a split of some images. Its fingerprint stays that of the whole split.
+
+        Args:
+          chosen: [N] bool, or indices of the images.
+        """
         return dataclasses.replace(self, **{name: getattr(self, name)[chosen] for name in SPLIT_COLUMNS})
 
 
 def ensure_prepared(config: DataConfig) -> dict:
-    """Reads the metadata of a data set; prepares the synthetic one if it is not there yet.
+    """Reads the metadata of a data set. Prepares the synthetic data set first if it does not exist yet.
 
     Args:
-      config: which data set, and where. With folds, fingerprints and counts are those of the splits of its fold.
+      config: the data set and its folder.
 
     Returns:
-      The content of metadata.json: fingerprints, counts, source, and more.
+      The content of metadata.json: fingerprints, counts, source, and more. With folds, the fingerprints and counts are
+      those of the splits of the config's fold.
 
     Raises:
       UserError: the data set is not prepared, its metadata are damaged, or it is too small for the folds.
@@ -79,7 +84,7 @@ def ensure_prepared(config: DataConfig) -> dict:
     metadata = _read_prepared(config)
     if config.folds is None:
         return metadata
-    splits = [_load_fold(config, name) for name in ("train", "validation", "test")]
+    splits = [_load_fold(config, name, config.folds) for name in ("train", "validation", "test")]
     fingerprints = {split.name: split.fingerprint for split in splits}
     counts = {
         split.name: dict(zip(SUBTYPES, np.bincount(split.subtypes, minlength=3).tolist(), strict=True))
@@ -112,18 +117,20 @@ def _read_prepared(config: DataConfig) -> dict:
 
 
 def load_split(config: DataConfig, name: str) -> Split:
-    """Loads one split at the size that the config says, from the cache if it is there.
+    """Loads one split at the image size of the config, from the cache if possible.
+
+    With folds, test is the fold of the config, and validation has 15 % of the other images, as in the prepared data
+    set.
 
     Args:
-      config: which data set, where, at what size, and which fold of it. With folds, test is the fold that is held out,
-        and validation holds a share of the other patients, as large as in the prepared data set.
+      config: the data set, its folder, the image size and the fold.
       name: train, validation or test.
 
     Raises:
       UserError: the data set is not prepared or damaged, has no such split, or is too small for the folds or for
         train_share.
     """
-    split = _load_whole_split(config, name) if config.folds is None else _load_fold(config, name)
+    split = _load_whole_split(config, name) if config.folds is None else _load_fold(config, name, config.folds)
     if name != "train" or config.train_share == 1:
         return split
     from pneumojax.data.folds import choose_patients
@@ -132,10 +139,14 @@ def load_split(config: DataConfig, name: str) -> Split:
 
 
 def load_training_images(config: DataConfig) -> Split:
-    """Loads all official training images: the prepared train and validation splits, which folds are made from.
+    """Loads all official training images. They are the prepared train and validation splits; folds are made from them.
+
+    Args:
+      config: the data set, its folder and the image size.
 
     Returns:
-      A split with the name out_of_fold, since each of its images is scored by a run that did not train on it.
+      A split with the name out_of_fold, because in a cross-validation each image is scored by a run that did not train
+      on it.
 
     Raises:
       UserError: the data set is not prepared or damaged.
@@ -145,41 +156,41 @@ def load_training_images(config: DataConfig) -> Split:
     return _join(parts, [np.ones(len(part), bool) for part in parts], "out_of_fold", fingerprint)
 
 
-def _load_fold(config: DataConfig, name: str) -> Split:
-    from pneumojax.data.folds import cut_fold
+def _load_fold(config: DataConfig, name: str, folds: int) -> Split:
+    from pneumojax.data.folds import split_fold
 
     parts = [_load_whole_split(config, part) for part in ("train", "validation")]
     patient_ids = np.concatenate([part.patient_ids for part in parts])
     subtypes = np.concatenate([part.subtypes for part in parts])
-    chosen = cut_fold(patient_ids, subtypes, config.folds, config.fold)[name]
+    chosen = split_fold(patient_ids, subtypes, folds, config.fold)[name]
     if len(np.unique(subtypes[chosen] > 0)) < 2:
-        raise UserError(f"folds={config.folds} is too many: a {name} split of this data set would have one class only.")
+        raise UserError(f"folds={folds} is too many: a {name} split of this data set would have one class only.")
     masks = np.split(chosen, [len(parts[0])])
     filenames = [part.filenames[mask].tolist() for part, mask in zip(parts, masks, strict=True)]
-    # The fingerprints of the prepared splits cover labels, patients and bytes of all files that are named here.
+    # The fingerprints of the prepared splits cover the labels, patients and bytes of all these files.
     fingerprint = _hash({"split": name, "of": [part.fingerprint for part in parts], "filenames": filenames})
     return _join(parts, masks, name, fingerprint)
 
 
 def _join(parts: Sequence[Split], masks: Sequence[np.ndarray], name: str, fingerprint: str) -> Split:
-    """Joins the images that the masks, [N] bool each, select from several splits."""
+    """Joins selected images of several splits. Each mask is [N] bool for one of them."""
     chosen = [part.select(mask) for part, mask in zip(parts, masks, strict=True)]
     columns = {column: np.concatenate([getattr(part, column) for part in chosen]) for column in SPLIT_COLUMNS}
     return Split(name=name, fingerprint=fingerprint, **columns)
 
 
-def _hash(content) -> str:
+def _hash(content: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _load_whole_split(config: DataConfig, name: str) -> Split:
-    record = _read_prepared(config)
-    if name not in record["fingerprints"]:
+    metadata = _read_prepared(config)
+    if name not in metadata["fingerprints"]:
         raise UserError(
             f"the data set in {_dataset_dir(config)} has no {name} split: "
-            f"its source ({record['source']}) had no folder of that name."
+            f"its source ({metadata['source']}) had no folder of that name."
         )
-    fingerprint = record["fingerprints"][name]
+    fingerprint = metadata["fingerprints"][name]
     cache = _cache_dir(config, name, fingerprint)
     cached = read_cache(cache, config.image_px)
     if cached is None:
@@ -187,10 +198,10 @@ def _load_whole_split(config: DataConfig, name: str) -> Split:
         try:
             write_cache(cache, images, examples)
         except OSError as error:
-            # A read-only or full data set folder costs time at the next start, not the run.
-            logger.warning("could not keep the decoded images in %s (%s); each start decodes them anew", cache, error)
+            # The run can continue without a cache, for example if the folder is read-only or the disk is full.
+            logger.warning("the decoded images cannot be cached in %s (%s): each start decodes them", cache, error)
             return _make_split(name, images, examples, fingerprint)
-        cached = read_cache(cache, config.image_px)
+        cached = read_cache(cache, config.image_px) or (images, examples)
     return _make_split(name, *cached, fingerprint)
 
 
@@ -226,7 +237,7 @@ def _decode_split(config: DataConfig, name: str) -> tuple[np.ndarray, dict[str, 
             for column, values in columns.items():
                 value = example[column]
                 values.append(value.decode() if isinstance(value, bytes) else int(value))
-    except Exception as error:  # TFDS and array_record raise many types for a damaged folder.
+    except Exception as error:  # TFDS and array_record raise many types for damaged files.
         raise UserError(
             f"the data set in {directory} cannot be read ({error}). "
             f"Check it with scripts/prepare_data.py --verify, or prepare it again with --overwrite."

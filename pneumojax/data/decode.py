@@ -1,8 +1,9 @@
-"""The one image decoder, for training and for prediction: file bytes -> grey uint8 square."""
+"""The image decoder of training and prediction. It converts the bytes of a file to a square grey uint8 image."""
 
 import concurrent.futures
 import os
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
@@ -21,14 +22,13 @@ def decode_image(data: bytes, image_px: int, resize: str = "squeeze") -> np.ndar
     shows in the shape of the ribs, and in the Kermany X-rays it tells the classes apart. crop keeps the central square
     and pad adds black bars to the shorter sides; both keep the shape of the child. Square files give the same pixels.
 
-    A 16-bit PNG does not say how many of its bits are used. The smallest number among 8, 10, 12, 14 and 16 that holds
-    the image's largest value is taken, and that many bits are scaled to 0..255. A 12-bit detector then keeps its
-    contrast instead of coming out nearly black. The rule depends on nothing but the image. Stretching each image from
-    its own minimum to its own maximum would depend on nothing else either, but would remove the exposure from every
-    image; by this rule, images of one detector get the same scale unless one of them leaves the upper bits unused.
+    The header of a 16-bit PNG does not contain the number of bits that are used. The decoder takes the smallest of 8,
+    10, 12, 14 and 16 bits that can represent the largest value of the image, and scales them to 0..255. Without
+    this, an image of a 12-bit detector would be nearly black. Images of one detector usually get the same scale, so
+    differences in exposure are preserved. Scaling each image from its minimum to its maximum would remove them.
 
     Args:
-      data: a JPEG or PNG file's bytes; grey or RGB with 8 bits, or grey with 16 bits.
+      data: the bytes of a JPEG or PNG file, grey or RGB with 8 bits, or grey with 16 bits.
       image_px: height and width of the result.
       resize: squeeze, crop or pad.
 
@@ -41,25 +41,25 @@ def decode_image(data: bytes, image_px: int, resize: str = "squeeze") -> np.ndar
     """
     image = open_image(data)
     try:
-        # A large JPEG is decoded at 1/2, 1/4 or 1/8 of its size, but never below the target. That drops only the high
-        # frequencies that the filter would remove. For 80 originals at 224 px, the peak signal-to-noise ratio against
-        # decoding at full size is 52 dB (median; 44 dB at worst). Only the luma channel is decoded, without a detour
-        # through RGB.
+        # To save time, a large JPEG is decoded at 1/2, 1/4 or 1/8 of its size, but never below the target size. That
+        # drops only high frequencies that the filter would remove. Compared with decoding at full size, the peak
+        # signal-to-noise ratio is 52 dB (median of 80 originals at 224 px; minimum 44 dB). Only the luma channel is
+        # decoded.
         drafted = image.draft("L", (image_px, image_px))
         image.load()
-    except Exception as error:  # Damaged bytes make Pillow raise nearly anything, from SyntaxError to struct.error.
+    except Exception as error:  # Pillow raises many types for damaged bytes, from SyntaxError to struct.error.
         raise OSError(str(error)) from error
     transposition = TRANSPOSITIONS.get(read_orientation(image))
     if image.mode.startswith("I"):  # A 16-bit PNG: convert("L") would clip at 255.
         image = Image.fromarray(_scale_to_8_bits(np.asarray(image)))
-    # If width or height are not multiples of 8, the last column or row of a reduced JPEG is partly outside the image.
+    # If width or height is not a multiple of 8, the last column or row of a reduced JPEG is partly outside the image.
     box = drafted[1] if drafted else (0, 0, *image.size)
     image = _resize(image if image.mode == "L" else image.convert("L"), box, image_px, resize)
-    # Turning the square instead of the original gives the same picture, and costs less.
+    # Rotating the resized image gives the same result as rotating the original, and is faster.
     return np.asarray(image if transposition is None else image.transpose(transposition))
 
 
-def _resize(image: Image.Image, box: tuple[float, ...], image_px: int, resize: str) -> Image.Image:
+def _resize(image: Image.Image, box: tuple[float, float, float, float], image_px: int, resize: str) -> Image.Image:
     """Resizes the part of a grey image that `box` (left, top, right, bottom) holds to a square."""
     width, height = box[2] - box[0], box[3] - box[1]
     if resize == "crop":
@@ -77,17 +77,25 @@ def _resize(image: Image.Image, box: tuple[float, ...], image_px: int, resize: s
 
 
 def _scale_to_8_bits(pixels: np.ndarray) -> np.ndarray:
-    """Scales [H, W] integers 0..65535 to uint8, by the number of bits that they use."""
+    """Scales [H, W] integers 0..65535 to uint8, given the number of bits that they use."""
     used = next(bits for bits in USED_BITS if pixels.max() < 2**bits)
     table = np.arange(2**used, dtype=np.uint32) * 255 // (2**used - 1)
     return table.astype(np.uint8)[pixels]
 
 
-def decode_images(files: Sequence[bytes], names: Sequence[str], image_px: int, resize: str = "squeeze") -> np.ndarray:
-    """Decodes many files on all cores, in threads: Pillow releases the interpreter's lock.
+class EncodedFiles(Protocol):
+    """The bytes of N files, by index. Each file may be read when it is accessed."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int, /) -> bytes: ...
+
+
+def decode_images(files: EncodedFiles, names: Sequence[str], image_px: int, resize: str = "squeeze") -> np.ndarray:
+    """Decodes many files in threads on all cores. Threads suffice because Pillow releases the GIL.
 
     Args:
-      files: the bytes of N files. The sequence may read them lazily; each item is accessed once.
+      files: the bytes of N files. Each item is accessed once.
       names: N file names, for error messages.
       image_px: height and width of the result.
       resize: as in `decode_image`.
@@ -96,7 +104,7 @@ def decode_images(files: Sequence[bytes], names: Sequence[str], image_px: int, r
       [N, image_px, image_px] uint8.
 
     Raises:
-      UserError: a file cannot be decoded; the message names it.
+      UserError: a file cannot be decoded. The message names it.
     """
     images = np.empty((len(files), image_px, image_px), np.uint8)
 

@@ -1,4 +1,4 @@
-"""Which images of a data set a run uses: the splits of a fold, or a share of the patients. No patient is split up."""
+"""Selects the images that a run uses: the splits of a fold, or a share of the patients. Patients are never split."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from pneumojax.errors import UserError
 from tfds_builder import kermany_pneumonia
 
 
-def cut_fold(patient_ids: np.ndarray, subtypes: np.ndarray, folds: int, fold: int) -> dict[str, np.ndarray]:
+def split_fold(patient_ids: np.ndarray, subtypes: np.ndarray, folds: int, fold: int) -> dict[str, np.ndarray]:
     """Splits all training images into the train, validation and test split of one fold.
 
     No patient is in two of the splits, and each split has about the same share of each subtype.
@@ -18,8 +18,8 @@ def cut_fold(patient_ids: np.ndarray, subtypes: np.ndarray, folds: int, fold: in
       fold: index of the fold, from 0.
 
     Returns:
-      {"train", "validation", "test"}: [N] bool each. test is the fold itself. validation is a share of the other
-      images, as large as in the prepared data set, and differs from fold to fold.
+      {"train", "validation", "test"}, a mask [N] bool for each. test is the fold itself. validation has 15 % of
+      the other images, as in the prepared data set. Its patients are chosen separately for each fold.
     """
 
     def choose(among: np.ndarray, share: float, salt: str) -> np.ndarray:
@@ -35,7 +35,7 @@ def cut_fold(patient_ids: np.ndarray, subtypes: np.ndarray, folds: int, fold: in
 
 
 def choose_patients(patient_ids: np.ndarray, subtypes: np.ndarray, share: float) -> np.ndarray:
-    """Chooses the images of patients who hold a share of each class; the same patients each time.
+    """Chooses patients who have a given share of the images of each class. The choice is deterministic.
 
     Args:
       patient_ids: [N] strings.
@@ -43,7 +43,7 @@ def choose_patients(patient_ids: np.ndarray, subtypes: np.ndarray, share: float)
       share: share of the images, above 0 and below 1.
 
     Returns:
-      [N] bool.
+      [N] bool, the images of the chosen patients.
 
     Raises:
       UserError: the share is so small that a class would have no image.

@@ -1,1 +1,1 @@
-"""Trained runs: predictions, operating points, metrics with intervals, reports."""
+"""Evaluation of trained runs: predictions, operating points, metrics with intervals, and reports."""

@@ -1,4 +1,4 @@
-"""Measures how much of a run's AUROC needs lungs, with perturbed images and with classifiers that are no networks."""
+"""Tests whether a run's AUROC depends on the lungs, with perturbed images and with simple linear models."""
 
 import dataclasses
 import datetime
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 EXAMPLE_SEED = 0
 
-# What an audit writes. A file of this list that is not written again is removed.
+# The files of an audit. A new audit removes those that it does not write.
 FILES = ("audit.json", "audit.html", "audit")
 
 # Headings of the two kinds of rows, in the tables and in the figure.
@@ -38,27 +38,27 @@ NETWORK, NO_NETWORK = "The network sees", "A linear model sees"
 NAMES = {"auroc": "AUROC", "sensitivity": "sensitivity", "specificity": "specificity"}
 
 METHOD = (
-    "A high AUROC without lungs proves that something else tells the classes apart, such as the edge of the image, its "
-    "size or its brightness. A low AUROC does not prove that the network ignores these, because it never saw such "
-    "images in training. The linear models did see them, so they show better what the data give away.",
-    "The network is as it was trained; only its input changes. The black rectangle of "
+    "A high AUROC without lungs proves that something else distinguishes the classes, such as the edge of the image, "
+    "its size or its brightness. A low AUROC does not prove that the network ignores these features, because it was "
+    "not trained on such images. The linear models were, so they are the better measure of these features.",
+    "The network is not changed; only its input is. The black rectangle of "
     f"{100 * LUNGS_AREA:.0f} % of the area covers the lungs of the average child. The lungs of some children reach "
     "beyond it. All sizes are rounded to whole pixels. Sensitivity and specificity are those at the run's own "
     "threshold, which was not chosen for perturbed images.",
     "A linear model is scikit-learn's logistic regression with its default penalty, on standardised features, at "
     f"{BASELINE_PX} x {BASELINE_PX} pixels. It is fitted on train for NORMAL against pneumonia, and none of its "
     "parameters was tuned.",
-    "All rows are scored on the same images and the same resamples of patients. The interval of a row holds the middle "
+    "All rows are computed from the same images and the same resamples of patients. Each interval contains the middle "
     f"95 % of {RESAMPLES:,} resamples.",
 )
 
 
 def audit(run: Run, split_name: str) -> dict:
-    """Scores a split with perturbed images and with baselines; writes audit.json, audit.html and pictures.
+    """Evaluates a run on perturbed images of a split, and baselines on the same split.
 
-    The files are in `<workdir>/evaluation/<split>/`, and the pictures in its folder audit. They replace those of an
-    earlier audit together or not at all. The baselines are fitted on the training split of the data set that is scored,
-    at an image size of their own, so they are the same for every run on these data.
+    Writes audit.json, audit.html and the folder audit with figures to `<workdir>/evaluation/<split>/`. They replace
+    those of an earlier audit all at once, or not at all. The baselines are fitted on the training split of the same
+    data set. Their image size does not depend on the run, so they are the same for every run on these data.
 
     Args:
       run: from `open_run`.
@@ -67,9 +67,9 @@ def audit(run: Run, split_name: str) -> dict:
     Returns:
       The content of audit.json:
         "altered": {name: {"title", "without_lungs", "metrics"}} for `perturbations.PERTURBATIONS`. The metrics are
-          auroc, and sensitivity and specificity at the run's threshold;
-        "baselines": the same for `baselines.BASELINES`, with auroc as the only metric;
-        "reading": what the figures mean, in sentences;
+          auroc, and sensitivity and specificity at the run's threshold.
+        "baselines": the same for `baselines.BASELINES`, with auroc as the only metric.
+        "reading": an explanation of the results, as a list of sentences.
         "threshold", "counts" and "run".
       Each metric is {"value", "ci95"}, with a "reason" if one of them is None.
 
@@ -116,7 +116,7 @@ def audit(run: Run, split_name: str) -> dict:
 
 
 def _score_perturbed(run: Run, split: Split, summarise: Callable) -> tuple[dict, dict]:
-    """Returns "altered" of `audit`, and {name: (images [n, H, W], captions)} of the examples that are shown."""
+    """Returns "altered" of `audit`, and {name: (images [n, H, W], captions)} with the examples for the page."""
     altered, pictures, examples = {}, {}, _choose_examples(split)
     for name, perturbation in PERTURBATIONS.items():
         logger.info("Network on %d %s images: %s", len(split), split.name, perturbation.title)
@@ -150,13 +150,13 @@ def make_tables(results: dict) -> tuple[Table, Table]:
     """Makes the tables of an audit.
 
     Args:
-      results: of `audit`.
+      results: from `audit`.
 
     Returns:
-      A table of the network with a row for each perturbation, and one of the linear models with a row for each.
+      (network, baselines): a table with a row for each perturbation, and one with a row for each linear model.
     """
 
-    def make(heading, rows, *names):
+    def make(heading: str, rows: dict, *names: str) -> Table:
         cells = [[row["title"], *(_format_metric(row["metrics"][name]) for name in names)] for row in rows.values()]
         return Table((heading, *(NAMES[name] for name in names)), cells)
 
@@ -165,16 +165,16 @@ def make_tables(results: dict) -> tuple[Table, Table]:
 
 
 def explain(altered: dict, baselines: dict, split_name: str, selection_split: str) -> list[str]:
-    """Explains the figures of an audit in sentences.
+    """Explains the results of an audit in sentences.
 
     Args:
-      altered: as `audit` returns it.
-      baselines: as `audit` returns it.
-      split_name: the split that was scored.
-      selection_split: the split that the network's epoch was chosen on.
+      altered: "altered" of `audit`.
+      baselines: "baselines" of `audit`.
+      split_name: the evaluated split.
+      selection_split: the split on which the network's epoch was chosen.
 
     Returns:
-      The sentences. Each builds on those before it.
+      The sentences, to be read in order.
     """
     network = altered["unaltered"]["metrics"]["auroc"]
     if network["value"] is None:
@@ -187,9 +187,9 @@ def explain(altered: dict, baselines: dict, split_name: str, selection_split: st
                 reached = f"{who} reaches {_format_metric(auroc)}"
                 sentences.append(f"Shown {row['title']}, {reached}: {_compare_with_chance(auroc)}.")
     simple = {name: baselines[name]["metrics"]["auroc"]["value"] for name in ("pixels", "hog")}
-    best = max(simple, key=simple.get)
+    best = max(simple, key=simple.__getitem__)
     verdict = (
-        "the network's AUROC is no proof that it sees more than that"
+        "the network's AUROC does not prove that it uses more than that"
         if simple[best] >= network["value"]
         else f"the network adds {network['value'] - simple[best]:.3f} to that"
     )
@@ -198,9 +198,11 @@ def explain(altered: dict, baselines: dict, split_name: str, selection_split: st
         f"{baselines['hog']['title']} {simple['hog']:.3f}: {verdict}."
     )
     if split_name == "train":
-        sentences.append("Network and linear models were fitted on this split: the figures are optimistic. Score test.")
+        sentences.append(
+            "The network and the linear models were fitted on this split: the results are optimistic. Audit test."
+        )
     if split_name == selection_split:
-        sentences.append("The network's best epoch was chosen on this split, so its figures are slightly optimistic.")
+        sentences.append("The network's best epoch was chosen on this split, so its results are slightly optimistic.")
     return sentences
 
 
@@ -219,7 +221,7 @@ def _compare_with_chance(auroc: dict) -> str:
 
 
 def _make_summarise(split: Split, threshold: float, bootstrap: PatientBootstrap) -> Callable[..., dict]:
-    """Returns `summarise(scores, *names) -> {name: {"value", "ci95"}}`, with the same resamples for all scores."""
+    """Makes `summarise(scores, *names) -> {name: {"value", "ci95"}}`, which uses the same resamples for all scores."""
 
     def summarise(scores: np.ndarray, *names: str) -> dict:
         values = metrics.compute_binary_metrics(split.labels("binary"), scores, threshold, bootstrap)
@@ -229,7 +231,7 @@ def _make_summarise(split: Split, threshold: float, bootstrap: PatientBootstrap)
 
 
 def _choose_examples(split: Split) -> list[int]:
-    """Draws an image of each class with a fixed seed."""
+    """Returns the index of a random image of each class, chosen with a fixed seed."""
     rng = np.random.default_rng(EXAMPLE_SEED)
     return [int(rng.choice(np.flatnonzero(split.subtypes == c))) for c in np.unique(split.subtypes)]
 
@@ -264,7 +266,7 @@ def _render(results: dict, pictures: pathlib.Path) -> str:
         Section("AUROC by perturbation", blocks=[chart]),
         Section(
             "What the network saw",
-            ["One image of each class, drawn at random. The score is the network's for pneumonia, from 0 to 1."],
+            ["One image of each class, chosen at random. The score is the network's score for pneumonia, from 0 to 1."],
             seen,
         ),
         Section("Figures", blocks=make_tables(results)),

@@ -1,8 +1,8 @@
-"""Classifiers without a network, fitted on train.
+"""Baseline classifiers: linear models that are fitted on train.
 
-They show how much of the class can be told from the size, the brightness or a coarse view of an image. Each is a set of
-features, standardised, and scikit-learn's logistic regression with its default penalty (C = 1). Nothing is chosen or
-tuned on any split.
+They show how well the class can be predicted from the size, the brightness or a coarse view of an image. Each is
+scikit-learn's logistic regression with its default penalty (C = 1), on a set of standardised features. They are not
+tuned.
 
 In addition to the letters of the package, F is the number of features.
 
@@ -18,24 +18,24 @@ import numpy as np
 from pneumojax.data.dataset import Split
 from pneumojax.evaluation.perturbations import BLOCKS, compute_blocks
 
-# The image size of the baselines, whatever the network's is. So they depend on the data only, and take seconds.
+# The image size of the baselines. It does not depend on the network, so the baselines are the same for all runs.
 BASELINE_PX = 64
 
 HISTOGRAM_BINS = 32
 
 
 class UninformativeError(Exception):
-    """All images have the same features, so a baseline cannot be fitted. The text is a sentence that says so."""
+    """A baseline cannot be fitted because all images have the same features. The message is a full sentence."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Baseline:
-    """A set of features.
+    """A baseline classifier, given by its features.
 
     Attributes:
-      title: what the classifier sees, in a few words.
-      compute_features: maps a split to [N, F] float64. It may raise UninformativeError.
-      without_lungs: whether the features show nothing of the average lung.
+      title: short description of the features.
+      compute_features: function from a split to [N, F] float64. It may raise an UninformativeError.
+      without_lungs: whether the features contain nothing of the average lung.
     """
 
     title: str
@@ -44,15 +44,15 @@ class Baseline:
 
 
 def compute_scores(baseline: Baseline, train: Split, split: Split) -> np.ndarray:
-    """Fits a baseline to NORMAL against pneumonia on train and scores a split.
+    """Fits a baseline for NORMAL against pneumonia on train, and computes its scores on another split.
 
     Args:
-      baseline: one of BASELINES.
-      train: the split that it is fitted on. It has both classes.
+      baseline: a value of BASELINES.
+      train: the split for the fit. It must have both classes.
       split: the split to score, with images of the same size.
 
     Returns:
-      Scores [N] float64, 0..1, higher for pneumonia.
+      [N] float64 scores, 0..1, higher for pneumonia.
 
     Raises:
       UninformativeError: all images have the same features.
@@ -68,7 +68,7 @@ def compute_scores(baseline: Baseline, train: Split, split: Split) -> np.ndarray
 
 
 def compute_size(split: Split) -> np.ndarray:
-    """Computes width, height and their ratio from the original files.
+    """Computes the width, height and aspect ratio of the original images.
 
     Args:
       split: the split.
@@ -77,7 +77,7 @@ def compute_size(split: Split) -> np.ndarray:
       [N, 3] float64.
 
     Raises:
-      UninformativeError: all files have one size.
+      UninformativeError: all images have the same size.
     """
     height, width = int(split.heights[0]), int(split.widths[0])
     if np.all(split.heights == height) and np.all(split.widths == width):
@@ -89,7 +89,7 @@ def compute_size(split: Split) -> np.ndarray:
 
 
 def compute_brightness(split: Split) -> np.ndarray:
-    """Computes the mean of each image: [N, 1] float64, 0..255."""
+    """Computes the mean brightness of each image: [N, 1] float64, 0..255."""
     return split.images.mean(axis=(1, 2))[:, None]
 
 
@@ -105,7 +105,10 @@ def compute_pixels(split: Split) -> np.ndarray:
 
 
 def compute_edge_pixels(split: Split) -> np.ndarray:
-    """Returns the outermost of 8 x 8 pixels, which the average lung does not reach: [N, 28] float64, 0..255."""
+    """Reduces each image to 8 x 8 pixels and returns the outermost ones, [N, 28] float64, 0..255.
+
+    The average lung does not reach these pixels.
+    """
     edge = np.ones((BLOCKS, BLOCKS), bool)
     edge[1:-1, 1:-1] = False
     return compute_blocks(split.images)[:, edge]

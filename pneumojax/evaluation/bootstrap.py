@@ -1,7 +1,8 @@
-"""Bootstrap by patient: the resamples from which every interval of a split is computed.
+"""Bootstrap by patient, and the intervals that are computed from its resamples.
 
-A resample is a weight for each image: how often its patient was drawn. Metrics are computed for a matrix of weights,
-one row per resample. The same resamples serve all metrics of a split, so differences between metrics are paired.
+A resample is represented by a weight for each image, the number of times that its patient was sampled. Metrics are
+computed for a matrix of weights with a row for each resample. All metrics of a split use the same resamples, so
+differences between metrics are paired.
 """
 
 import copy
@@ -18,15 +19,17 @@ MIN_RESAMPLES_FOR_INTERVAL = 40
 
 
 class PatientBootstrap:
-    """Resamples of the patients of a split. Draw them once per evaluation and pass them to every statistic.
+    """Resamples of the patients of a split. Make one object for each evaluation and pass it to every statistic.
+
+    Each resample has as many patients as the split, sampled with replacement, with all of their images. The resamples
+    depend on the sorted patient ids, so the order of the images does not affect any statistic.
 
     Attributes:
       patient_ids: [N], equal for images of one patient.
       resamples: number of resamples R.
-      seed: seed of the draws.
-      weights: [1 + R, N] float64, whole numbers. Row 0 is all ones: the split itself. Each other row draws as many
-        patients as the split has, with replacement; the weight of an image is the number of times that its patient was
-        drawn. The draws follow the sorted patient ids, so the order of the images does not affect any statistic.
+      seed: seed of the resamples.
+      weights: [1 + R, N] float64, whole numbers. The weight of an image is the number of times that its patient is in
+        the resample. Row 0 is the split itself and has only ones.
 
     References:
       Efron and Tibshirani, An introduction to the bootstrap, 1993.
@@ -34,12 +37,12 @@ class PatientBootstrap:
     """
 
     def __init__(self, patient_ids: ArrayLike, resamples: int = RESAMPLES, seed: int = SEED):
-        """Draws the resamples.
+        """Samples the patients.
 
         Args:
           patient_ids: [N], equal for images of one patient.
           resamples: number of resamples R, 0 or more.
-          seed: seed of the draws; the same seed draws the same patients.
+          seed: seed of the resamples.
 
         Raises:
           ValueError: resamples is negative, or there are no images.
@@ -57,31 +60,35 @@ class PatientBootstrap:
         self.weights = np.concatenate([np.ones((1, len(self.patient_ids))), counts[:, patient_of_image]])
 
     def __len__(self) -> int:
-        """Number of images N."""
+        """Returns the number of images N."""
         return len(self.patient_ids)
 
     def select(self, images: np.ndarray) -> "PatientBootstrap":
-        """Restricts the resamples to some of the images, for a subgroup: the patients are still drawn from the split.
+        """Returns the same resamples, restricted to a subgroup of the images.
 
         Args:
-          images: [N] bool.
+          images: [N] bool, the images of the subgroup.
         """
         part = copy.copy(self)
         part.patient_ids, part.weights = self.patient_ids[images], self.weights[:, images]
         return part
 
     def count_patients(self, images: np.ndarray) -> int:
-        """Number of patients among the images that a [N] bool mask selects."""
+        """Counts the patients of some of the images.
+
+        Args:
+          images: [N] bool, the images.
+        """
         return len(np.unique(self.patient_ids[images]))
 
     def count_pairs(self, positive: np.ndarray) -> int:
-        """Number of disjoint pairs of two patients, one with a positive image and the other with a negative image.
+        """Counts the largest number of disjoint pairs of a patient with a positive and one with a negative image.
 
         Args:
-          positive: [N] bool.
+          positive: [N] bool, whether an image is positive.
         """
         patients = len(np.unique(self.patient_ids))
-        # The last number matters only where patients have images of both classes.
+        # The third bound matters only if patients have images of both classes.
         return min(self.count_patients(positive), self.count_patients(~positive), patients // 2)
 
 
@@ -89,24 +96,25 @@ def summarise(values: np.ndarray, reason: str, patients: int | None = None) -> d
     """Summarises a statistic of a split as its value and its 95 % interval.
 
     The interval is the percentile interval: it covers the middle 95 % of the resamples in which the statistic exists.
-    It is None where fewer than 40 resamples have the statistic, or where all of them agree.
+    It is None if the statistic exists in fewer than 40 resamples, or if all resamples give the same value.
 
-    A proportion of exactly 1 or 0 is an exception. All of its resamples agree, but it is not certain. Its interval is
-    the exact one of Clopper and Pearson for n of n, or 0 of n, with a lower bound of 0.025 ** (1 / n) for a value of 1.
-    n is the number of patients in the denominator of the proportion, since images of one patient are not independent.
+    A proportion of exactly 1 or 0 is an exception. All of its resamples give the same value, although the proportion is
+    uncertain. Its interval is the exact one of Clopper and Pearson for n of n, or 0 of n. For a value of 1, the lower
+    bound is 0.025 ** (1 / n). n is the number of patients in the denominator of the proportion, because images of one
+    patient are not independent.
 
-    The same interval holds for an AUROC of 1 or 0, if n is the number of disjoint pairs of a patient with a positive
+    The same interval is valid for an AUROC of 1 or 0, if n is the number of disjoint pairs of a patient with a positive
     image and a patient with a negative image (`PatientBootstrap.count_pairs`). The AUROC is the probability that a
-    pair is in the right order. Disjoint pairs are independent, and all of them are in the right order if the AUROC of
-    the split is 1, so the probability of an AUROC of 1 is at most its true value to the power of n.
+    pair is in the right order. If the AUROC of the split is 1, all n disjoint pairs are in the right order. They are
+    independent, so the probability of this is at most the true AUROC to the power of n.
 
     Args:
-      values: [1 + R] float, of the split itself and of its resamples; NaN where the statistic does not exist.
-      reason: why the statistic does not exist, in case it does not.
+      values: [1 + R] float, the statistic of the split itself and of its resamples. NaN means that it does not exist.
+      reason: the reason to report if the statistic does not exist in the split.
       patients: n for a proportion or an AUROC; None for other statistics, which have no exact interval.
 
     Returns:
-      {"value": float or None, "ci95": [low, high] or None}; where one of them is None, "reason" says why.
+      {"value": float or None, "ci95": [low, high] or None}. If one of them is None, "reason" says why.
 
     References:
       Efron and Tibshirani, An introduction to the bootstrap, 1993: percentile intervals.
@@ -128,18 +136,18 @@ def summarise(values: np.ndarray, reason: str, patients: int | None = None) -> d
     low, high = np.percentile(existing, [2.5, 97.5]).tolist()
     if high - low > 1e-12:  # Smaller differences are rounding errors.
         return {"value": value, "ci95": [low, high]}
-    agree = "The resamples do not differ, so they give no interval, and this statistic has no exact interval."
+    agree = "All resamples give the same value, so there is no interval, and this statistic has no exact interval."
     return {"value": value, "ci95": None, "reason": agree}
 
 
 def compute_band(resampled: np.ndarray) -> tuple[list[float], list[float]] | None:
-    """Pointwise 95 % band of a curve.
+    """Computes the pointwise 95 % band of a curve.
 
     Args:
-      resampled: [R, G] float: the curve of each resample at G points, without NaN.
+      resampled: [R, G] float without NaN: the curve of each resample at G points.
 
     Returns:
-      The 2.5 % and the 97.5 % percentile at each point, G floats each; None with fewer than 40 resamples.
+      (low, high): the 2.5 % and the 97.5 % percentile at each point, G floats each. None with fewer than 40 resamples.
     """
     if len(resampled) < MIN_RESAMPLES_FOR_INTERVAL:
         return None

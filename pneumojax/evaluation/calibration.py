@@ -1,8 +1,8 @@
-"""Calibration: how close scores are to probabilities of pneumonia, and how to bring them closer.
+"""Calibration: measures how close scores are to probabilities of pneumonia, and improves them.
 
-A score ranks images. It is calibrated if, for example, eight in ten images of score 0.8 have pneumonia. Temperature
-scaling improves the calibration, several measures and a reliability diagram quantify it, and Bayes' rule converts a
-probability to another prevalence.
+Scores are calibrated if, for example, 80 % of the images with score 0.8 have pneumonia. Temperature scaling improves
+the calibration. Several metrics and a reliability diagram measure it. Bayes' rule converts a probability to another
+prevalence.
 
 Letters in addition to those of the package: P covariates, G points of a grid.
 """
@@ -29,20 +29,20 @@ RELIABILITY_BINS = 10
 # Prevalences at which predictive values are computed, in steps of one percent.
 PREVALENCE_GRID = np.linspace(0.01, 0.99, 99)
 
-# Log-odds are clipped here. It corresponds to a probability of 1e-300, near the smallest normal float64.
+# Log-odds are clipped to this value. It corresponds to a probability of 1e-300, near the smallest normal float64.
 LARGEST_LOG_ODDS = 690.0
 
 # Newton steps of the logistic fit. Ten are typical; a resample that needs more than 100 is almost separable.
 MAX_FIT_STEPS = 100
 
 _NEEDS_OVERLAP = (
-    "Needs images of NORMAL and of pneumonia whose scores overlap; where they do not, or there is one class only, "
-    "no slope fits best."
+    "Needs images of NORMAL and of pneumonia whose scores overlap. If they do not overlap, or if there is only one "
+    "class, no slope is optimal."
 )
 _NEEDS_BOTH = "Needs images of NORMAL and of pneumonia; the split has only one of the two."
-_NOT_CONVERGED = "The logistic fit did not converge: the log-odds are too far from those that fit best."
+_NOT_CONVERGED = "The logistic fit did not converge: the log-odds are too far from the optimal ones."
 _NO_SPREAD = (
-    "Resamples of a split are less well calibrated than the split itself, so their spread is no interval of this error."
+    "Resamples of a split are less well calibrated than the split itself, so they give no valid interval of this error."
 )
 
 
@@ -58,23 +58,23 @@ def compute_log_odds(probabilities: ArrayLike) -> np.ndarray:
     Raises:
       ValueError: the shape is not [N, 2] or [N, 3], or a probability is not in 0..1.
     """
-    probabilities = np.maximum(check_probabilities(probabilities), math.exp(-LARGEST_LOG_ODDS))
-    return np.log(probabilities[:, 1:].sum(axis=1)) - np.log(probabilities[:, 0])
+    clipped = np.maximum(check_probabilities(probabilities), math.exp(-LARGEST_LOG_ODDS))
+    return np.log(clipped[:, 1:].sum(axis=1)) - np.log(clipped[:, 0])
 
 
 def fit_temperature(labels: ArrayLike, probabilities: ArrayLike) -> float | None:
     """Fits the temperature T that maximises the likelihood of the labels under softmax(logits / T).
 
-    The log-likelihood is concave in 1 / T, so bisection of its slope finds the maximum. There is no maximum where every
-    image is most probable in its own class (the likelihood increases as T approaches 0), nor where the likelihood
-    increases as T approaches infinity, because the probabilities are no better than equal ones.
+    The log-likelihood is concave in 1 / T, so bisection of its slope finds the maximum. In two cases there is no
+    maximum. If the most probable class is right for every image, the likelihood increases as T approaches 0. If the
+    probabilities are no better than equal ones, it increases as T approaches infinity.
 
     Args:
       labels: [N] int, 0..C - 1.
       probabilities: [N, C] float, 0..1: softmax of the logits.
 
     Returns:
-      T, above 0, or None where the likelihood has no maximum. T above 1 means that the network was overconfident.
+      T, above 0, or None if the likelihood has no maximum. If T is above 1, the network was overconfident.
 
     Raises:
       ValueError: lengths differ, there are no images, a label is not a class, or a probability is not in 0..1.
@@ -104,14 +104,14 @@ def fit_temperature(labels: ArrayLike, probabilities: ArrayLike) -> float | None
 
 
 def apply_temperature(probabilities: ArrayLike, temperature: ArrayLike) -> np.ndarray:
-    """Computes the probabilities that the logits have after division by a temperature.
+    """Computes the probabilities after a division of the logits by a temperature.
 
     Args:
       probabilities: [N, C] float, 0..1: softmax of the logits.
-      temperature: above 0, one for all images or [N]; 1 changes no more than the last bits.
+      temperature: a float above 0, or [N] with one for each image. With 1, only the last bits change.
 
     Returns:
-      [N, C] float64, 0..1. With two classes the order of images by score does not change; with three it can.
+      [N, C] float64, 0..1. With two classes, the order of the images by score does not change. With three it can.
 
     Raises:
       ValueError: the shape is not [N, 2] or [N, 3], or a probability is not in 0..1.
@@ -122,15 +122,16 @@ def apply_temperature(probabilities: ArrayLike, temperature: ArrayLike) -> np.nd
 def shift_prevalence(scores: ArrayLike, prevalence: float, new_prevalence: float) -> np.ndarray:
     """Converts probabilities of pneumonia to another prevalence.
 
-    It assumes that NORMAL images and images of pneumonia look the same at both prevalences (label shift).
+    The odds of each score are multiplied by the ratio of the odds of the two prevalences. This assumes that only the
+    prevalence differs, and that the images of each class have the same distribution (label shift).
 
     Args:
       scores: [N] float, 0..1: probabilities of pneumonia that are calibrated at `prevalence`.
-      prevalence: between 0 and 1.
-      new_prevalence: between 0 and 1.
+      prevalence: share of pneumonia, between 0 and 1.
+      new_prevalence: the new share of pneumonia, between 0 and 1.
 
     Returns:
-      [N] float64, 0..1: the odds multiplied by the ratio of the odds of the two prevalences.
+      [N] float64, 0..1.
 
     Raises:
       ValueError: a prevalence is not between 0 and 1, or a score is not in 0..1.
@@ -149,16 +150,16 @@ def shift_prevalence(scores: ArrayLike, prevalence: float, new_prevalence: float
 
 
 def compute_calibration(labels: ArrayLike, probabilities: ArrayLike, bootstrap: PatientBootstrap) -> dict[str, dict]:
-    """Computes how close scores are to probabilities of pneumonia, with 95 % intervals.
+    """Computes metrics of calibration, with 95 % intervals.
 
-    Measures:
+    Metrics:
       brier: mean squared difference between the score and the label (0 or 1). Smaller is better. It measures
         discrimination as well as calibration.
       ece: expected calibration error, the mean absolute difference between the mean score and the share of pneumonia,
         over bins with equal numbers of images.
-      calibration_slope, calibration_intercept: b and a of the logistic recalibration log-odds = a + b * log-odds of
-        the score. They are 1 and 0 for calibrated scores. A slope below 1 means that the scores are overconfident.
-      calibration_in_the_large: a where b is fixed at 1. Above 0, the scores are too low on average.
+      calibration_slope, calibration_intercept: b and a of the logistic recalibration, log-odds = a + b * log-odds of
+        the score. They are 1 and 0 for calibrated scores. If the slope is below 1, the scores are overconfident.
+      calibration_in_the_large: a if b is fixed at 1. If it is above 0, the scores are too low on average.
 
     Args:
       labels: [N] int or bool; 0 is NORMAL, all others are pneumonia.
@@ -166,7 +167,7 @@ def compute_calibration(labels: ArrayLike, probabilities: ArrayLike, bootstrap: 
       bootstrap: resamples of the split's patients.
 
     Returns:
-      {name: {"value": float or None, "ci95": [low, high] or None}}; where one of them is None, "reason" says why.
+      {name: {"value": float or None, "ci95": [low, high] or None}}. If one of them is None, "reason" says why.
 
     Raises:
       ValueError: shapes do not match, a probability is not in 0..1, or there are no images.
@@ -203,7 +204,7 @@ def compute_calibration(labels: ArrayLike, probabilities: ArrayLike, bootstrap: 
 def compute_reliability(labels: ArrayLike, scores: ArrayLike, bins: int = RELIABILITY_BINS) -> dict[str, list]:
     """Computes the share of pneumonia as a function of the score, in bins with equal numbers of images.
 
-    Images of equal score are in the same bin. Where many are equal, bins differ in size, and there can be fewer bins.
+    Images with equal scores are in the same bin. If many scores are equal, bins differ in size, and there can be fewer.
 
     Args:
       labels: [N] int or bool; 0 is NORMAL, all others are pneumonia.
@@ -212,7 +213,7 @@ def compute_reliability(labels: ArrayLike, scores: ArrayLike, bins: int = RELIAB
 
     Returns:
       {"mean_score", "share", "low", "high", "images"}: up to B numbers each, in order of increasing score. low and high
-      are the 95 % interval of the share, which treats each image as one of a different patient.
+      are the 95 % interval of the share, which assumes that each image is of a different patient.
 
     Raises:
       ValueError: lengths differ, there are no images, or a score is not in 0..1.
@@ -245,18 +246,18 @@ def compute_predictive_values(
 ) -> dict[str, list[dict]]:
     """Computes the predictive values of the decision score >= threshold at other prevalences.
 
-    Bayes' rule converts the sensitivity and specificity of the split to the share of pneumonia among the predicted
-    positives (ppv) and the share of NORMAL among the predicted negatives (npv).
+    ppv is the share of pneumonia among the predicted positives, and npv the share of NORMAL among the predicted
+    negatives. Bayes' rule gives both from the prevalence and the sensitivity and specificity of the split.
 
     Args:
       labels: [N] int or bool; 0 is NORMAL, all others are pneumonia.
       scores: [N] float.
-      threshold: one for all images, or [N].
+      threshold: a float, or [N] with one for each image.
       prevalences: [G] float, between 0 and 1.
       bootstrap: resamples of the split's patients.
 
     Returns:
-      {"ppv", "npv": G times {"value", "ci95"}}, as of `bootstrap.summarise`; where one is None, "reason" says why.
+      {"ppv", "npv": list of G dicts {"value", "ci95"}}, from `bootstrap.summarise`. If one is None, "reason" says why.
 
     Raises:
       ValueError: a prevalence is not between 0 and 1, lengths differ, there are no images, or a score is not finite.
@@ -285,12 +286,12 @@ def compute_predictive_values(
 
 
 def _log(probabilities: ArrayLike) -> np.ndarray:
-    """Logits of probabilities, up to a constant for each image."""
+    """Computes logits from probabilities, up to a constant for each image."""
     return np.log(np.maximum(check_probabilities(probabilities), math.exp(-LARGEST_LOG_ODDS)))
 
 
 def _find_overlaps(positive: np.ndarray, log_odds: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """[R] bool: whether the log-odds of the classes overlap. If not, the logistic fit has no finite slope.
+    """Returns [R] bool: whether the log-odds of the classes overlap. Otherwise the logistic fit has no finite slope.
 
     References:
       Albert and Anderson, On the existence of maximum likelihood estimates in logistic regression models, 1984.
@@ -308,8 +309,8 @@ def _fit_logistic(
 ) -> np.ndarray:
     """Fits log-odds = offset + covariates @ coefficients to each row of weights by maximum likelihood.
 
-    Newton's method with damped steps: a step is multiplied by log(1 + m) / m, where m is the largest change of a
-    log-odds. The factor approaches 1 near the maximum. Undamped steps would diverge from a distant start.
+    It uses Newton's method with damped steps. A step is multiplied by log(1 + m) / m, where m is the largest change of
+    a log-odds. The factor approaches 1 near the maximum. Undamped steps would diverge from a distant start.
 
     Args:
       positive: [N] bool.
@@ -319,8 +320,8 @@ def _fit_logistic(
       exists: [R] bool: which rows have a maximum.
 
     Returns:
-      [R, P]: the coefficients; NaN in rows without a maximum or without convergence. All rows are NaN if that is true
-      of the first row, the split itself.
+      [R, P] coefficients. They are NaN in rows without a maximum or without convergence. If this applies to the first
+      row, the split itself, all rows are NaN.
 
     References:
       Sun and Tran-Dinh, Generalized self-concordant functions: a recipe for Newton-type methods, 2019.
@@ -342,12 +343,12 @@ def _fit_logistic(
             small = np.exp(-np.abs(log_odds))
             probability = np.where(log_odds > 0, 1, small) / (1 + small)
             gradient = (weights[rows] * (positive - probability)) @ covariates
-            # Not p * (1 - p), which is 0 for log-odds of 40.
+            # This equals p * (1 - p), which would be rounded to 0 for log-odds of 40.
             curvature = (weights[rows] * (small / (1 + small) ** 2)) @ products
             curvature = curvature.reshape(len(rows), len(largest), len(largest))
             steps = _solve(curvature, gradient)
             change = np.abs(steps) @ largest
-            # A row whose step is not finite cannot converge; it keeps NaN.
+            # A row whose step is not finite cannot converge, so it keeps NaN.
             finite = np.isfinite(change)
             rows, change = rows[finite], change[finite]
             damping = np.log1p(change) / np.maximum(change, 1e-300)
@@ -363,7 +364,12 @@ def _fit_logistic(
 
 
 def _solve(curvature: np.ndarray, gradient: np.ndarray) -> np.ndarray:
-    """Newton steps [R, P] from curvatures [R, P, P] and gradients [R, P]; not finite where a curvature is singular."""
+    """Returns the Newton steps [R, P]. They are NaN where the curvature is singular.
+
+    Args:
+      curvature: [R, P, P] float.
+      gradient: [R, P] float.
+    """
     # Scaling by a power of 2 is exact. Without it, the determinant of a tiny matrix would underflow to 0.
     _, exponent = np.frexp(np.abs(curvature).max(axis=(1, 2)))
     with np.errstate(over="ignore"):

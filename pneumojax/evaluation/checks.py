@@ -1,4 +1,4 @@
-"""Checks of the arrays that enter the statistics. Each raises ValueError with a sentence that says what is wrong."""
+"""Checks of the arguments of the statistics. Each raises a ValueError with a sentence that names the problem."""
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -12,7 +12,7 @@ def check_binary(labels: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.n
       scores: [N] float, finite.
 
     Returns:
-      Whether each image is positive, [N] bool, and the scores, [N] float64.
+      (positive, scores): [N] bool, whether each image is positive, and [N] float64.
 
     Raises:
       ValueError: lengths differ, there are no images, an array is not one-dimensional, a score is not finite, or a
@@ -42,20 +42,20 @@ def check_probabilities(probabilities: ArrayLike) -> np.ndarray:
 
 
 def check_unit_interval(what: str, numbers: np.ndarray) -> None:
-    """Raises ValueError where a number is not in 0..1, or NaN; `what` names the numbers in the message."""
+    """Raises a ValueError if a number is not in 0..1 or is NaN. `what` names the numbers in the message."""
     # The sum of float32 probabilities can exceed 1 by a rounding error.
     if not np.all((numbers >= -1e-6) & (numbers <= 1 + 1e-6)):
         raise ValueError(f"{what} must be between 0 and 1; these hold other numbers, or NaN. Are they logits?")
 
 
 def check_finite(what: str, numbers: np.ndarray) -> None:
-    """Raises ValueError where a number is NaN or infinite; `what` names the numbers in the message."""
+    """Raises a ValueError if a number is NaN or infinite. `what` names the numbers in the message."""
     if not np.isfinite(numbers).all():
         raise ValueError(f"{np.sum(~np.isfinite(numbers))} of {numbers.size} {what} are not finite numbers.")
 
 
-def check_same_length(**arrays: ArrayLike) -> None:
-    """Raises ValueError where the arrays, named as in the message, differ in length or are empty."""
+def check_same_length(**arrays: np.ndarray) -> None:
+    """Raises a ValueError if the arrays differ in length or are empty. The message has the names of the arguments."""
     lengths = {name: len(array) for name, array in arrays.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"Lengths differ: {', '.join(f'{name} {length}' for name, length in lengths.items())}.")
@@ -64,7 +64,7 @@ def check_same_length(**arrays: ArrayLike) -> None:
 
 
 def check_indices(what: str, indices: np.ndarray, classes: int) -> None:
-    """Raises ValueError where an index is not in 0..classes - 1; `what` names the indices in the message."""
+    """Raises a ValueError if an index is not in 0..classes - 1. `what` names the indices in the message."""
     if indices.min() < 0 or indices.max() >= classes:
         raise ValueError(
             f"Each {what} must be a class index, 0 to {classes - 1}; found {indices.min()} to {indices.max()}."

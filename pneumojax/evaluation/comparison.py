@@ -1,7 +1,8 @@
 """Compares two classifiers on the same images.
 
-The difference has an interval and a test of its own. Two separate intervals would be misleading: both classifiers see
-the same images, so most of the variation that makes an interval wide is common to both and cancels in the difference.
+The difference of a metric gets its own interval and test. Comparing two separate intervals would be misleading: both
+classifiers are evaluated on the same images, so most of the sampling variation is common to both and cancels in the
+difference.
 """
 
 import math
@@ -21,17 +22,17 @@ MIN_DISCORDANT_FOR_CHI_SQUARE = 25
 def compute_delong(labels: ArrayLike, scores_a: ArrayLike, scores_b: ArrayLike) -> dict:
     """Performs DeLong's test of the difference between two areas under the ROC curve.
 
-    The test treats each image as one of a different patient. Where patients have several images, the bootstrap by
+    The test assumes that each image is of a different patient. If patients have several images, the bootstrap by
     patient (`compute_differences`) is more reliable.
 
     Args:
       labels: [N] int or bool; 0 is negative (NORMAL), all others are positive.
       scores_a: [N] float, higher for positive.
-      scores_b: [N] float, of the same images.
+      scores_b: [N] float, for the same images.
 
     Returns:
-      {"auroc_a", "auroc_b", "difference", "standard_error", "ci95": [low, high], "z", "p"} of a - b, p two-sided. What
-      does not exist is None, and "reason" says why.
+      {"auroc_a", "auroc_b", "difference": a - b, "standard_error" and "ci95": [low, high] of the difference, "z", "p":
+      two-sided}. Values that do not exist are None, and "reason" says why.
 
     Raises:
       ValueError: lengths differ, there are no images, or a score is not finite.
@@ -55,12 +56,13 @@ def compute_delong(labels: ArrayLike, scores_a: ArrayLike, scores_b: ArrayLike) 
     difference = auroc_a - auroc_b
     of_positive, of_negative = np.subtract(*by_positive), np.subtract(*by_negative)
     variance = of_positive.var(ddof=1) / len(of_positive) + of_negative.var(ddof=1) / len(of_negative)
-    result = dict(zip(names, (auroc_a, auroc_b, difference, math.sqrt(variance), None, None, None), strict=True))
+    error = math.sqrt(variance)
+    result = dict(zip(names, (auroc_a, auroc_b, difference, error, None, None, None), strict=True))
     if variance < 1e-20:
         reason = "Every image contributes the same difference, so the standard error is 0 and there is no test."
         return result | {"reason": reason}
-    z = difference / result["standard_error"]
-    low, high = stats.norm.interval(0.95, difference, result["standard_error"])
+    z = difference / error
+    low, high = stats.norm.interval(0.95, difference, error)
     return result | {"ci95": [float(low), float(high)], "z": z, "p": float(2 * stats.norm.sf(abs(z)))}
 
 
@@ -68,12 +70,12 @@ def compute_mcnemar(right_a: ArrayLike, right_b: ArrayLike) -> dict:
     """Performs McNemar's test of whether one classifier is right more often than the other.
 
     Only discordant images, on which one classifier is right and the other is wrong, contribute. With fewer than 25 of
-    them the p value is exact (binomial); otherwise it is that of the chi-square statistic without continuity
-    correction. The test treats each image as one of a different patient.
+    them, the p value is exact (binomial); otherwise it is that of the chi-square statistic without continuity
+    correction. The test assumes that each image is of a different patient.
 
     Args:
       right_a: [N] bool: whether the decision of a was right.
-      right_b: [N] bool, of the same images.
+      right_b: [N] bool, for the same images.
 
     Returns:
       {"only_a_right", "only_b_right", "p", "method": "exact" or "chi_square"}. p is two-sided, and 1 without discordant
@@ -105,19 +107,19 @@ def compute_differences(
 ) -> dict[str, dict]:
     """Computes each metric of two classifiers and its difference, with the 95 % interval of the paired bootstrap.
 
-    Each resample draws the same patients for both classifiers.
+    Each resample contains the same patients for both classifiers.
 
     Args:
       labels: [N] int, 0..C - 1.
       probabilities_a: [N, C] float, 0..1, with C = 2 or 3.
-      probabilities_b: [N, C] float, of the same images.
-      threshold_a: of the scores of a for pneumonia; one for all images, or [N].
-      threshold_b: of the scores of b.
+      probabilities_b: [N, C] float, for the same images.
+      threshold_a: threshold of a's score for pneumonia: a float, or [N] with one for each image.
+      threshold_b: threshold of b's score.
       bootstrap: resamples of the split's patients.
 
     Returns:
       {name: {"a": float or None, "b": float or None, "difference": {"value", "ci95"}}} for the metrics of
-      `metrics.compute_metrics`; the difference is a - b. Where a part of it is None, "reason" says why.
+      `metrics.compute_metrics`. The difference is a - b. If "value" or "ci95" is None, "reason" says why.
 
     Raises:
       ValueError: shapes do not match, a label is not a class, a probability is not in 0..1, or there are no images.

@@ -52,7 +52,7 @@ def add_noise(images: np.ndarray, deviation: float) -> np.ndarray:
 def compress(images: np.ndarray, quality: int) -> np.ndarray:
     """Stores each image as a JPEG file of a quality between 1 and 95, and reads it."""
 
-    def compress_one(image):
+    def compress_one(image: np.ndarray) -> np.ndarray:
         file = io.BytesIO()
         Image.fromarray(image).save(file, "JPEG", quality=quality)
         return np.asarray(Image.open(file))

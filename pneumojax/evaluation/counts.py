@@ -1,7 +1,7 @@
 """Weighted counts of images, and the metrics that follow from them.
 
-Each row of weights is a resample: an image of weight 2 counts twice. A metric is NaN in the rows in which it does not
-exist.
+Each row of weights is a resample. An image of weight 2 counts twice. If a metric does not exist in a resample, its
+value is NaN.
 
 Letters in addition to those of the package: K distinct scores.
 """
@@ -17,11 +17,11 @@ def count_positives(
     Args:
       positive: [N] bool.
       scores: [N] float, higher for positive.
-      weights: [R, N] float, 0 or more: how often each image counts.
+      weights: [R, N] float, at least 0: how often each image counts in each resample.
 
     Returns:
-      True positives [R, K] and false positives [R, K] of the decision score >= threshold, and the thresholds [K]: the
-      distinct scores, from the highest to the lowest.
+      (true_positives, false_positives, thresholds): [R, K], [R, K] and [K]. The thresholds are the distinct scores in
+      decreasing order, and the counts are those of the decision score >= threshold.
     """
     order = np.argsort(-scores, kind="stable")
     scores, positive, weights = scores[order], positive[order], weights[:, order]
@@ -33,12 +33,20 @@ def count_positives(
 
 
 def divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """Divides element by element; NaN where the denominator is 0."""
+    """Divides element by element. The result is NaN where the denominator is 0."""
     return np.divide(numerator, denominator, out=np.full(np.shape(denominator), np.nan), where=denominator != 0)
 
 
 def area_under_roc(true_positives: np.ndarray, false_positives: np.ndarray) -> np.ndarray:
-    """[R, K] counts -> [R]: the trapezoids under the curve, which equal the rank statistic with midranks for ties."""
+    """Computes the area under the ROC curve by the trapezoid rule, so that a tie counts as one half.
+
+    Args:
+      true_positives: [R, K] float, from `count_positives`.
+      false_positives: [R, K] float, from `count_positives`.
+
+    Returns:
+      [R] float64.
+    """
     steps = np.diff(false_positives, axis=1, prepend=0)
     twice_height = 2 * true_positives - np.diff(true_positives, axis=1, prepend=0)
     area = np.einsum("rk,rk->r", steps, twice_height)
@@ -46,7 +54,16 @@ def area_under_roc(true_positives: np.ndarray, false_positives: np.ndarray) -> n
 
 
 def average_precision(true_positives: np.ndarray, false_positives: np.ndarray) -> np.ndarray:
-    """[R, K] counts -> [R]. A score without images in a resample gains no recall, so its precision has no effect."""
+    """Computes the average precision.
+
+    Args:
+      true_positives: [R, K] float, from `count_positives`.
+      false_positives: [R, K] float, from `count_positives`.
+
+    Returns:
+      [R] float64.
+    """
+    # Without images at or above a score, the precision is set to 0. Its weight, the gain in recall, is 0 there.
     predicted = true_positives + false_positives
     precision = np.divide(true_positives, predicted, out=np.zeros_like(predicted), where=predicted > 0)
     gained = np.diff(true_positives, axis=1, prepend=0)
@@ -54,7 +71,16 @@ def average_precision(true_positives: np.ndarray, false_positives: np.ndarray) -
 
 
 def specificity_at_sensitivity(true_positives: np.ndarray, false_positives: np.ndarray, target: float) -> np.ndarray:
-    """[R, K] counts -> [R]: specificity at the largest threshold whose sensitivity reaches the target."""
+    """Computes the specificity at the largest threshold whose sensitivity reaches the target.
+
+    Args:
+      true_positives: [R, K] float, from `count_positives`.
+      false_positives: [R, K] float, from `count_positives`.
+      target: the sensitivity to reach, 0..1.
+
+    Returns:
+      [R] float64.
+    """
     positives = true_positives[:, -1:]
     reached = np.argmax(divide(true_positives, np.broadcast_to(positives, true_positives.shape)) >= target, axis=1)
     false_positives_there = np.take_along_axis(false_positives, reached[:, None], axis=1)[:, 0]
@@ -64,13 +90,31 @@ def specificity_at_sensitivity(true_positives: np.ndarray, false_positives: np.n
 
 
 def count_confusions(labels: np.ndarray, decisions: np.ndarray, classes: int, weights: np.ndarray) -> np.ndarray:
-    """[R, C, C] float64: the weight of the images of each true class (row) with each predicted class (column)."""
+    """Computes weighted confusion matrices.
+
+    Args:
+      labels: [N] int, 0..classes - 1.
+      decisions: [N] int, 0..classes - 1: the predicted classes.
+      classes: number of classes C.
+      weights: [R, N] float, at least 0: how often each image counts in each resample.
+
+    Returns:
+      [R, C, C] float64. Rows are the true class, columns the predicted class.
+    """
     cell_of_image = np.eye(classes * classes)[labels * classes + decisions]
     return (weights @ cell_of_image).reshape(-1, classes, classes)
 
 
 def one_vs_rest(confusions: np.ndarray, c: int) -> dict[str, np.ndarray]:
-    """Rates [R] of the prediction of class c against all others, from [R, C, C]."""
+    """Computes sensitivity, specificity, precision and F1 of class c against all others.
+
+    Args:
+      confusions: [R, C, C] float, from `count_confusions`.
+      c: index of the class that counts as positive.
+
+    Returns:
+      {name: [R] float64}.
+    """
     true_positives = confusions[:, c, c]
     false_positives = confusions[:, :, c].sum(axis=1) - true_positives
     false_negatives = confusions[:, c, :].sum(axis=1) - true_positives

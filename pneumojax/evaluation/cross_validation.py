@@ -1,10 +1,10 @@
 """Cross-validation: each training image is scored once, by the run that was not trained on its patient.
 
-There is one run for each fold of a config (`DataConfig.folds`). Epoch, threshold and temperature of a run are chosen on
-its own validation split. The threshold and the temperature of a run apply to the images of its fold only. One threshold
-for all folds would have to be chosen on images that are scored, because each image is in the validation split of some
-fold. AUROC and AUPRC of all images rank the scores of several networks together. So they may be lower than the means
-over the folds, which are reported as well.
+There is one run for each fold of a config (`DataConfig.folds`). The epoch, threshold and temperature of a run are
+chosen on its own validation split and apply only to the images of its fold. A single threshold for all folds would have
+to be chosen on images that are also scored, because each image is in the test split of one fold. AUROC and AUPRC over
+all images rank the scores of several networks together. They may therefore be lower than the means over the folds,
+which are reported as well.
 """
 
 import pathlib
@@ -22,15 +22,15 @@ from pneumojax.evaluation.run import Run
 
 
 def evaluate_folds(runs: Sequence[Run], workdir: str | pathlib.Path) -> dict:
-    """Scores each run on the fold that it was not trained on, and writes the files of `evaluate` for out_of_fold.
+    """Evaluates each run on its own fold, and writes the files of `evaluate` for all folds together as out_of_fold.
 
     Args:
       runs: from `open_run`, one for each fold of a config.
       workdir: folder of the cross-validation.
 
     Returns:
-      The content of metrics.json. It is that of `evaluate`, with lists of the thresholds and temperatures of the folds.
-      In addition, it has
+      The content of metrics.json, as from `evaluate`, but with lists of the folds' thresholds and temperatures. In
+      addition, it has
         "folds": a list of {"workdir", "images", "threshold", "temperature", "metrics": {name: float or None}};
         "over_folds": {name: {"mean", "standard_deviation"}}, which are None if a fold lacks the metric.
 
@@ -42,7 +42,8 @@ def evaluate_folds(runs: Sequence[Run], workdir: str | pathlib.Path) -> dict:
     rows = {filename: i for i, filename in enumerate(images.filenames)}
     probabilities = np.full((len(images), len(runs[0].info["class_names"])), np.nan)
     value, temperature = np.full((2, len(images)), np.nan)
-    points, prevalences, folds = {}, [], []
+    points: dict[str, np.ndarray] = {}
+    prevalences, folds = [], []
     for run in runs:
         held_out = load_split(run.config.data, "test")
         at = [rows[filename] for filename in held_out.filenames]
@@ -56,14 +57,14 @@ def evaluate_folds(runs: Sequence[Run], workdir: str | pathlib.Path) -> dict:
 
     operating_points = {name: None if np.isnan(point).any() else point for name, point in points.items()}
     together = Ensemble(pathlib.Path(workdir).expanduser(), tuple(runs))
-    of_all = {"checkpoint_step": together.identity["checkpoint_step"], "data_fingerprint": images.fingerprint}
+    identity = {"checkpoint_step": together.identity["checkpoint_step"], "data_fingerprint": images.fingerprint}
     calibration = {"temperature": temperature, "prevalence": float(np.mean(prevalences)), "split": "validation"}
     return write_evaluation(
         together,
         images,
         probabilities,
-        threshold | of_all | {"value": value, "operating_points": operating_points},
-        calibration | of_all,
+        threshold | identity | {"value": value, "operating_points": operating_points},
+        calibration | identity,
         rules.prevalence,
         {"folds": folds, "over_folds": _summarise([fold["metrics"] for fold in folds])},
     )

@@ -27,8 +27,8 @@ def compute_roc_curve(labels: ArrayLike, scores: ArrayLike, bootstrap: PatientBo
 
     Returns:
       {"false_positive_rate": K + 1 floats, "sensitivity": K + 1 floats, "band": {"false_positive_rate", "low", "high":
-      G floats each}}, from (0, 0) to (1, 1). The band is None where fewer than 40 resamples have both classes. The
-      result is None where all images are positive or all are negative.
+      G floats each}}. The curve runs from (0, 0) to (1, 1). The band is None if fewer than 40 resamples have both
+      classes. The result is None if all images are positive or all are negative.
 
     Raises:
       ValueError: lengths differ, there are no images, or a score is not finite.
@@ -53,8 +53,8 @@ def compute_roc_curve(labels: ArrayLike, scores: ArrayLike, bootstrap: PatientBo
 def compute_pr_curve(labels: ArrayLike, scores: ArrayLike, bootstrap: PatientBootstrap) -> dict | None:
     """Computes the precision-recall curve with its pointwise 95 % band.
 
-    The curve is a step function, as in average precision: the precision at a sensitivity (recall) is that of the
-    highest threshold that reaches it.
+    The curve is a step function, as in average precision: the precision at a sensitivity (recall) is that at the
+    largest threshold that reaches the sensitivity.
 
     Args:
       labels: [N] int or bool; 0 is negative (NORMAL), all others are positive.
@@ -62,9 +62,9 @@ def compute_pr_curve(labels: ArrayLike, scores: ArrayLike, bootstrap: PatientBoo
       bootstrap: resamples of the split's patients.
 
     Returns:
-      {"sensitivity": up to K floats, increasing, "precision": as many, "prevalence": float, "band": {"sensitivity",
-      "low", "high": G - 1 floats each}}. The band is None where fewer than 40 resamples have positive images. The
-      result is None without positive images.
+      {"sensitivity": up to K floats, increasing, "precision": the same number of floats, "prevalence": float, "band":
+      {"sensitivity", "low", "high": G - 1 floats each}}. The band is None if fewer than 40 resamples have positive
+      images. The result is None without positive images.
 
     Raises:
       ValueError: lengths differ, there are no images, or a score is not finite.
@@ -89,12 +89,12 @@ def compute_pr_curve(labels: ArrayLike, scores: ArrayLike, bootstrap: PatientBoo
 def _count_resamples(
     labels: ArrayLike, scores: ArrayLike, bootstrap: PatientBootstrap
 ) -> tuple[np.ndarray, np.ndarray]:
-    """True and false positives, [1 + R, K] each; row 0 is the split itself."""
+    """Returns the true and false positives, [1 + R, K] each. Row 0 is the split itself."""
     positive, scores = check_binary(labels, scores)
     check_same_length(scores=scores, patient_ids=bootstrap.patient_ids)
     return count_positives(positive, scores, bootstrap.weights)[:2]
 
 
 def _name_band(grid_name: str, grid: np.ndarray, rows: list[np.ndarray]) -> dict[str, list[float]] | None:
-    band = compute_band(rows)
+    band = compute_band(np.asarray(rows))
     return band and {grid_name: grid.tolist(), "low": band[0], "high": band[1]}

@@ -1,4 +1,4 @@
-"""Decision curve analysis: whether acting on the score is better than treating everybody, or nobody.
+"""Decision curve analysis: is it better to act on the score than to treat everybody, or nobody?
 
 Letters in addition to those of the package: G points of a grid.
 """
@@ -9,25 +9,25 @@ from numpy.typing import ArrayLike
 from pneumojax.evaluation.bootstrap import PatientBootstrap, compute_band
 from pneumojax.evaluation.checks import check_binary, check_same_length
 
-# Threshold probabilities, in steps of one percent. At 0 a false positive costs nothing; at 1 a true positive is worth
-# nothing.
+# Threshold probabilities in steps of one percent. 0 and 1 are left out: at 0 a false positive has no cost, and at 1 a
+# true positive has no benefit.
 THRESHOLD_GRID = np.linspace(0.01, 0.99, 99)
 
 
 def compute_decision_curve(labels: ArrayLike, scores: ArrayLike, bootstrap: PatientBootstrap) -> dict:
     """Computes the net benefit at each threshold probability, with its pointwise 95 % band.
 
-    A reader who predicts pneumonia from a probability of t upwards weighs a false negative (1 - t) / t times as heavily
-    as a false positive. The net benefit is true positives / N - t / (1 - t) * false positives / N. Treating nobody has
-    a net benefit of 0.
+    A reader who treats every patient with a probability of at least t considers a false negative (1 - t) / t times as
+    bad as a false positive. The net benefit is true positives / N - t / (1 - t) * false positives / N. Treating nobody
+    has a net benefit of 0.
 
     Args:
       labels: [N] int or bool; 0 is NORMAL, all others are pneumonia.
-      scores: [N] float, 0..1; they must be calibrated, since they are compared with threshold probabilities.
+      scores: [N] float, 0..1. They must be calibrated, because they are compared with threshold probabilities.
       bootstrap: resamples of the split's patients.
 
     Returns:
-      {"threshold", "net_benefit", "treat_all": G floats each, "band": {"low", "high": G floats each}}; the band is None
+      {"threshold", "net_benefit", "treat_all": G floats each, "band": {"low", "high": G floats each}}. The band is None
       with fewer than 40 resamples.
 
     Raises:

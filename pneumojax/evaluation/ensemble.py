@@ -1,4 +1,4 @@
-"""Several runs that predict together: the mean of their calibrated probabilities."""
+"""Ensembles of runs. An ensemble averages the calibrated probabilities of its members."""
 
 import dataclasses
 import pathlib
@@ -17,10 +17,10 @@ from pneumojax.evaluation.run import Run, open_run
 
 @dataclasses.dataclass(frozen=True)
 class Ensemble:
-    """Several runs, evaluated as one. It is a `Predictor`.
+    """Several runs that are evaluated as one. It is a `Predictor`.
 
     Attributes:
-      workdir: folder of its own threshold, calibration and evaluations.
+      workdir: folder of the ensemble's threshold, calibration and evaluations.
       members: the runs. All have the same task.
     """
 
@@ -29,22 +29,22 @@ class Ensemble:
 
     @property
     def info(self) -> dict:
-        """The first member's, and which runs the members are."""
+        """The info of the first member, and the list of members."""
         return self.members[0].info | {"members": self.identity["checkpoint_step"]}
 
     @property
     def config(self) -> Config:
-        """The first member's."""
+        """The config of the first member."""
         return self.members[0].config
 
     @property
     def checkpoint(self) -> str:
-        """The first member's: best or latest."""
+        """The checkpoint of the first member: best or latest."""
         return self.members[0].checkpoint
 
     @property
     def identity(self) -> dict:
-        """The folder, step and start of each member, and its number of views. A retrained member has another start."""
+        """The folder, step, start time and number of views of each member. Retraining changes the start time."""
         return {
             "checkpoint_step": [
                 {"workdir": str(run.workdir.resolve()), "step": run.step, "created": run.info.get("created")}
@@ -59,13 +59,14 @@ class Ensemble:
         Raises:
           UserError: the members have different data, or a split is missing or damaged.
         """
-        splits, calibrated = [], []
+        splits: list[Split] = []
+        calibrated: list[np.ndarray] = []
         for run in self.members:
             split, probabilities = run.score(split_name)
             if splits and split.fingerprint != splits[0].fingerprint:
                 raise UserError(
                     f"{self.members[0].workdir} and {run.workdir} score different {split_name} images. "
-                    "Name with --data_dir the one data set that all are to be scored on."
+                    "Give --data_dir, so that all are evaluated on the same data set."
                 )
             splits.append(split)
             calibrated.append(apply_temperature(probabilities, load_or_fit_calibration(run)["temperature"]))
@@ -78,13 +79,13 @@ def open_ensemble(
     data_dir: str | None = None,
     test_time_views: int | None = None,
 ) -> Ensemble:
-    """Opens several runs as one. Its folder is next to the first run's and is named after all of them, as `a+b+c`.
+    """Opens several runs as an ensemble. Its folder is next to that of the first run, with a name such as `a+b+c`.
 
     Args:
       workdirs: folders of the runs, in any order. Their networks and image sizes may differ.
-      checkpoint: best or latest, of each run.
-      data_dir: where the data sets are now. None: where the runs found them.
-      test_time_views: how many views of each image are averaged. None: as many as each run's config says.
+      checkpoint: the checkpoint of each run, best or latest.
+      data_dir: current folder of the data sets. None: the folders of the runs' configs.
+      test_time_views: number of views of each image that are averaged. None: the numbers of the runs' configs.
 
     Raises:
       UserError: a run cannot be opened or is named twice, or the runs have different classes or selection splits.
@@ -93,7 +94,7 @@ def open_ensemble(
     members = tuple(sorted(runs, key=lambda run: run.workdir))
     names = [str(run.workdir.resolve()) for run in members]
     if twice := [name for name in names if names.count(name) > 1]:
-        raise UserError(f"{twice[0]} is named twice: an ensemble is of different runs.")
+        raise UserError(f"{twice[0]} is named twice: an ensemble needs different runs.")
     first = members[0]
     for run in members[1:]:
         if run.info["class_names"] != first.info["class_names"]:
@@ -105,7 +106,7 @@ def open_ensemble(
         if run.config.data.selection_split != first.config.data.selection_split:
             raise UserError(
                 f"{first.workdir} was chosen on {first.config.data.selection_split}, {run.workdir} on "
-                f"{run.config.data.selection_split}: no split is left to choose the threshold of both on."
+                f"{run.config.data.selection_split}: the threshold of an ensemble needs one selection split."
             )
     directory = first.workdir.parent / "+".join(run.workdir.resolve().name for run in members)
     return Ensemble(directory, members)
@@ -117,13 +118,13 @@ def open_replicas(
     data_dir: str | None = None,
     test_time_views: int | None = None,
 ) -> Ensemble:
-    """Opens the replicas of a run as an ensemble, without those that have diverged. Its folder is the run's.
+    """Opens the replicas of a run as an ensemble, without those that have diverged. Its folder is that of the run.
 
     Args:
       workdir: folder of the run.
-      checkpoint: best or latest, of each replica.
-      data_dir: where the data sets are now. None: where the run found them.
-      test_time_views: how many views of each image are averaged. None: as many as the run's config says.
+      checkpoint: the checkpoint of each replica, best or latest.
+      data_dir: current folder of the data sets. None: the folder of the run's config.
+      test_time_views: number of views of each image that are averaged. None: the number of the run's config.
 
     Raises:
       UserError: all replicas have diverged, or one cannot be opened.
@@ -131,6 +132,6 @@ def open_replicas(
     workdir = pathlib.Path(workdir).expanduser()
     folders = [folder for folder in find_replicas(workdir) if not (folder / "diverged.json").exists()]
     if not folders:
-        raise UserError(f"{workdir} holds no replica that has not diverged.")
+        raise UserError(f"all replicas in {workdir} have diverged.")
     ensemble = open_ensemble(folders, checkpoint, data_dir, test_time_views)
     return dataclasses.replace(ensemble, workdir=workdir)

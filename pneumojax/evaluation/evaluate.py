@@ -1,4 +1,4 @@
-"""Scores a split, and writes metrics with their intervals, predictions, pictures and a report."""
+"""Evaluates a run on a split, and writes metrics with intervals, predictions, figures and a report."""
 
 import csv
 import datetime
@@ -30,7 +30,7 @@ from pneumojax.reporting.figures.evaluation import (
 )
 from pneumojax.reporting.figures.training import save_learning_curves
 
-# What an evaluation writes. A file of this list that is not written again is removed.
+# The files of an evaluation. A new evaluation removes those that it does not write.
 FILES = (
     "metrics.json",
     "predictions.csv",
@@ -48,16 +48,18 @@ FILES = (
 
 
 def evaluate(predictor: Predictor, split_name: str, rules: ThresholdConfig | None = None) -> dict:
-    """Scores a split and writes metrics, predictions, curves, pictures and a report to `<workdir>/evaluation/<split>/`.
+    """Evaluates a run or an ensemble on a split.
+
+    Writes metrics, predictions, curves, figures and a report to `<workdir>/evaluation/<split>/`. The threshold is
+    always chosen on the selection split, which is validation except in the leaky protocol.
 
     Args:
       predictor: from `open_run`, `open_ensemble` or `open_replicas`.
       split_name: validation or test, or train to see how much was memorised.
-      rules: how to choose the threshold. None: as the run's config says. Whatever split is scored, the threshold is
-        chosen on the selection split, which is validation except in the leaky protocol.
+      rules: the rule that chooses the threshold. None: that of the run's config.
 
     Returns:
-      The content of metrics.json: what `summary.compute_statistics` returns, and "threshold", "counts" and "run".
+      The content of metrics.json: the result of `summary.compute_statistics`, and "threshold", "counts" and "run".
       "calibration" also has the content of calibration.json.
 
     Raises:
@@ -78,18 +80,18 @@ def write_evaluation(
     prevalence: float | None,
     more: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict:
-    """Computes and writes what `evaluate` does, from probabilities that are already known.
+    """Does the part of `evaluate` after the prediction, from given probabilities.
 
-    The files replace those of an earlier evaluation together or not at all. Other files in the folder are kept.
+    The files replace those of an earlier evaluation all at once, or not at all. Other files in the folder are kept.
 
     Args:
-      predictor: the run or ensemble that gave the probabilities.
-      split: the split that was scored.
-      probabilities: [N, C] float, 0..1, of the split.
+      predictor: the run or ensemble that predicted the probabilities.
+      split: the evaluated split.
+      probabilities: [N, C] float, 0..1, of the images of the split.
       threshold: content of threshold.json. Its thresholds may be [N] arrays, one for each image.
       calibration: content of calibration.json. Its temperature may be an [N] array.
-      prevalence: share of pneumonia where the network will be used. None: not stated.
-      more: what metrics.json will hold besides.
+      prevalence: prevalence of pneumonia where the network will be used; None if unknown.
+      more: additional content for metrics.json.
 
     Returns:
       The content of metrics.json. Arrays are replaced by lists of their distinct values.
@@ -131,7 +133,7 @@ def write_evaluation(
 
 
 def _list_distinct(content: Any) -> Any:
-    """Replaces arrays by lists of their distinct values, which JSON can hold."""
+    """Replaces arrays by lists of their distinct values, which can be stored as JSON."""
     if isinstance(content, dict):
         return {name: _list_distinct(value) for name, value in content.items()}
     return np.unique(content).tolist() if isinstance(content, np.ndarray) else content
@@ -156,9 +158,9 @@ def _count(
 def _format_predictions(
     predictor: Predictor, split: Split, labels: np.ndarray, probabilities: np.ndarray, results: dict
 ) -> str:
-    """Formats a CSV row for each image.
+    """Formats CSV text with a row for each image.
 
-    Floats are written in Python's shortest exact form, so that the decisions can be reproduced from the file.
+    Floats are not rounded, so that the decisions can be reproduced from the file.
     """
     names = predictor.info["class_names"]
     scores = point_metrics.compute_binary_scores(probabilities)

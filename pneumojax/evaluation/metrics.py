@@ -1,12 +1,12 @@
 """Metrics of a classifier, with 95 % intervals from the bootstrap by patient.
 
-Every metric is computed from counts that are weighted: an image of weight 2 counts twice. The scores are sorted once.
-The true and false positives of all resamples at all thresholds are then cumulative sums over a [R, N] array of weights,
-and AUROC, average precision and curves follow from these counts.
+Every metric is computed from weighted counts: an image of weight 2 counts twice. The scores are sorted once. The true
+and false positives of all resamples at all thresholds are then cumulative sums over a [R, N] array of weights. AUROC,
+average precision and curves follow from these counts.
 
-The module has two layers. `compute_..._values` return arrays with one entry per row of weights, in which NaN means that
-the metric does not exist (the sensitivity of a split without positive images, for example). The other functions return
-what people and files read: Python floats, and None with a reason instead of NaN.
+The module has two layers. The functions `compute_..._values` return arrays with a value for each row of weights. NaN
+means that the metric does not exist; an example is the sensitivity of a split without positive images. The other
+functions return Python floats, and None with a reason instead of NaN.
 
 Letters in addition to those of the package: K distinct scores.
 """
@@ -38,7 +38,7 @@ TARGET_SENSITIVITIES = (0.95, 0.975, 0.99)
 
 _NEEDS_BOTH = "Needs images of {name} and others; the split has only one of the two."
 
-# Why a metric does not exist; {name} is the class that counts as positive.
+# {metric: why it does not exist}. {name} is replaced by the class that counts as positive.
 _REASONS = {
     "auroc": _NEEDS_BOTH,
     "auprc": "Needs images of {name}; the split has none.",
@@ -57,30 +57,31 @@ def compute_metrics(
 ) -> dict[str, dict]:
     """Computes all metrics of a split, each with its 95 % interval.
 
-    Metrics of pneumonia against NORMAL, for either task:
-      auroc, auprc: areas of the score 1 - P(NORMAL).
+    Metrics of pneumonia against NORMAL, for both tasks:
+      auroc, auprc: areas under the curves of the score 1 - P(NORMAL).
       specificity_at_sensitivity_0.95, _0.975, _0.99: specificity at the largest threshold that reaches the
         sensitivity on this split.
-      accuracy, sensitivity, specificity, precision, f1, npv, balanced_accuracy: of the decision score >= threshold.
+      accuracy, sensitivity, specificity, precision, f1, npv, balanced_accuracy: metrics of the decision
+        score >= threshold.
 
-    With two classes also:
+    Additional metrics with two classes:
       precision_macro, f1_macro: means over NORMAL and PNEUMONIA. (The macro recall is balanced_accuracy.)
 
-    With three classes also, of the decision for the most probable class:
+    Additional metrics with three classes, where the predicted class is the most probable one:
       accuracy_three_class.
-      {metric}_NORMAL, {metric}_BACTERIA, {metric}_VIRUS: each class against the others, where metric is auroc, auprc,
+      {metric}_NORMAL, {metric}_BACTERIA, {metric}_VIRUS: each class against the others. metric is auroc, auprc,
         sensitivity, specificity, precision or f1.
       {metric}_macro: mean over the three classes. (sensitivity_macro is the balanced accuracy of three classes.)
 
     Args:
       labels: [N] int, 0..C - 1.
       probabilities: [N, C] float, 0..1, with C = 2 (NORMAL, PNEUMONIA) or 3 (NORMAL, BACTERIA, VIRUS).
-      threshold: of the score for pneumonia, chosen on another split; one for all images, or [N].
+      threshold: threshold of the score for pneumonia, chosen on another split: a float, or [N] with one for each image.
       bootstrap: resamples of the split's patients.
 
     Returns:
-      {name: {"value": float or None, "ci95": [low, high] or None}}, as of `bootstrap.summarise`; where one of them is
-      None, "reason" says why.
+      {name: {"value": float or None, "ci95": [low, high] or None}}, from `bootstrap.summarise`. If one of them is None,
+      "reason" says why.
 
     Raises:
       ValueError: shapes do not match, a label is not a class, a probability is not in 0..1, or there are no images.
@@ -93,12 +94,12 @@ def compute_metrics(
 def compute_binary_metrics(
     labels: ArrayLike, scores: ArrayLike, threshold: ArrayLike, bootstrap: PatientBootstrap
 ) -> dict[str, dict]:
-    """Computes the metrics of `compute_metrics` that belong to two classes, from scores instead of probabilities.
+    """Computes the metrics of `compute_metrics` for pneumonia against NORMAL, from scores instead of probabilities.
 
     Args:
       labels: [N] int or bool; 0 is negative (NORMAL), all others are positive.
       scores: [N] float, higher for positive.
-      threshold: one for all images, or [N].
+      threshold: a float, or [N] with one for each image.
       bootstrap: resamples of the patients of these images.
 
     Returns:
@@ -122,8 +123,8 @@ def compute_metric_values(
     Args:
       labels: [N] int, 0..C - 1.
       probabilities: [N, C] float, 0..1, with C = 2 or 3.
-      threshold: of the score for pneumonia; one for all images, or [N].
-      weights: [R, N] float, 0 or more: how often each image counts.
+      threshold: threshold of the score for pneumonia: a float, or [N] with one for each image.
+      weights: [R, N] float, at least 0: how often each image counts in each resample.
 
     Returns:
       {name: [R] float64}, NaN where the metric does not exist.
@@ -170,8 +171,8 @@ def compute_score_values(
     Args:
       positive: [N] bool.
       scores: [N] float, higher for positive.
-      threshold: one for all images, or [N].
-      weights: [R, N] float, 0 or more: how often each image counts.
+      threshold: a float, or [N] with one for each image.
+      weights: [R, N] float, at least 0: how often each image counts in each resample.
 
     Returns:
       {name: [R] float64}, NaN where the metric does not exist.
@@ -190,18 +191,18 @@ def compute_score_values(
 def count_denominators(
     labels: ArrayLike, probabilities: ArrayLike, threshold: ArrayLike, bootstrap: PatientBootstrap
 ) -> dict[str, int]:
-    """Counts the patients on whom each metric of `compute_metrics` that has an exact interval depends.
+    """Counts the patients, or pairs of patients, in the denominator of each metric that can have an exact interval.
 
     Args:
       labels: [N] int, 0..C - 1.
       probabilities: [N, C] float, 0..1, with C = 2 or 3.
-      threshold: of the score for pneumonia; one for all images, or [N].
-      bootstrap: whose patients are counted.
+      threshold: threshold of the score for pneumonia: a float, or [N] with one for each image.
+      bootstrap: resamples whose patients are counted.
 
     Returns:
-      {name: number}: for a proportion the patients in its denominator, for an AUROC the disjoint pairs of patients.
-      Areas under the precision-recall curve, F1, means, and specificities at a sensitivity of the same split are not
-      proportions of independent images, so they are not included.
+      {name: number}. For a proportion, it is the number of patients in the denominator. For an AUROC, it is the number
+      of disjoint pairs of patients. Other metrics are not included, because they are not proportions of independent
+      images: areas under the precision-recall curve, F1, means, and specificities at a sensitivity of the same split.
     """
     labels, probabilities = np.asarray(labels), np.asarray(probabilities)
     patients = count_binary_denominators(labels > 0, compute_binary_scores(probabilities), threshold, bootstrap)
@@ -220,7 +221,7 @@ def count_denominators(
 def count_binary_denominators(
     positive: np.ndarray, scores: np.ndarray, threshold: ArrayLike, bootstrap: PatientBootstrap
 ) -> dict[str, int]:
-    """Does the same as `count_denominators` for the metrics of `compute_binary_metrics`, from scores [N]."""
+    """Counts the same as `count_denominators` for the metrics and arguments of `compute_binary_metrics`."""
     predicted = compute_decisions(scores, threshold) > 0
     return {
         "auroc": bootstrap.count_pairs(positive),
@@ -233,7 +234,7 @@ def count_binary_denominators(
 
 
 def explain(name: str) -> str:
-    """Returns the reason why a metric of `compute_metrics` does not exist on a split that lacks it."""
+    """Returns a sentence with the reason why a metric of `compute_metrics` can be missing, given its name."""
     metric, _, positive = name.rpartition("_")
     if positive == "macro":
         return f"The {metric} of at least one class does not exist."

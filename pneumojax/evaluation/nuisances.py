@@ -88,7 +88,8 @@ def swap_contrast(images: np.ndarray, positive: np.ndarray) -> np.ndarray:
 
 def measure_detail(images: np.ndarray) -> np.ndarray:
     """[B, H, W] uint8 -> [B] float64: mean absolute difference of neighbouring pixels: contrast times sharpness."""
-    return sum(_compute_gradients(images)) / 2
+    horizontal, vertical = _compute_gradients(images)
+    return (horizontal + vertical) / 2
 
 
 def swap_detail(images: np.ndarray, positive: np.ndarray) -> np.ndarray:

@@ -18,19 +18,19 @@ from pneumojax.files import write_json
 def load_or_choose_threshold(predictor: Predictor, rules: ThresholdConfig) -> dict:
     """Loads threshold.json, or chooses the threshold and stores it.
 
-    The stored one is used if it was chosen by the same rule, with the same checkpoint and test_time_views, on the same
-    data. If not, a new one takes its place. Choosing is deterministic, so returning to the earlier rule or data set
+    The stored threshold is used if it was chosen by the same rule, with the same checkpoint and test_time_views, on the
+    same data. Otherwise a new one replaces it. The choice is deterministic, so a return to the earlier rule or data set
     gives the earlier threshold again.
 
     Args:
       predictor: the run or ensemble.
-      rules: how to choose.
+      rules: the rule and its numbers.
 
     Returns:
       The content of threshold.json.
 
     Raises:
-      UserError: threshold.json is damaged, the selection split is missing, or there is nothing to choose by.
+      UserError: threshold.json is damaged, or the selection split is missing or lacks a class that the rule needs.
     """
     path = predictor.workdir / "threshold.json"
     if path.exists():
@@ -53,15 +53,15 @@ def store_threshold(predictor: Predictor, rules: ThresholdConfig, split: Split, 
 
     Args:
       predictor: the run or ensemble.
-      rules: how to choose.
+      rules: the rule and its numbers.
       split: the selection split. It is validation, except in the leaky protocol.
-      probabilities: [N, C] of that split.
+      probabilities: [N, C] float, 0..1, of the images of that split.
 
     Returns:
       The content of threshold.json.
 
     Raises:
-      UserError: the split has no pneumonia or no NORMAL images, so there is nothing to choose by.
+      UserError: the split lacks images of a class that the rule needs.
     """
     scores = point_metrics.compute_binary_scores(probabilities)
     try:
@@ -81,7 +81,7 @@ def store_threshold(predictor: Predictor, rules: ThresholdConfig, split: Split, 
         **_describe_rule(rules),
         "split": None if rules.threshold_rule == "fixed" else split.name,
         **_describe_scores(predictor, split),
-        # These are chosen whatever the rule of the value above is.
+        # These thresholds do not depend on the rule.
         "operating_points": thresholds.choose_operating_points(split.labels("binary"), scores),
     }
     if jax.process_index() == 0:
@@ -92,7 +92,7 @@ def store_threshold(predictor: Predictor, rules: ThresholdConfig, split: Split, 
 def load_or_fit_calibration(predictor: Predictor) -> dict:
     """Loads calibration.json, or fits the temperature and stores it.
 
-    The stored one is used if it was fitted with the same checkpoint and test_time_views on the same data.
+    The stored temperature is used if it was fitted with the same checkpoint and test_time_views on the same data.
 
     Args:
       predictor: the run or ensemble.
@@ -124,7 +124,7 @@ def store_calibration(predictor: Predictor, split: Split, probabilities: np.ndar
       probabilities: [N, C] of that split.
 
     Returns:
-      The content of calibration.json: the temperature, and the prevalence for which calibrated scores hold.
+      The content of calibration.json: the temperature, and the prevalence at which the calibrated scores are valid.
     """
     labels = split.labels(predictor.config.model.task)
     temperature = fit_temperature(labels, probabilities)
@@ -136,7 +136,7 @@ def store_calibration(predictor: Predictor, split: Split, probabilities: np.ndar
     }
     if temperature is None:
         calibration["reason"] = (
-            f"No temperature is best: the decisions on {split.name} are all right, or no better than chance."
+            f"No temperature is optimal: the decisions on {split.name} are all right, or no better than chance."
         )
     if jax.process_index() == 0:
         write_json(predictor.workdir / "calibration.json", calibration)
@@ -144,7 +144,7 @@ def store_calibration(predictor: Predictor, split: Split, probabilities: np.ndar
 
 
 def _describe_scores(predictor: Predictor, split: Split) -> dict:
-    """Which scores a threshold or calibration belongs to, and when it was chosen."""
+    """Describes the scores for which a threshold or calibration is valid, with the current date."""
     return {
         **predictor.identity,
         "data_fingerprint": split.fingerprint,
@@ -153,17 +153,17 @@ def _describe_scores(predictor: Predictor, split: Split) -> dict:
 
 
 def _belongs_to(predictor: Predictor, stored: dict) -> bool:
-    """Whether a stored threshold or calibration was chosen on the scores that the predictor gives now."""
+    """Returns whether a stored threshold or calibration was chosen for the predictor's current scores."""
     selection_split = predictor.config.data.selection_split
     fingerprints = [ensure_prepared(run.config.data)["fingerprints"].get(selection_split) for run in predictor.members]
-    # A file that lacks test_time_views is older than the field. Its scores are of the images themselves.
+    # A file without test_time_views is older than that field. Its scores were computed with one view.
     identity = {"checkpoint_step": stored["checkpoint_step"], "test_time_views": stored.get("test_time_views", 1)}
     return identity == predictor.identity and set(fingerprints) == {stored.get("data_fingerprint")}
 
 
 def _describe_rule(rules: ThresholdConfig) -> dict:
-    """Returns the rule and the numbers that it uses, as threshold.json holds them."""
-    numbers = {
+    """Returns the rule and the numbers that it uses, in the format of threshold.json."""
+    numbers: dict[str, dict[str, float | None]] = {
         "target_sensitivity": {"target_sensitivity": rules.target_sensitivity},
         "youden": {},
         "cost_ratio": {"cost_ratio": rules.cost_ratio, "prevalence": rules.prevalence},

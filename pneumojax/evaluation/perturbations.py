@@ -1,6 +1,6 @@
-"""Perturbations that remove the lungs, or all detail of them, from radiographs.
+"""Perturbations that remove the lungs, or their details, from radiographs.
 
-What a network still scores on perturbed images, it did not read from the lungs. All functions are pure and map
+If a network still classifies perturbed images well, it does not rely on the lungs. All functions are pure and map
 [B, H, W] uint8 to [B, H, W] uint8.
 
 References:
@@ -15,11 +15,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-# A share of the area. In the average training image of the Kermany X-rays, the lungs extend from 0.14 to 0.88 of the
-# width and from 0.17 to 0.82 of the height. The central 0.70 of the area extends from 0.08 to 0.92 of both.
+# Share of the area of a central rectangle that covers the lungs. In the average training image of the Kermany X-rays,
+# the lungs extend from 0.14 to 0.88 of the width and from 0.17 to 0.82 of the height. The central 0.70 of the area
+# extends from 0.08 to 0.92 of both.
 LUNGS_AREA = 0.7
 
-# The frame around it is as thin as the edge of a collimator or a burnt-in letter.
+# Share of the area of a larger rectangle. The frame around it is as thin as the edge of a collimator or a letter.
 NEARLY_ALL_AREA = 0.9
 
 BLOCKS = 8
@@ -41,7 +42,7 @@ def blacken_centre(images: np.ndarray, area: float) -> np.ndarray:
 
 
 def keep_centre(images: np.ndarray, area: float) -> np.ndarray:
-    """Keeps the central rectangle and blackens the frame around it. With `blacken_centre` it adds up to the image.
+    """Keeps the central rectangle and blackens the frame around it, the complement of `blacken_centre`.
 
     Args:
       images: [B, H, W] uint8, 0..255.
@@ -59,7 +60,7 @@ def compute_blocks(images: np.ndarray, blocks: int = BLOCKS) -> np.ndarray:
     """Computes the mean brightness of each block of a regular grid.
 
     Args:
-      images: [B, H, W] uint8, 0..255. If H or W is no multiple of `blocks`, blocks differ in size by one pixel.
+      images: [B, H, W] uint8, 0..255. If H or W is not a multiple of `blocks`, blocks differ in size by one pixel.
       blocks: number of rows and columns of the grid, at most H and W.
 
     Returns:
@@ -90,7 +91,7 @@ def shuffle_pixels(images: np.ndarray, seed: int = 0) -> np.ndarray:
 
     Args:
       images: [B, H, W] uint8, 0..255.
-      seed: of the permutations. The permutation of an image also depends on its position in the batch.
+      seed: seed of the permutations. The permutation of an image also depends on its index in the batch.
 
     Returns:
       [B, H, W] uint8.
@@ -101,18 +102,18 @@ def shuffle_pixels(images: np.ndarray, seed: int = 0) -> np.ndarray:
 
 def _find_centre(images: np.ndarray, area: float) -> tuple[slice, slice]:
     """Returns rows and columns of the central rectangle. The frame around it is at least one pixel wide."""
-    borders = (max(1, round(size * (1 - area**0.5) / 2)) for size in images.shape[1:])
-    return tuple(slice(border, -border) for border in borders)
+    down, right = (max(1, round(size * (1 - area**0.5) / 2)) for size in images.shape[1:])
+    return slice(down, -down), slice(right, -right)
 
 
 @dataclasses.dataclass(frozen=True)
 class Perturbation:
-    """One way to perturb images.
+    """A perturbation and its description.
 
     Attributes:
-      title: what the network sees, in a few words.
-      perturb: [B, H, W] uint8 -> [B, H, W] uint8.
-      without_lungs: whether nothing that is left shows the average lung.
+      title: short description of the perturbed image.
+      perturb: function from [B, H, W] uint8 to [B, H, W] uint8.
+      without_lungs: whether the perturbed image shows nothing of the average lung.
     """
 
     title: str

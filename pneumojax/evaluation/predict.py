@@ -1,6 +1,7 @@
 """Computes the logits of images, and probabilities from logits."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,10 +18,12 @@ from pneumojax.steps import make_graph
 def make_predict_images(
     config: Config, images: np.ndarray, mesh: Mesh, views: AugmentConfig | None = None, cached: bool = False
 ) -> Callable[[dict], np.ndarray]:
-    """Prepares to predict the same images several times. The config's loader decides whether they stay on the devices.
+    """Makes a function that predicts the same images with different variables.
+
+    With `loader=resident` the images stay on the devices. With `loader=stream` they are streamed in each call.
 
     Args:
-      config: the run.
+      config: the config of the run.
       images: [N, H, W] uint8, 0..255, or features (see `cached`).
       mesh: the devices.
       views: as in `inference.make_predict`.
@@ -30,14 +33,14 @@ def make_predict_images(
       `predict_images(variables) -> logits`: variables {"params", "batch_stats"} on every device, logits [N, C] float32.
     """
     batches = make_eval_batches(len(images), config.train.eval_batch_size, mesh.size)
-    streamed = config.train.loader == "stream" and len(batches) > 1  # One batch is not worth starting the threads.
+    streamed = config.train.loader == "stream" and len(batches) > 1  # Streaming a single batch would only cost time.
     predict_batches = make_predict(make_graph(config), mesh, views, cached, streamed, config.data.pixel_scaling)
     on_devices = () if streamed else (put(images, mesh), put(batches, mesh, axis=1))
 
-    def predict_resident(variables):
+    def predict_resident(variables: dict[str, Any]) -> list[np.ndarray]:
         return jax.device_get(predict_batches(variables, *on_devices))
 
-    def predict_streamed(variables):
+    def predict_streamed(variables: dict[str, Any]) -> list[np.ndarray]:
         from pneumojax.data.stream import stream_rows
 
         logits = []
@@ -46,7 +49,7 @@ def make_predict_images(
             logits[-2:-1] = jax.device_get(logits[-2:-1])  # At most two batches are on the devices.
         return jax.device_get(logits)
 
-    def predict_images(variables):
+    def predict_images(variables: dict[str, Any]) -> np.ndarray:
         logits = np.concatenate((predict_streamed if streamed else predict_resident)(variables))
         return logits.reshape(-1, logits.shape[-1])[: len(images)]
 
@@ -54,7 +57,7 @@ def make_predict_images(
 
 
 def compute_probabilities(logits: np.ndarray) -> np.ndarray:
-    """Computes the softmax of logits in float64. In float32, all probabilities above 1 - 3e-8 would become 1.0.
+    """Computes the softmax of logits in float64. In float32, probabilities above 1 - 3e-8 would be rounded to 1.
 
     Args:
       logits: [N, C] float.

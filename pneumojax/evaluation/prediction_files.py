@@ -1,4 +1,4 @@
-"""Reads the predictions that an evaluation wrote, so that they can be analysed without the network."""
+"""Reads the prediction files of an evaluation, so that they can be analysed without the network."""
 
 import csv
 import dataclasses
@@ -18,14 +18,14 @@ class Predictions:
     """Predictions of a split, sorted by filename.
 
     Attributes:
-      workdir: folder of the run that made them.
+      workdir: folder of the run.
       class_names: C names, NORMAL first.
       filenames: [N] str, unique.
       patient_ids: [N] str.
       labels: [N] int64, 0..C - 1.
       probabilities: [N, C] float64, 0..1.
-      threshold: of the score for pneumonia, chosen on another split; [N] float64 after cross-validation, where each
-        image has the threshold of the run that scored it.
+      threshold: threshold of the score for pneumonia, chosen on another split. After a cross-validation it is [N]
+        float64: each image has the threshold of the run that scored it.
       fingerprint: hash of the names, labels, patients and image bytes of the split.
     """
 
@@ -39,7 +39,7 @@ class Predictions:
     fingerprint: str
 
     def to_binary(self) -> "Predictions":
-        """Returns the predictions of a run of either task as predictions of NORMAL against pneumonia."""
+        """Converts predictions of either task to predictions of NORMAL against pneumonia."""
         normal = self.probabilities[:, 0]
         return dataclasses.replace(
             self,
@@ -113,14 +113,14 @@ def _read_threshold(rows: list[dict], results: dict) -> float | np.ndarray:
 
 
 def check_same_images(a: Predictions, b: Predictions) -> None:
-    """Raises an error unless two runs were scored on the same images, labels and patients.
+    """Checks that two runs were evaluated on the same images, labels and patients.
 
     Args:
       a: predictions of one run.
       b: predictions of the other run.
 
     Raises:
-      UserError: the runs were scored on different data; the message says how they differ.
+      UserError: the runs were evaluated on different data. The message says how they differ.
     """
     only_a, only_b = (np.setdiff1d(*pair) for pair in ((a.filenames, b.filenames), (b.filenames, a.filenames)))
     if len(only_a) or len(only_b):

@@ -14,6 +14,7 @@ from pneumojax.evaluation.bootstrap import RESAMPLES, PatientBootstrap, summaris
 from pneumojax.evaluation.corruptions import CORRUPTIONS
 from pneumojax.evaluation.nuisances import NUISANCES
 from pneumojax.evaluation.operating_point import load_or_choose_threshold
+from pneumojax.evaluation.point_metrics import compute_auroc, compute_binary_scores
 from pneumojax.evaluation.predict import compute_probabilities
 from pneumojax.evaluation.run import Run, check_data
 from pneumojax.files import replace_folder, write_json
@@ -73,18 +74,19 @@ def measure_robustness(run: Run, split_name: str) -> dict:
     positive, bootstrap = split.labels("binary") > 0, PatientBootstrap(split.patient_ids)
 
     def score(images: np.ndarray) -> np.ndarray:
-        return metrics.compute_binary_scores(compute_probabilities(run.predict(images)))
+        return compute_binary_scores(compute_probabilities(run.predict(images)))
 
     unchanged = score(split.images)
     describe = _make_describe(positive, unchanged, threshold["value"], bootstrap)
-    nuisances, corruptions = {}, {}
+    nuisances: dict[str, dict] = {}
+    corruptions: dict[str, dict] = {}
     for name, nuisance in NUISANCES.items():
         logger.info("Network on %d %s images, %s swapped", len(split), split_name, nuisance.title)
         swapped = nuisance.swap(split.images, positive)
         separation = {
-            "train": metrics.compute_auroc(train.labels("binary"), nuisance.measure(train.images)),
-            "split": metrics.compute_auroc(positive, nuisance.measure(split.images)),
-            "swapped": metrics.compute_auroc(positive, nuisance.measure(swapped)),
+            "train": compute_auroc(train.labels("binary"), nuisance.measure(train.images)),
+            "split": compute_auroc(positive, nuisance.measure(split.images)),
+            "swapped": compute_auroc(positive, nuisance.measure(swapped)),
         }
         nuisances[name] = {"title": nuisance.title, "swapped": nuisance.swapped, "separation": separation}
         nuisances[name] |= describe(score(swapped))
@@ -131,7 +133,7 @@ def measure_shifts(run: Run) -> dict:
     images = [split.images, *(nuisance.swap(split.images, positive) for nuisance in NUISANCES.values())]
     # One call for all, because each call compiles the prediction.
     probabilities = compute_probabilities(run.predict(np.concatenate(images))).reshape(len(images), len(split), -1)
-    aurocs = [metrics.compute_auroc(positive, metrics.compute_binary_scores(one)) for one in probabilities]
+    aurocs = [compute_auroc(positive, compute_binary_scores(one)) for one in probabilities]
     return {
         "auroc": aurocs[0],
         "swapped": dict(zip(NUISANCES, aurocs[1:], strict=True)),
@@ -166,7 +168,7 @@ def describe_series(split: Split, scores: np.ndarray, threshold: float) -> dict[
     Returns:
       {name: {"images": int, "mean_score": float, "specificity": float}}, sorted by name.
     """
-    series = np.array([re.match(r"[A-Za-z]*\d*", name).group() for name in split.filenames])
+    series = np.array([re.split(r"[^A-Za-z0-9]", name)[0] for name in split.filenames])
     normal = split.subtypes == 0
     return {
         str(name): {
@@ -186,7 +188,7 @@ def make_tables(results: dict) -> tuple[Table, Table, Table]:
       results: of `measure_robustness`.
     """
 
-    def format_row(row):
+    def format_row(row: dict) -> list[str]:
         return [format_interval(row["change"], "+.4f"), *(format_interval(row["metrics"][name]) for name in METRICS)]
 
     columns = ("change of AUROC", "AUROC", "sensitivity", "specificity")

@@ -1,4 +1,4 @@
-"""Opens trained runs to predict with them."""
+"""Opens trained runs and predicts with them."""
 
 import dataclasses
 import logging
@@ -21,34 +21,34 @@ logger = logging.getLogger(__name__)
 
 
 class Predictor(Protocol):
-    """What an evaluation scores: a run, or an ensemble of runs."""
+    """The interface of runs and ensembles that an evaluation uses."""
 
     @property
     def workdir(self) -> pathlib.Path:
-        """Folder of its threshold, its calibration and its evaluations."""
+        """The folder of the threshold, the calibration and the evaluations."""
 
     @property
     def info(self) -> dict:
-        """Content of config.json: class names, data fingerprints, versions, device."""
+        """The content of config.json: class names, data fingerprints, versions, device."""
 
     @property
     def config(self) -> Config:
-        """The data set, the task, the split that chooses the threshold, and the rule by which it does."""
+        """The config, with the data set, the task, the selection split and the threshold rule."""
 
     @property
     def checkpoint(self) -> str:
-        """Which checkpoint was opened: best or latest."""
+        """The checkpoint that was opened: best or latest."""
 
     @property
     def identity(self) -> dict:
-        """Everything besides the data that its scores depend on: a threshold belongs to these scores only.
+        """Everything that determines the scores, except for the data. A threshold is valid for one identity only.
 
-        It has the keys "checkpoint_step" and "test_time_views", and can be stored as JSON.
+        It is a dict with the keys "checkpoint_step" and "test_time_views" that can be stored as JSON.
         """
 
     @property
     def members(self) -> Sequence["Run"]:
-        """The runs that it consists of."""
+        """The runs that predict: several for an ensemble, the run itself for a run."""
 
     def score(self, split_name: str) -> tuple[Split, np.ndarray]:
         """Predicts a split.
@@ -57,7 +57,7 @@ class Predictor(Protocol):
           split_name: train, validation or test.
 
         Returns:
-          The split, and its class probabilities [N, C] float64, 0..1.
+          (split, probabilities): the split, and [N, C] float64 class probabilities, 0..1.
 
         Raises:
           UserError: the split is missing or damaged.
@@ -86,7 +86,7 @@ class Run:
 
     @property
     def identity(self) -> dict:
-        """The checkpoint's step, and how many views of each image are averaged."""
+        """The step of the checkpoint, and the number of views of each image that are averaged."""
         return {"checkpoint_step": self.step, "test_time_views": self.config.augment.test_time_views}
 
     @property
@@ -103,7 +103,7 @@ class Run:
         """Computes the logits of images. They do not depend on the number of devices.
 
         Args:
-          images: [N, H, W] uint8, 0..255, of the size that the run was trained at. `decode.decode_image` makes them.
+          images: [N, H, W] uint8, 0..255, of the size on which the run was trained, from `decode.decode_image`.
 
         Returns:
           [N, C] float32 logits in the order of `info["class_names"]`. If the run has several test_time_views, they are
@@ -132,20 +132,20 @@ def open_run(
     data_dir: str | None = None,
     test_time_views: int | None = None,
 ) -> Run:
-    """Opens the best (by val/auroc) or the latest checkpoint of a workdir. It needs neither the data nor the devices.
+    """Opens the best or the latest checkpoint of a run. It needs neither the data nor the devices of the training.
 
     Args:
       workdir: folder of the run.
-      checkpoint: best or latest.
-      data_dir: where the data sets are now. None: where the run found them.
-      test_time_views: how many views of each image are averaged. None: as many as the run's config says.
+      checkpoint: best (by val/auroc) or latest.
+      data_dir: current folder of the data sets. None: the folder of the run's config.
+      test_time_views: number of views of each image that are averaged. None: the number of the run's config.
 
     Raises:
       UserError: there is no run, it is damaged, or it has no augmentation to make views with.
     """
     workdir = pathlib.Path(workdir).expanduser()
     if replicas := find_replicas(workdir):
-        raise UserError(f"{workdir} holds {len(replicas)} replicas. Open one, as {replicas[0]}, or their ensemble.")
+        raise UserError(f"{workdir} holds {len(replicas)} replicas. Open one of them, such as {replicas[0]}.")
     info, variables, step = load_run(workdir, checkpoint)
     try:
         config = config_from_dict(info["config"] | ({"data_dir": data_dir} if data_dir else {}))
@@ -159,9 +159,12 @@ def open_run(
 
 
 def check_data(predictor: Predictor) -> bool:
-    """Returns whether all members were trained on the training split of the data set that they score now.
+    """Checks that all members were trained on the training split of the data set on which they are now evaluated.
 
-    Each member for which this is not the case is named in a warning.
+    Logs a warning for each member that was trained on another training split.
+
+    Returns:
+      Whether this is true for all members.
     """
     differing = [
         run.workdir
@@ -170,8 +173,8 @@ def check_data(predictor: Predictor) -> bool:
     ]
     for workdir in differing:
         logger.warning(
-            "%s: this data set's training split is not the one the run was trained on. The run may have been trained "
-            "on images that are scored now.",
+            "%s: the run was trained on another training split than that of this data set. It may have been trained on "
+            "images that are evaluated now.",
             workdir,
         )
     return not differing

@@ -1,6 +1,6 @@
-"""Metrics of parts of a split: of each kind of pneumonia, of files with one or several channels, of small images.
+"""Metrics of subgroups of a split: kinds of pneumonia, grey and colour files, small and large images.
 
-A network that relies on the size or the colour of the file instead of the lungs shows different figures there.
+If a network relies on the size or the colour of the file instead of the lungs, its metrics differ between subgroups.
 """
 
 import numpy as np
@@ -18,11 +18,11 @@ REPORTED = ("auroc", "accuracy", "sensitivity", "specificity", "specificity_at_s
 def find_subgroups(split: Split) -> dict[str, tuple[str, np.ndarray]]:
     """Finds the subgroups of a split. They overlap.
 
-    "bacterial" and "viral" are the images of one kind of pneumonia and all NORMAL images. Images are small or narrow
-    up to the median of the split, the median included.
+    "bacterial" and "viral" contain the images of one kind of pneumonia and all NORMAL images. An image is small or
+    narrow if its size or aspect ratio is at most the median of the split.
 
-    Subgroups that would repeat the figures of the split are left out: one that contains all images, its counterpart,
-    which has none, and both kinds of pneumonia where the split lacks one of them.
+    Subgroups that contain all images of the split, or none, are left out. "bacterial" and "viral" are also left out if
+    the split lacks one of the two kinds.
 
     Args:
       split: the split.
@@ -55,15 +55,15 @@ def compute_subgroups(
     """Computes metrics of pneumonia against NORMAL in each subgroup, and of bacterial against viral pneumonia.
 
     Args:
-      split: the split that was scored.
+      split: the evaluated split.
       probabilities: [N, C] float, 0..1, class 0 is NORMAL.
-      threshold: of the score for pneumonia, the same for all subgroups; one for all images, or [N].
+      threshold: threshold of the score for pneumonia in all subgroups: a float, or [N] with one for each image.
       bootstrap: resamples of the patients of the whole split.
 
     Returns:
-      {name: {"holds": description, "images", "patients", "metrics": {name: {"value", "ci95"}}}} for `find_subgroups`,
-      and for "bacterial_against_viral", whose only metric is the "auroc" of P(BACTERIA) against P(VIRUS) among images
-      of pneumonia. Where a number does not exist, it is None with a "reason".
+      {name: {"holds": description, "images", "patients", "metrics": {name: {"value", "ci95"}}}} for each subgroup of
+      `find_subgroups`, and for "bacterial_against_viral". The only metric of the latter is "auroc", computed from
+      P(BACTERIA) and P(VIRUS) for the images of pneumonia. A number that does not exist is None, with a "reason".
 
     Raises:
       ValueError: shapes do not match, or a probability is not in 0..1.
@@ -88,7 +88,7 @@ def _count(of_group: np.ndarray, bootstrap: PatientBootstrap) -> dict[str, int]:
 
 
 def _compare_kinds(split: Split, probabilities: np.ndarray, bootstrap: PatientBootstrap) -> dict:
-    """AUROC of bacterial against viral pneumonia."""
+    """Computes the AUROC of bacterial against viral pneumonia."""
     pneumonia = split.subtypes > 0
     bacterial = split.subtypes[pneumonia] == 1
     if probabilities.shape[1] == 2:

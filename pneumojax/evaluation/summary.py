@@ -1,7 +1,7 @@
-"""All statistics of a scored split: one call for the numbers, one for the curves.
+"""Computes all statistics of an evaluated split: the numbers and the curves.
 
-The functions take arrays and return plain numbers that JSON can hold. They need no run, no files and no network, so the
-same statistics describe the predictions of a run, of an ensemble and of cross-validation.
+The functions take arrays and return plain numbers that can be stored as JSON. They need neither a run nor its files, so
+they are used for a run, an ensemble and a cross-validation alike.
 """
 
 from collections.abc import Sequence
@@ -26,20 +26,21 @@ def compute_statistics(
     """Computes all numbers of a split, with 95 % intervals where they exist.
 
     Args:
-      split: the split that was scored.
+      split: the evaluated split.
       task: binary or three_class.
       probabilities: [N, C] float, 0..1, class 0 is NORMAL.
-      threshold: content of threshold.json, of which value and operating_points are read.
-      fitted: content of calibration.json, of which temperature is read.
+      threshold: content of threshold.json. "value" and "operating_points" are used.
+      fitted: content of calibration.json. "temperature" is used.
       bootstrap: resamples of the split's patients.
-      prevalence: share of pneumonia where the network will be used; None: not stated.
+      prevalence: prevalence of pneumonia where the network will be used; None if unknown.
 
     Returns:
-      "metrics": of `metrics.compute_metrics`;
-      "operating_points": of `thresholds.compute_operating_points`;
-      "calibration": of `calibration.compute_calibration`, "before" and "after" the temperature is applied;
-      "at_prevalence": prevalence, and ppv and npv of the decision at the threshold; None without a prevalence;
-      "subgroups": of `subgroups.compute_subgroups`.
+      A dict with
+        "metrics": from `metrics.compute_metrics`.
+        "operating_points": from `thresholds.compute_operating_points`.
+        "calibration": {"before", "after": from `calibration.compute_calibration`}, for temperature scaling.
+        "at_prevalence": {"prevalence", "ppv", "npv"} of the decision at the threshold; None without a prevalence.
+        "subgroups": from `subgroups.compute_subgroups`.
     """
     positive, scores = split.labels("binary"), point_metrics.compute_binary_scores(probabilities)
     calibrated = calibration.apply_temperature(probabilities, fitted["temperature"])
@@ -67,18 +68,19 @@ def compute_curves(
     """Computes the curves that the figures show.
 
     Args:
-      split: the split that was scored.
+      split: the evaluated split.
       probabilities: [N, C] float, 0..1, class 0 is NORMAL.
-      threshold: content of threshold.json, of which value is read.
-      fitted: content of calibration.json, of which temperature is read.
+      threshold: content of threshold.json. "value" is used.
+      fitted: content of calibration.json. "temperature" is used.
       bootstrap: resamples of the split's patients.
 
     Returns:
-      "roc", "precision_recall": of `curves.compute_roc_curve` and `curves.compute_pr_curve`, None where they do not
-        exist;
-      "reliability": of `calibration.compute_reliability`, "before" and "after" the temperature is applied;
-      "decision_curve": of `decision_curve.compute_decision_curve`, for the scores after the temperature is applied;
-      "predictive_values": "prevalence", and "ppv" and "npv" of the decision at the threshold at each prevalence.
+      A dict with
+        "roc": from `curves.compute_roc_curve`; None if the curve does not exist.
+        "precision_recall": from `curves.compute_pr_curve`; None if the curve does not exist.
+        "reliability": {"before", "after": from `calibration.compute_reliability`}, for temperature scaling.
+        "decision_curve": from `decision_curve.compute_decision_curve`, for the calibrated scores.
+        "predictive_values": {"prevalence", "ppv", "npv"} of the decision at the threshold, on a grid of prevalences.
     """
     positive, scores = split.labels("binary"), point_metrics.compute_binary_scores(probabilities)
     calibrated = point_metrics.compute_binary_scores(
@@ -102,18 +104,19 @@ def compute_curves(
 def compute_mean_metrics(repeats: Sequence[Predictions]) -> dict[str, dict]:
     """Computes the metrics of several trainings of one system on the same images: mean, interval and spread.
 
-    The interval is that of the mean. Each resample draws the same patients for all trainings, so the interval shows how
-    the mean would vary with other patients. The standard deviation shows how a training varies with the seed.
+    The interval is that of the mean. Each resample contains the same patients for all trainings, so the interval shows
+    how the mean would vary with other patients. The standard deviation shows how the metric varies with the seed.
 
     Args:
       repeats: predictions of at least one training, each with its own threshold.
 
     Returns:
-      {name of `metrics.compute_metrics`: {"value": mean, "ci95", "standard_deviation": over the trainings, None for a
-      single one}}; what does not exist is None, and "reason" says why.
+      {name of a metric: {"value": mean, "ci95", "standard_deviation": over the trainings}}, with the metrics of
+      `metrics.compute_metrics`. The standard deviation of a single training is None. A value that does not exist is
+      None, and "reason" says why.
 
     Raises:
-      UserError: the trainings were scored on different images.
+      UserError: the trainings were evaluated on different images.
     """
     first = repeats[0]
     for other in repeats[1:]:
@@ -128,7 +131,7 @@ def compute_mean_metrics(repeats: Sequence[Predictions]) -> dict[str, dict]:
     for name in values[0]:
         rows = np.stack([one[name] for one in values])
         spread = float(rows[:, 0].std(ddof=1)) if len(rows) > 1 and not np.isnan(rows[:, 0]).any() else None
-        # A mean of 1 means that every training has 1. Of their exact intervals, that of the fewest patients is widest.
+        # If the mean is 1, every training has 1. The widest of their exact intervals is that of the fewest patients.
         fewest = min(one[name] for one in patients) if name in patients[0] else None
         summary = summarise(rows.mean(axis=0), metrics.explain(name), fewest)
         result[name] = summary | {"standard_deviation": spread}

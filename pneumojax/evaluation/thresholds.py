@@ -1,4 +1,4 @@
-"""Operating points: rules that choose a threshold on one split, and the metrics of thresholds on another."""
+"""Operating points: chooses thresholds on one split by a rule, and computes their metrics on another split."""
 
 import math
 from collections.abc import Mapping
@@ -23,20 +23,20 @@ def choose_threshold(
     prevalence: float | None = None,
     fixed: float | None = None,
 ) -> float:
-    """Chooses the threshold of the decision score >= threshold. The split must not be the one that is evaluated.
+    """Chooses the threshold of the decision score >= threshold, on a split other than the evaluated one.
 
     Rules:
       target_sensitivity: the largest threshold whose sensitivity reaches the target.
       youden: the threshold with the largest sensitivity + specificity - 1. Among ties it is the smallest, which has
         the fewest false negatives.
-      cost_ratio: the threshold with the smallest expected cost, where a false negative costs as much as `cost_ratio`
-        false positives and a share `prevalence` of images is positive. Among ties it is the smallest. Where predicting
-        no positives costs least, it is the next float above the highest score.
-      fixed: the threshold that is given.
+      cost_ratio: the threshold with the smallest expected cost. A false negative costs as much as `cost_ratio` false
+        positives, and a share `prevalence` of the images is positive. Among ties it is the smallest. If it is cheapest
+        to predict no positives, the threshold is the next float above the highest score.
+      fixed: the given threshold.
 
-    Except for the last two cases, the threshold is exactly one of the scores. JSON keeps every float64, so a threshold
-    that is written and read again makes the same decisions (`compute_decisions` compares in float64). Counts are
-    compared as whole numbers, so ties do not depend on rounding.
+    Except for the last two cases, the threshold is exactly one of the scores. JSON stores a float64 exactly, so a
+    threshold that is written and read again gives the same decisions (`compute_decisions` compares in float64).
+    Counts are compared as whole numbers, so ties do not depend on rounding.
 
     Args:
       labels: [N] int or bool; 0 is negative (NORMAL), all others are positive.
@@ -51,7 +51,7 @@ def choose_threshold(
       The threshold as a Python float.
 
     Raises:
-      ValueError: the rule is unknown, its number is missing or out of range, or the split lacks the required images.
+      ValueError: the rule is unknown, its number is missing or out of range, or the split lacks a required class.
 
     References:
       Youden, Index for rating diagnostic tests, 1950.
@@ -75,7 +75,7 @@ def choose_threshold(
     if rule == "target_sensitivity":
         if target_sensitivity is None or not 0 < target_sensitivity <= 1:
             raise ValueError(f"The target sensitivity must be above 0 and at most 1, not {target_sensitivity}.")
-        # A quotient, not a product: 19 / 20 is the same float as 0.95, while 0.07 * 100 is more than 7.
+        # The counts are divided because 19 / 20 is the same float as 0.95, whereas 0.07 * 100 is more than 7.
         return float(thresholds[np.argmax(true_positives / positives >= target_sensitivity)])
     if negatives == 0:
         raise ValueError(f"The rule {rule} needs negative images, and the split has none.")
@@ -92,7 +92,7 @@ def _minimise_cost(
     cost_ratio: float | None,
     prevalence: float | None,
 ) -> float:
-    """The rule cost_ratio of `choose_threshold`, from the counts [K] at each threshold [K]."""
+    """Applies the rule cost_ratio of `choose_threshold` to the counts [K] at the thresholds [K]."""
     positives, negatives = true_positives[-1], false_positives[-1]
     if cost_ratio is None or not 0 < cost_ratio < math.inf:
         raise ValueError(
@@ -119,8 +119,8 @@ def choose_operating_points(labels: ArrayLike, scores: ArrayLike) -> dict[str, f
       scores: [N] float, higher for positive.
 
     Returns:
-      {"target_sensitivity_0.95", "target_sensitivity_0.975", "target_sensitivity_0.99", "youden": threshold each}, None
-      where the split lacks the images that the rule needs.
+      {name: threshold} for "target_sensitivity_0.95", "target_sensitivity_0.975", "target_sensitivity_0.99" and
+      "youden". A threshold is None if the split lacks a class that the rule needs.
 
     Raises:
       ValueError: lengths differ, there are no images, or a score is not finite.
@@ -144,7 +144,7 @@ def compute_operating_points(
     Args:
       labels: [N] int or bool; 0 is negative (NORMAL), all others are positive.
       scores: [N] float, higher for positive.
-      thresholds: {name: threshold}, as of `choose_operating_points`; each one for all images, or [N].
+      thresholds: {name: threshold}, as from `choose_operating_points`: a float, or [N] with one for each image.
       bootstrap: resamples of the split's patients.
 
     Returns:
@@ -157,7 +157,7 @@ def compute_operating_points(
     """
     positive, scores = check_binary(labels, scores)
     check_same_length(scores=scores, patient_ids=bootstrap.patient_ids)
-    points = {}
+    points: dict[str, dict] = {}
     for name, threshold in thresholds.items():
         if threshold is None:
             reason = "The split on which this threshold is chosen lacks the images that the rule needs."

@@ -1,6 +1,7 @@
-"""The networks. Each maps images [B, H, W, 1] to logits [B, outputs]; a binary network has one output."""
+"""The networks. Each maps images [B, H, W, 1] to logits [B, outputs]. A binary network has one output."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,33 +9,34 @@ from flax import nnx
 
 from pneumojax.config import CLASS_NAMES, CLASSIFIER, ModelConfig
 from pneumojax.errors import UserError
+from pneumojax.models.layers import Network, Projector
 
-# Units of the projector's two layers. SimCLR has 2048 and 128 with ResNet-50.
+# Units of the projector's two layers. The paper on SimCLR uses 2048 and 128 with ResNet-50.
 PROJECTOR_WIDTHS = (512, 128)
 
 
 # Each function imports its network, so that a run loads only the code of its own.
 
 
-def _make_mlp(config: ModelConfig, image_px: int, **common) -> nnx.Module:
+def _make_mlp(config: ModelConfig, image_px: int, **common: Any) -> Network:
     from pneumojax.models.mlp import MLP
 
     return MLP(image_px, config.mlp_widths, **common)
 
 
-def _make_cnn(config: ModelConfig, image_px: int, **common) -> nnx.Module:
+def _make_cnn(config: ModelConfig, image_px: int, **common: Any) -> Network:
     from pneumojax.models.cnn import CNN
 
     return CNN(config.cnn_widths, frozen=config.frozen, **common)
 
 
-def _make_flatiron(config: ModelConfig, image_px: int, **common) -> nnx.Module:
+def _make_flatiron(config: ModelConfig, image_px: int, **common: Any) -> Network:
     from pneumojax.models.flatiron import Flatiron
 
     return Flatiron(image_px, **common)
 
 
-def _make_vgg16(config: ModelConfig, image_px: int, **common) -> nnx.Module:
+def _make_vgg16(config: ModelConfig, image_px: int, **common: Any) -> Network:
     from pneumojax.models.vgg import VGG16
 
     ones_plane = config.pretrained is not None
@@ -42,11 +44,11 @@ def _make_vgg16(config: ModelConfig, image_px: int, **common) -> nnx.Module:
 
 
 def _make_resnet(
-    stage_blocks: tuple[int, ...], bottleneck: bool, config: ModelConfig, image_px: int, **common
-) -> nnx.Module:
+    stage_blocks: tuple[int, ...], bottleneck: bool, config: ModelConfig, image_px: int, **common: Any
+) -> Network:
     from pneumojax.models.resnet import ResNet
 
-    options = {
+    options: dict[str, Any] = {
         "strided": config.resnet_stride,
         "ones_plane": config.pretrained is not None,
         "frozen": config.frozen,
@@ -55,13 +57,13 @@ def _make_resnet(
     return ResNet(stage_blocks, bottleneck, config.resnet_width, **options, **common)
 
 
-def _make_resnet9(config: ModelConfig, image_px: int, **common) -> nnx.Module:
+def _make_resnet9(config: ModelConfig, image_px: int, **common: Any) -> Network:
     from pneumojax.models.resnet9 import ResNet9
 
     return ResNet9(config.resnet_width, config.resnet_stem, **common)
 
 
-MODELS = {
+MODELS: dict[str, Callable[..., Network]] = {
     "mlp": _make_mlp,
     "cnn": _make_cnn,
     "flatiron": _make_flatiron,
@@ -73,19 +75,17 @@ MODELS = {
 }
 
 
-def make_model(config: ModelConfig, image_px: int, key, axis_name: str | None = None) -> nnx.Module:
+def make_model(config: ModelConfig, image_px: int, key: jax.Array, axis_name: str | None = None) -> Network:
     """Makes the configured network with random parameters.
 
     Args:
       config: the network, its widths, task and compute dtype.
       image_px: height and width of the images.
       key: PRNG key for the initialisation.
-      axis_name: mapped axis over which batch statistics are averaged; None: no such axis.
+      axis_name: name of the mapped axis over which batch statistics are averaged; None: no such axis.
 
     Returns:
-      A module with `model(images, train, keys)`: images [B, H, W, 1] float32, keys [B] PRNG keys for the dropout (None
-      unless training); returns [B, outputs] float32 logits. The call is the composition of the backbone
-      `model.extract(images, train)` and the classifier `model.classify(features, train, keys)`.
+      The network. It has one output for two classes.
 
     Raises:
       UserError: `frozen` names an unknown stage or all stages, or `cached_views` is set and a stage of the backbone is
@@ -113,33 +113,34 @@ def make_model(config: ModelConfig, image_px: int, key, axis_name: str | None = 
     return model
 
 
-def make_pretraining_model(config: ModelConfig, image_px: int, key, axis_name: str | None = None) -> nnx.Module:
-    """Makes the configured network with a projector in place of its head; see `make_model`.
+def make_pretraining_model(config: ModelConfig, image_px: int, key: jax.Array, axis_name: str | None = None) -> Network:
+    """Makes the configured network with a projector instead of its head; arguments as in `make_model`.
 
     Raises:
-      UserError: the network has dense layers, which the projector would not replace.
+      UserError: the network has dense layers. They belong to the classifier, but the projector would not replace them.
     """
     model = make_model(config, image_px, key, axis_name)
     if hasattr(model, "dense1"):
         raise UserError(
             f"only a backbone is pretrained, and {config.model} has dense layers: give --vgg_dense_widths=."
         )
-    from pneumojax.models.layers import Projector
-
     width = model.head.linear.in_features
-    model.head = Projector(width, PROJECTOR_WIDTHS, axis_name, nnx.Rngs(jax.random.fold_in(key, 1)))
+    projector = Projector(width, PROJECTOR_WIDTHS, axis_name, nnx.Rngs(jax.random.fold_in(key, 1)))
+    model.head = projector  # type: ignore[assignment]  # It is called as a head is.
     return model
 
 
 def split_frozen(tree: dict[str, Any], frozen: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Splits parameters or batch statistics by stage, the part of a layer's name before the first underscore.
+    """Splits parameters or batch statistics into those of trained and of frozen stages.
+
+    The stage of a layer is the part of the layer's name before the first underscore.
 
     Args:
-      tree: nested dicts, with the names of the network's layers at the top level.
+      tree: nested dicts. The keys of the top level are the names of the network's layers.
       frozen: names of the frozen stages.
 
     Returns:
-      (the layers of the other stages, the layers of the frozen stages).
+      (trained, kept): the layers of the other stages, and those of the frozen stages.
     """
     kept = {name: layer for name, layer in tree.items() if name.split("_")[0] in frozen}
     return {name: layer for name, layer in tree.items() if name not in kept}, kept

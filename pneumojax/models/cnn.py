@@ -3,12 +3,15 @@
 import jax
 from flax import nnx
 
-from pneumojax.models.layers import Conv, Head, make_batch_norm
+from pneumojax.models.layers import Conv, Head, Network, make_batch_norm
 from pneumojax.ops.pooling import max_pool
 
 
-class CNN(nnx.Module):
-    """For each width a 3x3 convolution, batch normalisation, ReLU and 2x2 max-pooling; then global average pooling."""
+class CNN(Network):
+    """A stage for each width, followed by global average pooling and the head.
+
+    A stage is a 3x3 convolution, batch normalisation, 2x2 max-pooling and ReLU.
+    """
 
     def __init__(
         self,
@@ -29,11 +32,8 @@ class CNN(nnx.Module):
             channels = width
         self.head = Head(channels, num_outputs, dropout, rngs)
 
-    def __call__(self, images: jax.Array, train: bool, keys: jax.Array | None = None) -> jax.Array:
-        return self.classify(self.extract(images, train), train, keys)
-
     def extract(self, images: jax.Array, train: bool) -> jax.Array:
-        """The backbone: [B, H, W, 1] images -> [B, F] features."""
+        """Applies the backbone to images [B, H, W, 1]. Returns features [B, F]."""
         x = images
         for i in range(self.depth):
             x = getattr(self, f"conv{i + 1}")(x)
@@ -41,7 +41,3 @@ class CNN(nnx.Module):
             x = getattr(self, name)(x, use_running_average=not train or name in self.frozen)
             x = nnx.relu(max_pool(x, 2))
         return x.mean((1, 2), dtype="float32")
-
-    def classify(self, features: jax.Array, train: bool, keys: jax.Array | None = None) -> jax.Array:
-        """[B, F] features -> [B, outputs] logits."""
-        return self.head(features, train, keys)

@@ -1,4 +1,4 @@
-"""Layers that several networks share."""
+"""Layers that several networks use."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ STEMS = {"imagenet": (7, 2, True), "strided": (3, 2, False), "small": (3, 1, Fal
 
 
 class Conv(nnx.Module):
-    """A square convolution. By default it is padded by size // 2 at each edge, which differs from 'SAME' at stride 2.
+    """A convolution with a square kernel, by default padded by size // 2 at each edge ('SAME' differs at stride 2).
 
     References:
       He et al., "Delving Deep into Rectifiers", 2015: the initialisation.
@@ -36,28 +36,28 @@ class Conv(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """[B, H, W, I] -> [B, H', W', O] in the compute dtype; see `convolve` for H' and W'."""
+        """Convolves images [B, H, W, I] and adds the bias. Returns [B, H', W', O]; see `ops.convolution.convolve`."""
         return self.add_bias(self.convolve(images))
 
     def convolve(self, images: jax.Array) -> jax.Array:
-        """The convolution without the bias."""
+        """Convolves images [B, H, W, I] without adding the bias. Returns [B, H', W', O] in the compute dtype."""
         return convolve(images.astype(self.dtype), self.kernel[...].astype(self.dtype), self.stride, self.pad)
 
     def add_bias(self, images: jax.Array) -> jax.Array:
-        """Adds the bias to [B, H, W, O] images. After max-pooling it costs less, with the same result."""
-        # In float32, as the gradient of the bias is a sum over all positions of all images.
+        """Adds the bias to images [B, H, W, O]. After max-pooling this is cheaper and gives the same result."""
+        # The bias is added in float32 because its gradient is a sum over all positions of all images.
         return images if self.bias is None else (images + self.bias[...]).astype(self.dtype)
 
 
 def add_ones(images: jax.Array) -> jax.Array:
-    """[B, H, W, 1] -> [B, H, W, 2]: adds a plane of ones, for the offsets that weight_import.py folds."""
+    """Adds a plane of ones to images [B, H, W, 1], which `weight_import` needs for offsets. Returns [B, H, W, 2]."""
     return jnp.concatenate([images, jnp.ones_like(images)], -1)
 
 
 def make_batch_norm(
     channels: int, dtype: str, axis_name: str | None, rngs: nnx.Rngs, initial_scale: float = 1.0
 ) -> nnx.BatchNorm:
-    """Batch normalisation with PyTorch's constants. Its statistics are float32 for every compute dtype."""
+    """Makes a batch normalisation with PyTorch's constants. Its statistics are float32 for every compute dtype."""
     return nnx.BatchNorm(
         channels,
         momentum=0.9,
@@ -70,22 +70,22 @@ def make_batch_norm(
 
 
 def drop(features: jax.Array, rate: float, keys: jax.Array) -> jax.Array:
-    """Dropout.
+    """Applies dropout.
 
     Args:
       features: [B, ...].
-      rate: probability that a feature becomes 0. The others are multiplied by 1 / (1 - rate).
+      rate: probability that a feature is set to 0. The others are multiplied by 1 / (1 - rate).
       keys: [B] PRNG keys, one for each image, so that the mask does not depend on the number of devices.
 
     Returns:
-      [B, ...], of the same dtype.
+      [B, ...] with the same dtype.
     """
     keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, features.shape[1:]))(keys)
     return jnp.where(keep, features / (1 - rate), 0)
 
 
 class Projector(nnx.Module):
-    """Replaces the head in pretraining: two linear layers, with batch normalisation and ReLU between them.
+    """Two linear layers, with batch normalisation and ReLU between them, that replace the head in pretraining.
 
     References:
       Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", 2020.
@@ -97,7 +97,7 @@ class Projector(nnx.Module):
         self.linear2 = nnx.Linear(*widths, rngs=rngs)
 
     def __call__(self, features: jax.Array, train: bool, keys: jax.Array | None) -> jax.Array:
-        """[B, F] features -> [B, widths[1]] float32 embeddings."""
+        """Maps features [B, F] to float32 embeddings [B, widths[1]]."""
         del keys
         x = self.linear1(features.astype(jnp.float32))
         return self.linear2(nnx.relu(self.norm1(x, use_running_average=not train)))
@@ -111,8 +111,36 @@ class Head(nnx.Module):
         self.linear = nnx.Linear(features, num_outputs, rngs=rngs)
 
     def __call__(self, features: jax.Array, train: bool, keys: jax.Array | None) -> jax.Array:
-        """[B, F] features -> [B, num_outputs] float32 logits."""
+        """Maps features [B, F] to float32 logits [B, num_outputs]."""
         features = features.astype(jnp.float32)
         if train and self.dropout:
+            assert keys is not None, "dropout in training needs a key for each image"
             features = drop(features, self.dropout, keys)
         return self.linear(features)
+
+
+class Network(nnx.Module):
+    """A network: a backbone, which computes features of an image, and a classifier."""
+
+    head: Head
+
+    def __call__(self, images: jax.Array, train: bool, keys: jax.Array | None = None) -> jax.Array:
+        """Computes the logits of images.
+
+        Args:
+          images: [B, H, W, 1] float32.
+          train: whether batch normalisation uses the statistics of the batch, and dropout is applied.
+          keys: [B] PRNG keys for the dropout; None unless training.
+
+        Returns:
+          [B, outputs] float32.
+        """
+        return self.classify(self.extract(images, train), train, keys)
+
+    def extract(self, images: jax.Array, train: bool) -> jax.Array:
+        """The backbone: [B, H, W, 1] images -> [B, ...] features."""
+        raise NotImplementedError
+
+    def classify(self, features: jax.Array, train: bool, keys: jax.Array | None = None) -> jax.Array:
+        """The classifier: [B, ...] features -> [B, outputs] logits."""
+        return self.head(features, train, keys)

@@ -1,13 +1,13 @@
-"""A multilayer perceptron on the pixels, as a baseline without spatial structure."""
+"""A multilayer perceptron on the pixels. It is a baseline that does not use the spatial structure of images."""
 
 import jax
 from flax import nnx
 
-from pneumojax.models.layers import Head
+from pneumojax.models.layers import Head, Network
 
 
-class MLP(nnx.Module):
-    """Hidden layers of the given widths with ReLU, then the head."""
+class MLP(Network):
+    """Hidden layers with the given widths and ReLU, followed by the head."""
 
     def __init__(
         self,
@@ -19,7 +19,7 @@ class MLP(nnx.Module):
         axis_name: str | None,
         rngs: nnx.Rngs,
     ):
-        del axis_name  # Nothing here is normalised over the batch.
+        del axis_name  # This network has no batch normalisation.
         self.depth = len(widths)
         features = image_px * image_px
         for i, width in enumerate(widths):
@@ -27,16 +27,9 @@ class MLP(nnx.Module):
             features = width
         self.head = Head(features, num_outputs, dropout, rngs)
 
-    def __call__(self, images: jax.Array, train: bool, keys: jax.Array | None = None) -> jax.Array:
-        return self.classify(self.extract(images, train), train, keys)
-
     def extract(self, images: jax.Array, train: bool) -> jax.Array:
-        """The hidden layers: [B, H, W, 1] images -> [B, F] features."""
+        """Applies the hidden layers to images [B, H, W, 1]. Returns features [B, F]."""
         x = images.reshape(len(images), -1)
         for i in range(self.depth):
             x = nnx.relu(getattr(self, f"hidden{i + 1}")(x))
         return x
-
-    def classify(self, features: jax.Array, train: bool, keys: jax.Array | None = None) -> jax.Array:
-        """[B, F] features -> [B, outputs] logits."""
-        return self.head(features, train, keys)

@@ -1,15 +1,15 @@
 """Residual networks for grey images.
 
 References:
-  He et al., "Deep Residual Learning for Image Recognition", 2016. There a bottleneck has its stride in the
-  first 1x1 convolution, as in Keras; PyTorch has it in the 3x3 convolution (v1.5). The last normalisation of
-  each block starts at zero (Goyal et al., "Accurate, Large Minibatch SGD", 2017).
+  He et al., "Deep Residual Learning for Image Recognition", 2016. In the paper and in Keras, the stride of a bottleneck
+    is in the first 1x1 convolution. In PyTorch (v1.5) it is in the 3x3 convolution.
+  Goyal et al., "Accurate, Large Minibatch SGD", 2017: the last normalisation of each block starts at zero.
 """
 
 import jax
 from flax import nnx
 
-from pneumojax.models.layers import STEMS, Conv, Head, add_ones, make_batch_norm
+from pneumojax.models.layers import STEMS, Conv, Head, Network, add_ones, make_batch_norm
 from pneumojax.ops.pooling import max_pool
 
 
@@ -55,8 +55,8 @@ class Block(nnx.Module):
         return nnx.relu(x + shortcut)
 
 
-class ResNet(nnx.Module):
-    """Stem (see `layers.STEMS`), four stages of blocks, global average pooling, head."""
+class ResNet(Network):
+    """A residual network: stem (see `layers.STEMS`), four stages of blocks, global average pooling and head."""
 
     def __init__(
         self,
@@ -90,18 +90,11 @@ class ResNet(nnx.Module):
                 channels = width * 2**stage * (4 if bottleneck else 1)
         self.head = Head(channels, num_outputs, dropout, rngs)
 
-    def __call__(self, images: jax.Array, train: bool, keys: jax.Array | None = None) -> jax.Array:
-        return self.classify(self.extract(images, train), train, keys)
-
     def extract(self, images: jax.Array, train: bool) -> jax.Array:
-        """The backbone: [B, H, W, 1] images -> [B, F] features."""
+        """Applies the backbone to images [B, H, W, 1]. Returns features [B, F]."""
         x = add_ones(images) if self.ones_plane else images
         x = self.stem_norm(self.stem_conv(x), use_running_average=not train or "stem" in self.frozen)
         x = nnx.relu(max_pool(x, 3) if self.pools else x)
         for name in self.block_names:
             x = getattr(self, name)(x, train and name.split("_")[0] not in self.frozen)
         return x.mean((1, 2), dtype="float32")
-
-    def classify(self, features: jax.Array, train: bool, keys: jax.Array | None = None) -> jax.Array:
-        """[B, F] features -> [B, outputs] logits."""
-        return self.head(features, train, keys)

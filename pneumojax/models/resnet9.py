@@ -8,11 +8,11 @@ References:
 import jax
 from flax import nnx
 
-from pneumojax.models.layers import STEMS, Conv, Head, make_batch_norm
+from pneumojax.models.layers import STEMS, Conv, Head, Network, make_batch_norm
 from pneumojax.ops.pooling import max_pool
 
 
-class ResNet9(nnx.Module):
+class ResNet9(Network):
     """Stem (see `layers.STEMS`), three stages of 3x3 convolutions, global average pooling, head.
 
     Each stage doubles the channels and halves the image by max-pooling. The first and the last stage add a residual
@@ -45,9 +45,6 @@ class ResNet9(nnx.Module):
             setattr(self, f"{name}_norm", make_batch_norm(out_channels, dtype, axis_name, rngs))
         self.head = Head(8 * width, num_outputs, dropout, rngs)
 
-    def __call__(self, images: jax.Array, train: bool, keys: jax.Array | None = None) -> jax.Array:
-        return self.classify(self.extract(images, train), train, keys)
-
     def extract(self, images: jax.Array, train: bool) -> jax.Array:
         """The backbone: [B, H, W, 1] images -> [B, F] features."""
 
@@ -61,7 +58,3 @@ class ResNet9(nnx.Module):
             if hasattr(self, f"{stage}_residual1_conv"):
                 x = x + apply(f"{stage}_residual2", apply(f"{stage}_residual1", x))
         return x.mean((1, 2), dtype="float32")
-
-    def classify(self, features: jax.Array, train: bool, keys: jax.Array | None = None) -> jax.Array:
-        """[B, F] features -> [B, outputs] logits."""
-        return self.head(features, train, keys)

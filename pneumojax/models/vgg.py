@@ -9,20 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from pneumojax.models.layers import Conv, Head, add_ones, drop
+from pneumojax.models.layers import Conv, Head, Network, add_ones, drop
 from pneumojax.ops.pooling import max_pool
 
 STAGE_CONVOLUTIONS = (2, 2, 3, 3, 3)
-# Height and width of the features that the dense layers take: that of 224 px images after five poolings.
+# Height and width of the features that the dense layers accept, which is the size of 224 px images after five poolings.
 DENSE_PX = 7
 
 
-class VGG16(nnx.Module):
-    """Five stages of 3x3 convolutions with ReLU and 2x2 max-pooling; dense layers with ReLU and dropout; the head.
+class VGG16(Network):
+    """VGG16: five stages of 3x3 convolutions, dense layers with dropout, and the head.
 
-    Adaptive average pooling brings the features of the last stage to 7 x 7, as in torchvision, so the dense layers take
-    images of any size. Without dense layers the head takes the global average. An image below 32 px is pooled until one
-    position is left.
+    Each stage ends with 2x2 max-pooling. Adaptive average pooling resizes the features of the last stage to 7 x 7, as
+    in torchvision, so the dense layers accept images of any size. Without dense layers, the input of the head is the
+    global average. An image below 32 px is pooled until one position is left.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class VGG16(nnx.Module):
         rngs: nnx.Rngs,
         ones_plane: bool = False,
     ):
-        del axis_name  # Nothing here is normalised over the batch.
+        del axis_name  # This network has no batch normalisation.
         self.ones_plane = ones_plane
         channels = 2 if ones_plane else 1
         for stage, convolutions in enumerate(STAGE_CONVOLUTIONS):
@@ -53,11 +53,8 @@ class VGG16(nnx.Module):
             features = units
         self.head = Head(features, num_outputs, dropout, rngs)
 
-    def __call__(self, images: jax.Array, train: bool, keys: jax.Array | None = None) -> jax.Array:
-        return self.classify(self.extract(images, train), train, keys)
-
     def extract(self, images: jax.Array, train: bool) -> jax.Array:
-        """The backbone: [B, H, W, 1] images -> [B, P, P, F] features; without dense layers [B, F]."""
+        """Applies the backbone to images [B, H, W, 1]. Returns [B, P, P, F], or [B, F] without dense layers."""
         del train
         x = add_ones(images) if self.ones_plane else images
         for stage, convolutions in enumerate(STAGE_CONVOLUTIONS):
@@ -67,22 +64,23 @@ class VGG16(nnx.Module):
         return x if self.depth else x.mean((1, 2), dtype="float32")
 
     def classify(self, features: jax.Array, train: bool, keys: jax.Array | None = None) -> jax.Array:
-        """[B, P, P, F] or [B, F] features -> [B, outputs] logits."""
+        """Applies the classifier to features [B, P, P, F] or [B, F]. Returns logits [B, outputs]."""
         x = pool_to(features, DENSE_PX).reshape(len(features), -1) if self.depth else features
         for i in range(self.depth):
             x = nnx.relu(getattr(self, f"dense{i + 1}")(x))
-            if train and self.dropout and i < self.depth - 1:  # The head has a dropout of its own.
+            if train and self.dropout and i < self.depth - 1:  # The head has its own dropout.
+                assert keys is not None, "dropout in training needs a key for each image"
                 x = drop(x, self.dropout, jax.vmap(jax.random.fold_in, (0, None))(keys, i))
         return self.head(x, train, keys)
 
 
 def pool_to(images: jax.Array, size: int) -> jax.Array:
-    """Adaptive average pooling to a fixed size, as in PyTorch: averages positions, or repeats them if there are fewer.
+    """Applies adaptive average pooling to a fixed size, as PyTorch does.
 
     Args:
       images: [B, H, H, C].
-      size: height and width of the result. Its position i averages the positions floor(i H / size) to
-        ceil((i + 1) H / size) - 1.
+      size: height and width of the result. In each spatial dimension, position i of the result is the mean of the
+        positions floor(i H / size) to ceil((i + 1) H / size) - 1.
 
     Returns:
       [B, size, size, C].

@@ -1,20 +1,24 @@
-"""Readers of weight files: safetensors, PyTorch's pickles (which need torch) and Keras's HDF5, without TensorFlow."""
+"""Reads weight files: safetensors, PyTorch's pickles (they need torch), and Keras's HDF5 (it needs no TensorFlow)."""
 
 import io
 import json
 import pathlib
 import pickle
 import zipfile
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pneumojax.errors import UserError
 
-# Our networks and PyTorch's add EPSILON to the variance of a normalisation; Keras's ResNet50 adds KERAS_EPSILON.
+if TYPE_CHECKING:
+    import h5py
+
+# Our networks and those of PyTorch add EPSILON to the variance of a normalisation. Keras's ResNet50 adds KERAS_EPSILON.
 EPSILON = 1e-5
 KERAS_EPSILON = 1.001e-5
 
-# timm's names of VGG16's last layers, which are convolutions there, and torchvision's names of the same layers.
+# {timm's name: torchvision's name} of VGG16's last layers. In timm they are convolutions.
 TIMM_NAMES = {"pre_logits.fc1.": "classifier.0.", "pre_logits.fc2.": "classifier.3.", "head.fc.": "classifier.6."}
 
 
@@ -25,11 +29,11 @@ def read_tensors(path: pathlib.Path) -> tuple[str, dict[str, np.ndarray]]:
       path: a .safetensors, .pth, .pt, .bin, .h5 or .keras file.
 
     Returns:
-      (source, {name: array}): source is torch, keras or pneumojax; names and layouts are those of torchvision, of
+      (source, {name: array}). source is torch, keras or pneumojax. The names and layouts are those of torchvision, of
       Keras's layers, or our own.
 
     Raises:
-      UserError: the file is missing, damaged or of another kind, or is a pickle that contains more than tensors.
+      UserError: the file is missing or damaged, has an unknown format, or is a pickle that contains more than tensors.
     """
     readers = {
         ".safetensors": _read_safetensors,
@@ -40,7 +44,7 @@ def read_tensors(path: pathlib.Path) -> tuple[str, dict[str, np.ndarray]]:
         ".keras": _read_keras,
     }
     if path.is_dir():
-        raise UserError(f"pretrained: {path} is a folder. Name the file, as {path / 'backbone.safetensors'}.")
+        raise UserError(f"pretrained: {path} is a folder. Name a file, such as {path / 'backbone.safetensors'}.")
     if path.suffix not in readers:
         raise UserError(f"pretrained: {path} must end in {', '.join(readers)}.")
     if not path.is_file():
@@ -51,7 +55,7 @@ def read_tensors(path: pathlib.Path) -> tuple[str, dict[str, np.ndarray]]:
         ours = read_info(path) is not None
     except damages as error:
         raise UserError(
-            f"pretrained: {path} cannot be read ({_first_line(error)}): damaged, or of another kind."
+            f"pretrained: {path} cannot be read ({_first_line(error)}). It is damaged or has another format."
         ) from error
     if ours:
         return "pneumojax", tensors
@@ -60,7 +64,7 @@ def read_tensors(path: pathlib.Path) -> tuple[str, dict[str, np.ndarray]]:
     return "torch", _rename_timm(tensors)
 
 
-def _read_safetensors(path):
+def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     import safetensors
     import safetensors.numpy
 
@@ -71,7 +75,7 @@ def _read_safetensors(path):
 
 
 def read_info(path: pathlib.Path) -> dict | None:
-    """Reads the metadata that `weight_import.save_backbone` wrote; None for a file of another source."""
+    """Reads the metadata of a file from `weight_import.save_backbone`. Returns None for a file of another source."""
     if path.suffix != ".safetensors":
         return None
     import safetensors
@@ -80,46 +84,46 @@ def read_info(path: pathlib.Path) -> dict | None:
         return json.loads((file.metadata() or {}).get("pneumojax", "null"))
 
 
-def _read_pickle(path):
+def _read_pickle(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         import torch
     except ImportError as error:
         raise UserError(
-            f"pretrained: {path} is a pickle, which only torch reads safely, and torch is not installed. "
+            f"pretrained: {path} is a pickle. Only torch can read it safely, and torch is not installed. "
             "Save it as .safetensors on a machine with torch, or install torch."
         ) from error
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"pretrained: {path} holds more than tensors, or is damaged. Such a pickle can run any program when it is "
-            "opened, so it is refused. Save its state_dict only, preferably as .safetensors."
+            f"pretrained: {path} holds more than tensors, or is damaged. A pickle with other objects can run any "
+            "program when it is opened, so it is not read. Save only its state_dict, preferably as .safetensors."
         ) from error
     tensors = tensors.get("state_dict", tensors)  # timm's checkpoints have it under this name.
     return {name: tensor.float().numpy() for name, tensor in tensors.items()}
 
 
-def _read_h5(path):
+def _read_h5(path: pathlib.Path) -> dict[str, np.ndarray]:
     import h5py
 
     with h5py.File(path) as file:
         return _read_layers(file)
 
 
-def _read_keras(path):
+def _read_keras(path: pathlib.Path) -> dict[str, np.ndarray]:
     import h5py
 
     with zipfile.ZipFile(path) as archive, h5py.File(io.BytesIO(archive.read("model.weights.h5"))) as file:
         return _read_layers(file)
 
 
-def _read_layers(file):
-    """Reads {layer.weight: array} from a Keras file of version 3 (groups `layers/*/vars` with a name) or earlier."""
+def _read_layers(file: "h5py.File") -> dict[str, np.ndarray]:
+    """Reads {layer.weight: array} from a file of Keras 3, with groups `layers/*/vars` that have a name, or earlier."""
     import h5py
 
-    layers = {}
+    layers: dict[str, list[h5py.Dataset]] = {}
 
-    def visit(path, item):
+    def visit(path: str, item: "h5py.Group | h5py.Dataset") -> None:
         if not isinstance(item, h5py.Group):
             return
         if path.endswith("/vars") and "name" in item.attrs:
@@ -128,7 +132,7 @@ def _read_layers(file):
             layers[path.split("/")[-1]] = [item[_text(name)] for name in item.attrs["weight_names"]]
 
     file.visititems(visit)
-    tensors = {}
+    tensors: dict[str, np.ndarray] = {}
     for layer, weights in layers.items():
         kinds = ("gamma", "beta", "moving_mean", "moving_variance") if len(weights) == 4 else ("kernel", "bias")
         tensors |= {f"{layer}.{kind}": np.asarray(weight) for kind, weight in zip(kinds, weights, strict=False)}
@@ -137,12 +141,12 @@ def _read_layers(file):
     return tensors
 
 
-def _text(name):
+def _text(name: bytes | str) -> str:
     return name.decode() if isinstance(name, bytes) else str(name)
 
 
-def _fold_keras_biases(tensors):
-    """Folds the biases before the normalisations of Keras's ResNet50, and its epsilon, into the statistics."""
+def _fold_keras_biases(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Folds Keras's epsilon, and the biases before the normalisations of its ResNet50, into the batch statistics."""
     for name in [name for name in tensors if name.endswith("_conv.bias")]:
         norm = name.removesuffix("_conv.bias") + "_bn"
         if f"{norm}.moving_mean" in tensors:
@@ -151,7 +155,7 @@ def _fold_keras_biases(tensors):
     return tensors
 
 
-def _rename_timm(tensors):
+def _rename_timm(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     renamed = {}
     for name, tensor in tensors.items():
         for theirs, torchvisions in TIMM_NAMES.items():
@@ -162,5 +166,5 @@ def _rename_timm(tensors):
     return renamed
 
 
-def _first_line(error):
+def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]

@@ -1,11 +1,11 @@
-"""Initial weights: our own pretrained backbones, and ImageNet weights of torchvision, timm and Keras.
+"""Imports initial weights: our own pretrained backbones, and ImageNet weights of torchvision, timm and Keras.
 
-The published networks take three colours, each normalised by its own mean and standard deviation. Ours take one grey
-plane with a scaling of its own. For a grey image every colour is y = gain * grey + offset. Summed over the colours, the
-first kernel therefore becomes one kernel for the grey plane (weighted by the gains) and one for a plane of ones
-(weighted by the offsets). A bias cannot replace the second kernel: at the border the kernel reaches into the padding,
-which is zero in y, and the logits would be off by 0.1 to 0.5 % of their scale. The plane of ones is padded with zeros
-too, so the folded network equals the published one at every pixel (1e-6).
+The input of the published networks is three colours, each normalised by its own mean and standard deviation. The input
+of our networks is one grey plane with another scaling. For a grey image, every normalised colour is y = gain * grey +
+offset. The first kernel is summed over the colours. It becomes a kernel for the grey plane (weighted by the gains) and
+a kernel for a plane of ones (weighted by the offsets). A bias could not replace the second kernel: at the border, the
+kernel reaches into the padding, where y is zero, and the logits would differ by 0.1 to 0.5 % of their scale. The plane
+of ones is padded with zeros too, so the imported network equals the published one at every pixel (within 1e-6).
 """
 
 import difflib
@@ -13,6 +13,7 @@ import json
 import logging
 import pathlib
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -34,10 +35,10 @@ SHAPING = {
     "resnet34": ("resnet_width",),
     "resnet50": ("resnet_width", "resnet_stride"),
 }
-# Our kernels that are applied to the image.
+# The names of our kernels that are applied to the image.
 STEM_KERNELS = (("stem_conv", "kernel"), ("stage1_conv1", "kernel"))
 # Mean and standard deviation of pixels 0..1 with which the published networks were trained, in their order of channels.
-# Torchvision and timm: RGB. Keras's VGG16 and ResNet50 ("caffe" mode): BGR pixels 0..255 minus a mean, not divided.
+# Torchvision and timm use RGB. Keras's VGG16 and ResNet50 use the "caffe" mode: BGR pixels 0..255 minus a mean.
 NORMALISATION = {
     "torch": (np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])),
     "keras": (np.array([103.939, 116.779, 123.68]) / 255, np.full(3, 1 / 255)),
@@ -46,9 +47,9 @@ LEAVES = {
     "torch": {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"},
     "keras": {"kernel": "kernel", "scale": "gamma", "bias": "bias", "mean": "moving_mean", "var": "moving_variance"},
 }
-# Positions of VGG16's convolutions in torchvision's list of layers, by stage. ReLU and pooling have the others.
+# Indices of VGG16's convolutions in torchvision's list of layers, for each stage. ReLU and pooling have the others.
 VGG_POSITIONS = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
-RESNET_BLOCKS = {
+RESNET_BLOCKS: dict[tuple[tuple[int, ...], bool], str] = {
     ((2, 2, 2, 2), False): "resnet18",
     ((3, 4, 6, 3), False): "resnet34",
     ((3, 4, 6, 3), True): "resnet50",
@@ -58,17 +59,21 @@ RESNET_BLOCKS = {
 def load_pretrained(
     path: str | pathlib.Path, config: ModelConfig, variables: dict[str, Any], pixel_mean: float, pixel_std: float
 ) -> dict[str, Any]:
-    """Loads the weights of a file into a network. A classifier that is missing or does not fit stays at random weights.
+    """Loads the weights of a file into a network.
+
+    If the classifier is missing in the file or has another shape, it keeps its random weights.
 
     Args:
-      path: from `save_backbone`; .safetensors, .pth, .pt or .bin of torchvision or timm; .h5 or .keras of Keras.
+      path: a file of `save_backbone`; a .safetensors, .pth, .pt or .bin file of torchvision or timm; or an .h5 or
+        .keras file of Keras.
       config: the network.
-      variables: {"params", "batch_stats"} of the fresh network; its first kernel takes grey and a plane of ones.
+      variables: {"params", "batch_stats"} of the fresh network. Its first kernel has two input channels, for the grey
+        plane and a plane of ones.
       pixel_mean: our scaling of pixels x in 0..1 is (x - pixel_mean) / pixel_std.
       pixel_std: see pixel_mean.
 
     Returns:
-      {"params", "batch_stats"} of the same structure.
+      {"params", "batch_stats"} with the same structure as variables.
 
     Raises:
       UserError: the file cannot be read, is of another network, or has missing or additional tensors.
@@ -95,12 +100,12 @@ def load_pretrained(
         value = _convert(source, key, tensors[names[key]])
         if key[1:] in STEM_KERNELS and value.shape[2] == 3:
             value = fold_normalisation(value, *NORMALISATION[source], pixel_mean, pixel_std)
-        elif key[1:] in STEM_KERNELS and source == "pneumojax":  # Our backbones saw the grey plane only.
+        elif key[1:] in STEM_KERNELS and source == "pneumojax":  # Our backbones were trained without a plane of ones.
             value = np.concatenate([value, np.zeros_like(value)], 2)
         if value.shape != leaf.shape:
             raise UserError(
-                f"{path}: {names[key]} has shape {_shape(value)} in our layout, this {config.model} takes "
-                f"{_shape(leaf)}. Published networks have --resnet_width=64 and --vgg_width=64; wider ones do not fit."
+                f"{path}: {names[key]} has shape {_shape(value)} in our layout, but this {config.model} needs "
+                f"{_shape(leaf)}. Published networks need --resnet_width=64 and --vgg_width=64; wider ones do not fit."
             )
         if not np.isfinite(value).all():
             raise UserError(f"{path}: {names[key]} holds numbers that are not finite. The file is damaged.")
@@ -112,17 +117,17 @@ def load_pretrained(
 def fold_normalisation(
     kernel: np.ndarray, mean: np.ndarray, std: np.ndarray, pixel_mean: float, pixel_std: float
 ) -> np.ndarray:
-    """Sums a kernel over the colours of a grey image and folds the normalisation of the colours into it.
+    """Sums a kernel over the colours, and folds the normalisation of the colours into it.
 
     Args:
-      kernel: [K, K, 3, O], for pixels (x - mean) / std, x in 0..1.
-      mean: [3].
-      std: [3].
+      kernel: [K, K, 3, O], for pixels (x - mean) / std with x in 0..1.
+      mean: [3] float.
+      std: [3] float.
       pixel_mean: our own scaling is (x - pixel_mean) / pixel_std.
       pixel_std: see pixel_mean.
 
     Returns:
-      [K, K, 2, O] float64, for our grey plane and a plane of ones.
+      [K, K, 2, O] float64. The input channels are our grey plane and a plane of ones.
     """
     gain, offset = pixel_std / std, (pixel_mean - mean) / std
     return np.einsum("hwco,pc->hwpo", kernel.astype(np.float64), np.stack([gain, offset]))
@@ -134,8 +139,8 @@ def save_backbone(path: pathlib.Path, config: ModelConfig, variables: dict[str, 
     Args:
       path: .safetensors file to write.
       config: the network.
-      variables: its {"params", "batch_stats"} as numpy arrays.
-      data_fingerprint: fingerprint of the split on which it was trained.
+      variables: {"params", "batch_stats"} of the network as numpy arrays.
+      data_fingerprint: fingerprint of the training split.
     """
     import safetensors.numpy
 
@@ -148,22 +153,22 @@ def save_backbone(path: pathlib.Path, config: ModelConfig, variables: dict[str, 
 
 
 def check_pretraining_images(path: str | pathlib.Path, data_fingerprint: str) -> None:
-    """Warns if a backbone of ours was pretrained on another training split, which may contain images to be evaluated.
+    """Logs a warning if one of our backbones was pretrained on a training split other than that of this run.
 
     Args:
-      path: file that `load_pretrained` has read.
-      data_fingerprint: fingerprint of the present training split.
+      path: the weight file, which `load_pretrained` can read.
+      data_fingerprint: fingerprint of the training split of this run.
     """
     info = read_info(pathlib.Path(path).expanduser())
     if info and info["data_fingerprint"] != data_fingerprint:
         logger.warning(
-            "%s was pretrained on another training split than this one. Images that are evaluated now may be in it, "
-            "and the metrics may then be too good.",
+            "%s was pretrained on another training split than this one. It may have been trained on images that are "
+            "evaluated now, so the metrics may be optimistic.",
             path,
         )
 
 
-def _name(source, model, key):
+def _name(source: str, model: str, key: tuple[str, ...]) -> str:
     """Our name in the naming of the source: ("params", "stage1_block2", "conv1", "kernel") -> layer1.1.conv1.weight."""
     if source == "pneumojax":
         return "/".join(key)
@@ -172,8 +177,8 @@ def _name(source, model, key):
     if module in ("stem_conv", "stem_norm"):
         layer = {"stem_conv": ("conv1", "conv1_conv"), "stem_norm": ("bn1", "conv1_bn")}[module][not torch]
     elif match := re.fullmatch(r"stage(\d)_conv(\d)", module):
-        stage, i = map(int, match.groups())
-        layer = f"features.{VGG_POSITIONS[stage - 1][i - 1]}" if torch else f"block{stage}_conv{i}"
+        stage, conv = map(int, match.groups())
+        layer = f"features.{VGG_POSITIONS[stage - 1][conv - 1]}" if torch else f"block{stage}_conv{conv}"
     elif match := re.fullmatch(r"stage(\d)_block(\d)/(conv|norm)(\d)", module):
         stage, block, kind, i = int(match[1]), int(match[2]), match[3], match[4]
         theirs = {"conv": ("conv", "conv"), "norm": ("bn", "bn")}[kind][0]
@@ -191,8 +196,8 @@ def _name(source, model, key):
     return f"{layer}.{kind}"
 
 
-def _convert(source, key, tensor):
-    """A tensor in our layout: kernels [K, K, I, O] and [I, O]; the first dense layer's inputs in H, W, C order."""
+def _convert(source: str, key: tuple[str, ...], tensor: np.ndarray) -> np.ndarray:
+    """Converts a tensor to our layout: kernels [K, K, I, O] or [I, O], inputs of the first dense layer in HWC order."""
     if source != "torch" or key[-1] != "kernel":
         return tensor
     if tensor.ndim == 4:
@@ -202,8 +207,16 @@ def _convert(source, key, tensor):
     return tensor.T
 
 
-def _find_fresh(wanted, names, source, tensors):
-    """The layers of the classifier from the first one on that the file lacks or has in another shape."""
+def _find_fresh(
+    wanted: Mapping[tuple[str, ...], jax.Array],
+    names: Mapping[tuple[str, ...], str],
+    source: str,
+    tensors: Mapping[str, np.ndarray],
+) -> list[str]:
+    """Returns the layers of the classifier that keep random weights.
+
+    They start with the first layer that is missing in the file or has another shape.
+    """
     layers = sorted({key[1] for key in wanted if key[1].startswith(CLASSIFIER)})
     for i, layer in enumerate(layers):
         for key in (key for key in wanted if key[1] == layer):
@@ -217,7 +230,9 @@ def _find_fresh(wanted, names, source, tensors):
     return []
 
 
-def _check_names(path, model, source, tensors, expected):
+def _check_names(
+    path: pathlib.Path, model: str, source: str, tensors: Mapping[str, np.ndarray], expected: list[str]
+) -> None:
     unused = ("fc.", "fc1.", "fc2.", "classifier.", "predictions.")  # Classifiers that are not loaded.
     known = {*expected, *(name for name in tensors if name.startswith(unused) or name.endswith(".num_batches_tracked"))}
     missing, extra = [name for name in expected if name not in tensors], [name for name in tensors if name not in known]
@@ -237,8 +252,8 @@ def _check_names(path, model, source, tensors, expected):
     raise UserError(f"{path} is not a {model} of {SOURCES[source]}: it {', and '.join(parts)}.{advice}")
 
 
-def _check_backbone(path, config):
-    info = read_info(path)
+def _check_backbone(path: pathlib.Path, config: ModelConfig) -> None:
+    info = read_info(path) or {}
     fields = ("model", *SHAPING[config.model])
     made, wanted = ({name: format_value(values.get(name)) for name in fields} for values in (info, vars(config)))
     if made["model"] != wanted["model"]:
@@ -249,12 +264,12 @@ def _check_backbone(path, config):
 
 
 def format_value(value: object) -> str:
-    """Formats a value of a config field as its flag takes it."""
+    """Formats a value of a config field as the text of its flag."""
     return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
-def _recognise(source, tensors):
-    """The network of ours to which the names belong, or None."""
+def _recognise(source: str, tensors: Mapping[str, np.ndarray]) -> str | None:
+    """Returns the name of our network to which the tensors belong, or None."""
     if ("features.28.weight" if source == "torch" else "block5_conv3.kernel") in tensors:
         return "vgg16"
     pattern = (
@@ -266,14 +281,14 @@ def _recognise(source, tensors):
     return RESNET_BLOCKS.get((blocks, any(i == "3" for _, _, i in found)))
 
 
-def _check_stride(path, source, config):
+def _check_stride(path: pathlib.Path, source: str, config: ModelConfig) -> None:
     expected = "3x3" if source == "torch" or config.model != "resnet50" else "1x1"
     if config.model == "resnet50" and config.resnet_stride != expected:
         raise UserError(
-            f"{path}: the blocks of {SOURCES[source]}'s ResNet50 have their stride in the {expected} convolution: "
+            f"{path}: in the ResNet50 of {SOURCES[source]}, the stride of a block is in the {expected} convolution: "
             f"give --resnet_stride={expected}."
         )
 
 
-def _shape(array):
+def _shape(array: np.ndarray | jax.Array) -> str:
     return "x".join(map(str, array.shape))

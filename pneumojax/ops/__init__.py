@@ -1,1 +1,1 @@
-"""Convolution and max-pooling: for each device the fastest exact algorithm."""
+"""Convolution and max-pooling, with the fastest exact algorithm for each device."""

@@ -30,6 +30,7 @@ kernel size / stride].
 
 import functools
 import math
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -78,13 +79,13 @@ def convolve(images: jax.Array, kernel: jax.Array, stride: int, pad: int) -> jax
 def _convolve_few_pixels(images: jax.Array, kernel: jax.Array, pad: int) -> jax.Array:
     """Winograd's algorithm over the rows, with a matrix product for each tap of the columns."""
 
-    def convolve_columns(rows, kernel):
+    def convolve_columns(rows: jax.Array, kernel: jax.Array) -> jax.Array:
         return _convolve_by_taps(rows, kernel, 1, (0, pad))
 
     return winograd.convolve(images, winograd.transform_kernel(kernel), pad, convolve_columns)
 
 
-def _few_pixels_backward(pad, saved, grads):
+def _few_pixels_backward(pad: int, saved: tuple[jax.Array, jax.Array], grads: jax.Array) -> tuple[jax.Array, jax.Array]:
     images, kernel = saved
     _, pull_back = jax.vjp(lambda images: _convolve_few_pixels.fun(images, kernel, pad), images)
     return *pull_back(grads), winograd.multiply_kernel_grads(images, grads, len(kernel), pad)
@@ -93,25 +94,25 @@ def _few_pixels_backward(pad, saved, grads):
 _convolve_few_pixels.defvjp(lambda *args: (_convolve_few_pixels(*args), args[:2]), _few_pixels_backward)
 
 
-def _convolve_by_taps(images, kernel, stride, pads):
+def _convolve_by_taps(images: jax.Array, kernel: jax.Array, stride: int, pads: tuple[int, int]) -> jax.Array:
     """Sums a matrix product for each kernel tap over the output positions where the tap meets the image."""
     size, image_shape = kernel.shape[:2], images.shape[1:3]
     output_shape = [(px + 2 * pad - k) // stride + 1 for px, pad, k in zip(image_shape, pads, size, strict=True)]
 
-    def find_overlap(tap, px, out, pad):
+    def find_overlap(tap: int, px: int, out: int, pad: int) -> tuple[slice, tuple[int, int], bool]:
         """(pixels of the image that a tap meets, output positions before and after those, whether there are any)."""
         first, end = max(0, -((tap - pad) // stride)), min(out, (px - 1 + pad - tap) // stride + 1)
         start = first * stride + tap - pad
         return slice(start, start + stride * (end - first - 1) + 1, stride), (first, out - end), end > first
 
-    total = 0
+    products = []
     taps = jnp.split(kernel.reshape(-1, *kernel.shape[2:]), math.prod(size))  # The gradient of a split is one array.
     for position, tap in zip(np.ndindex(*size), taps, strict=True):
         overlaps = map(find_overlap, position, image_shape, output_shape, pads)
         pixels, margins, meets = zip(*overlaps, strict=True)
         if all(meets):
-            total += jnp.pad(images[:, *pixels] @ tap[0], ((0, 0), *margins, (0, 0)))
-    return total
+            products.append(jnp.pad(images[:, *pixels] @ tap[0], ((0, 0), *margins, (0, 0))))
+    return functools.reduce(operator.add, products)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -120,11 +121,12 @@ def _convolve_grey(images: jax.Array, kernel: jax.Array, stride: int, pad: int) 
     padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
     size = kernel.shape[0]
     rows, columns = (stride * ((px - size) // stride) + 1 for px in padded.shape[1:3])
-    return sum(
+    products = [
         padded[:, i : i + rows : stride, j : j + columns : stride] * kernel[i, j, 0]
         for i in range(size)
         for j in range(size)
-    )
+    ]
+    return functools.reduce(operator.add, products)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -136,7 +138,7 @@ def _convolve_on_cpu(images: jax.Array, kernel: jax.Array, stride: int, pad: int
     return xla.convolve(images, kernel, stride, [(pad, pad)] * 2)
 
 
-def _convolve_grey_by_rows(images, kernel, stride, pad):
+def _convolve_grey_by_rows(images: jax.Array, kernel: jax.Array, stride: int, pad: int) -> jax.Array:
     """Convolves grey images with the kernel's rows, and the columns of a stride, as channels.
 
     The convolution then has one row and sums over more channels, which XLA computes faster.
@@ -153,7 +155,7 @@ def _convolve_grey_by_rows(images, kernel, stride, pad):
     return xla.convolve(channels, weights.reshape(1, steps, stride * size, -1), 1, [(0, 0), (0, 0)])
 
 
-def _is_for_winograd(height, kernel_shape, stride, dtype):
+def _is_for_winograd(height: int, kernel_shape: tuple[int, ...], stride: int, dtype: np.dtype) -> bool:
     """Whether Winograd's algorithm is the faster one at this output height, and exact enough in this dtype."""
     size, _, channels, features = kernel_shape
     if stride > 1 or size not in WINOGRAD_SIZES or height < MIN_WINOGRAD_PX or dtype != jnp.float32:
@@ -163,7 +165,7 @@ def _is_for_winograd(height, kernel_shape, stride, dtype):
     return saved_products >= MIN_WINOGRAD_RATIO * additions
 
 
-def _convolve_by_winograd(images, kernel, pad):
+def _convolve_by_winograd(images: jax.Array, kernel: jax.Array, pad: int) -> jax.Array:
     """Applies Winograd's algorithm to one batch tile at a time, so that its sums stay in the cache.
 
     A single tile would have no loop around it, and XLA would repeat the operations that produced the images.
@@ -175,10 +177,10 @@ def _convolve_by_winograd(images, kernel, pad):
         return xla.convolve(images, kernel, 1, [(pad, pad)] * 2)
     kernels = winograd.transform_kernel(kernel)
 
-    def convolve_columns(rows, kernel):
+    def convolve_columns(rows: jax.Array, kernel: jax.Array) -> jax.Array:
         return xla.convolve(rows, kernel, 1, [(0, 0), (pad, pad)])
 
-    def put_tile(i, results):
+    def put_tile(i: jax.Array, results: jax.Array) -> jax.Array:
         result = winograd.convolve(_take_batch_tile(images, tiles, i), kernels, pad, convolve_columns)
         return lax.dynamic_update_index_in_dim(results, result, i, 1)
 
@@ -186,7 +188,9 @@ def _convolve_by_winograd(images, kernel, pad):
     return lax.fori_loop(0, tiles, put_tile, results).reshape(batch, *results.shape[2:])
 
 
-def _backward(stride, pad, saved, grads):
+def _backward(
+    stride: int, pad: int, saved: tuple[jax.Array, jax.Array], grads: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     images, kernel = saved
     image_grads = _compute_image_grads(grads, kernel, stride, pad, images.shape[1:3])
     return image_grads, _compute_kernel_grads(images, grads, stride, pad, kernel.shape[0])
@@ -196,21 +200,23 @@ for algorithm in (_convolve_grey, _convolve_on_cpu):
     algorithm.defvjp(lambda *args, algorithm=algorithm: (algorithm(*args), args[:2]), _backward)
 
 
-def _compute_image_grads(grads, kernel, stride, pad, image_shape):
+def _compute_image_grads(
+    grads: jax.Array, kernel: jax.Array, stride: int, pad: int, image_shape: tuple[int, ...]
+) -> jax.Array:
     """For each phase of the stride, convolves the output's gradients with the flipped taps that meet its pixels."""
     if _is_for_winograd(image_shape[0], kernel.shape, stride, grads.dtype):
         # The loop keeps XLA from flipping the kernel again for each sum over its rows.
         flipped = lax.map(lambda row: row[::-1].swapaxes(1, 2), kernel[::-1])
         return _convolve_by_winograd(grads, flipped, len(kernel) - 1 - pad)
 
-    def plan(phase, px, out):
+    def plan(phase: int, px: int, out: int) -> tuple[int, tuple[int, int]]:
         """(first tap that meets the pixels phase, phase + stride, ..., padding of the gradients)."""
         first = (phase + pad) % stride
         last = (kernel.shape[0] - 1 - first) // stride  # Index of the last one of first, first + stride, ...
         reach = (phase + pad) // stride
         return first, (last - reach, -(-px // stride) + reach - out)
 
-    def compute_phase(i, j):
+    def compute_phase(i: int, j: int) -> jax.Array:
         (top, rows), (left, columns) = (
             plan(phase, px, out) for phase, px, out in zip((i, j), image_shape, grads.shape[1:3], strict=True)
         )
@@ -228,7 +234,7 @@ def _compute_image_grads(grads, kernel, stride, pad, image_shape):
     return interleaved[:, : image_shape[0], : image_shape[1]]
 
 
-def _compute_kernel_grads(images, grads, stride, pad, size):
+def _compute_kernel_grads(images: jax.Array, grads: jax.Array, stride: int, pad: int, size: int) -> jax.Array:
     """Convolves the images, with channels as the batch, by the output's gradients as a large kernel, tile by tile."""
     batch, height, width, features = grads.shape
     # Rows and columns of the padded image, at its lower and right edge, that no kernel position covers.
@@ -244,7 +250,7 @@ def _compute_kernel_grads(images, grads, stride, pad, size):
         MIN_WINOGRAD_TILE_POSITIONS if by_winograd else MIN_TILE_POSITIONS,
     )
 
-    def add_tile(i, total):
+    def add_tile(i: jax.Array, total: jax.Array) -> jax.Array:
         by_channel = _take_batch_tile(images, tiles, i).transpose(3, 1, 2, 0)
         as_kernel = _take_batch_tile(grads, tiles, i).transpose(1, 2, 0, 3)
         if by_winograd and tiles > 1:
@@ -256,12 +262,12 @@ def _compute_kernel_grads(images, grads, stride, pad, size):
     return lax.fori_loop(0, tiles, add_tile, total).transpose(1, 2, 0, 3)
 
 
-def _take_batch_tile(x, tiles, i):
+def _take_batch_tile(x: jax.Array, tiles: int, i: jax.Array) -> jax.Array:
     """The i-th of equal batch tiles. A tile takes every `tiles`-th image: each device has a part of each tile."""
     return lax.dynamic_index_in_dim(x.reshape(-1, tiles, *x.shape[1:]), i, 1, keepdims=False)
 
 
-def _count_batch_tiles(batch, positions, min_images, min_positions):
+def _count_batch_tiles(batch: int, positions: int, min_images: int, min_positions: int) -> int:
     """The largest number of equal batch tiles in which each device has `min_images` and `min_positions` at least.
 
     Where no number above 1 fits, a single device takes two tiles: without a loop XLA fuses the operations that produced
@@ -270,7 +276,7 @@ def _count_batch_tiles(batch, positions, min_images, min_positions):
     """
     devices = jax.device_count()
 
-    def fits(tiles):
+    def fits(tiles: int) -> bool:
         images, rest = divmod(batch, tiles * devices)
         return not rest and images >= min_images and images * positions >= min_positions
 

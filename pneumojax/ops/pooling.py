@@ -1,10 +1,12 @@
 """Max-pooling at stride 2.
 
-On CPU the forward pass stores which position of each window holds its maximum, one byte each. The gradient, which XLA
-computes as a scatter, is then one pass over the images. Other backends run XLA's own algorithms.
+XLA computes the gradient of max-pooling as a scatter, which is slow on CPU. There, the forward pass stores the position
+of the maximum in each window as one byte, and the gradient is a single pass over the images. Other backends run XLA's
+own algorithms.
 """
 
 import functools
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -19,18 +21,19 @@ OUTSIDE = -9
 
 
 def max_pool(images: jax.Array, window: int, valid: bool = False) -> jax.Array:
-    """Max-pooling at stride 2.
+    """Applies max-pooling at stride 2.
 
-    ReLU and tanh are increasing: applied after the pooling they give the same result as before it, at a quarter of the
-    cost.
+    Increasing functions such as ReLU and tanh should be applied after the pooling. They give the same result as before
+    it, at a quarter of the cost.
 
     Args:
       images: [B, H, W, C].
-      window: 2, padded at the lower and right edge where H or W is odd, or 3, padded by 1 at each edge.
-      valid: with window 2, no padding: an odd H or W loses its last row or column (H and W at least 2).
+      window: 2 (padded at the lower and right edge if H or W is odd) or 3 (padded by 1 at each edge).
+      valid: no padding. It needs window 2 and at least 2 rows and columns. If H or W is odd, the last row or column is
+        dropped.
 
     Returns:
-      [B, ceil(H / 2), ceil(W / 2), C]; if valid [B, H // 2, W // 2, C].
+      [B, ceil(H / 2), ceil(W / 2), C], or [B, H // 2, W // 2, C] if valid.
     """
     if valid:
         images = images[:, : images.shape[1] // 2 * 2, : images.shape[2] // 2 * 2]
@@ -45,8 +48,8 @@ def _max_pool_on_cpu(images: jax.Array, window: int) -> jax.Array:
     return _find_maxima(images, window)[0]
 
 
-def _find_maxima(images, window):
-    """(maximum of each window, its position in the window as int8). The first of equal values counts."""
+def _find_maxima(images: jax.Array, window: int) -> tuple[jax.Array, jax.Array]:
+    """Returns (maximum of each window, its position in the window as int8). Of equal values, the first counts."""
     image_shape = images.shape[1:3]
     rows, columns = ((px + 1) // 2 for px in image_shape)
     padding = [(window - 2, px % 2) for px in image_shape]
@@ -61,20 +64,20 @@ def _find_maxima(images, window):
     return maxima, positions
 
 
-def _max_pool_forward(images, window):
-    # Unfused, as XLA would repeat the search for each use of the maxima, as in a residual network.
+def _max_pool_forward(images: jax.Array, window: int) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    # If this were fused, XLA would repeat the search for each use of the maxima, for example in a residual network.
     maxima, positions = compute_unfused(lambda images: _find_maxima(images, window), images)
     return maxima, (positions, images)
 
 
-def _max_pool_backward(window, saved, grads):
+def _max_pool_backward(window: int, saved: tuple[jax.Array, jax.Array], grads: jax.Array) -> tuple[jax.Array]:
     positions, images = saved  # Only the shape of the images is used, so XLA does not store them.
-    # Row (or column) in window i of the image rows 2 i and 2 i + 1. Windows of size 3 overlap: the second line is for
-    # window i + 1.
+    # The index in window i of image rows (or columns) 2 i and 2 i + 1. Windows of size 3 overlap, so the second entry
+    # has the indices in window i + 1.
     overlaps = np.array([[0, 1]] if window == 2 else [[1, 2], [OUTSIDE, 0]])
 
-    def compute_share(down, right):
-        """Gradients from the windows that are so many positions further down and right."""
+    def compute_share(down: int, right: int) -> jax.Array:
+        """Returns the gradients from the windows that are shifted by `down` rows and `right` columns."""
         chosen, shifted = (
             jnp.pad(x[:, down:, right:], ((0, 0), (0, down), (0, right), (0, 0)))[:, :, None, :, None]
             for x in (positions, grads)
@@ -82,7 +85,8 @@ def _max_pool_backward(window, saved, grads):
         position = window * overlaps[down][:, None, None, None] + overlaps[right][:, None]
         return jnp.where(chosen == position, shifted, 0)
 
-    total = sum(compute_share(down, right) for down in range(len(overlaps)) for right in range(len(overlaps)))
+    shares = [compute_share(down, right) for down in range(len(overlaps)) for right in range(len(overlaps))]
+    total = functools.reduce(operator.add, shares)
     batch, rows, _, columns, _, channels = total.shape
     total = total.reshape(batch, 2 * rows, 2 * columns, channels)
     return (total[:, : images.shape[1], : images.shape[2]],)

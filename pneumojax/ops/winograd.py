@@ -1,19 +1,20 @@
 """Winograd's minimal filtering over the rows of images, which halves the products of a convolution.
 
-A tile is six rows of the padded images. The algorithm transforms them with a matrix B, and the rows of the kernel with
-a matrix G, into six rows each. Convolutions over the columns multiply the two; for few pixels a matrix product for each
-kernel column does. A matrix A transforms the six products into rows of the output, four for a kernel of three rows. The
-kernel gradient applies the transposed steps in reverse order. The transforms round to about 3e-6 of the largest value
-in float32, and too coarsely in half precision.
+A tile is six rows of the padded images. The algorithm transforms the tile with a matrix B, and the rows of the kernel
+with a matrix G, into six rows each. The two are multiplied by convolutions over the columns or, for few pixels, by a
+matrix product for each kernel column. A matrix A transforms the six products into rows of the output, four for a kernel
+with three rows. The kernel gradient applies the transposed steps in reverse order. The rounding error of the transforms
+is about 3e-6 of the largest value in float32. In half precision it would be too large.
 
 References:
   Lavin, Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016. They transform the columns as well,
-  which saves more products. In XLA's CPU backend the additional sums take longer than that gains, and round to more
-  than 1e-5.
+  which saves more products. In XLA's CPU backend, the additional sums take more time than this saves, and the rounding
+  error would exceed 1e-5.
 """
 
 import functools
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -21,31 +22,32 @@ import numpy as np
 from jax import lax
 from numpy.polynomial import polynomial
 
-# The algorithm evaluates polynomials, whose coefficients are the rows, at these points and at infinity.
+# The algorithm treats the rows as coefficients of polynomials, and evaluates these at the points below and at infinity.
 POINTS = (0, 1, -1, 2, -2)
 TILE = len(POINTS) + 1
 
 
 @functools.cache
 def make_matrices(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Makes the transforms for kernels of `size` rows.
+    """Makes the transforms for kernels with `size` rows.
 
     Returns:
-      (A [6, 7 - size], B [6, 6], G [6, size]) float32, with a row for each product.
+      (A, B, G), float32 matrices of shape [6, 7 - size], [6, 6] and [6, size]. Each has a row for each product.
     """
 
-    def evaluate(length):
-        at_infinity = np.arange(length) == length - 1  # There only the last coefficient counts.
+    def evaluate(length: int) -> np.ndarray:
+        at_infinity = np.arange(length) == length - 1  # The value at infinity is the last coefficient.
         return np.vstack([np.vander(POINTS, length, increasing=True), at_infinity])
 
     others = [np.delete(POINTS, i) for i in range(len(POINTS))]
     scale = [*(np.prod(point - rest) for point, rest in zip(POINTS, others, strict=True)), 1]
     b = [*(np.append(polynomial.polyfromroots(rest), 0) for rest in others), polynomial.polyfromroots(POINTS)]
-    return np.float32(evaluate(TILE + 1 - size)), np.float32(b), np.float32(evaluate(size) / np.array(scale)[:, None])
+    g = evaluate(size) / np.array(scale)[:, None]
+    return evaluate(TILE + 1 - size).astype(np.float32), np.array(b, np.float32), g.astype(np.float32)
 
 
 def transform_kernel(kernel: jax.Array) -> list[jax.Array]:
-    """Transforms [K, K, I, O] into a kernel of one row, [1, K, I, O], for each of the six products."""
+    """Transforms a kernel [K, K, I, O] into six kernels with one row, [1, K, I, O], one for each product."""
     return [_sum_weighted(weights, kernel)[None] for weights in make_matrices(len(kernel))[2]]
 
 
@@ -56,7 +58,8 @@ def convolve(images: jax.Array, kernels: list[jax.Array], pad: int, convolve_col
       images: [B, H, W, I].
       kernels: from `transform_kernel`.
       pad: number of zeros at each edge.
-      convolve_columns: `convolve_columns(rows [B, tiles, W, I], kernel [1, K, I, O])`, which pads the columns by `pad`.
+      convolve_columns: `convolve_columns(rows, kernel)` convolves rows [B, tiles, W, I] with a kernel [1, K, I, O] and
+        pads the columns by `pad`.
 
     Returns:
       [B, H + 2 pad + 1 - K, W + 2 pad + 1 - K, O].
@@ -73,11 +76,14 @@ def convolve(images: jax.Array, kernels: list[jax.Array], pad: int, convolve_col
 
 
 def compute_kernel_grads(images: jax.Array, grads: jax.Array, size: int, pad: int) -> jax.Array:
-    """Computes the kernel gradient by a convolution for each product.
+    """Computes the kernel gradient with a convolution for each of the six products.
+
+    The images are convolved with the gradients of the output, which have the role of a large kernel. The channels of
+    the images have the role of the batch.
 
     Args:
-      images: [I, H, W, B], with channels in place of the batch.
-      grads: gradients of the output as one large kernel, [H + 2 pad + 1 - K, W + 2 pad + 1 - K, B, O].
+      images: [I, H, W, B].
+      grads: [H + 2 pad + 1 - K, W + 2 pad + 1 - K, B, O], gradients of the output.
       size: K.
       pad: number of zeros at each edge of the images.
 
@@ -87,7 +93,7 @@ def compute_kernel_grads(images: jax.Array, grads: jax.Array, size: int, pad: in
     a, b, g = make_matrices(size)
     image_rows, grad_rows = _split_into_tiles(images, size, pad), _split_output(grads, size, 0)
 
-    def multiply(weights):
+    def multiply(weights: tuple[jax.Array, jax.Array]) -> jax.Array:
         of_images, of_grads = weights
         rows, kernel = _sum_weighted(of_images, image_rows), _sum_weighted(of_grads, grad_rows)
         layout = ("NHWC", "HWIO", "NHWC")
@@ -99,11 +105,11 @@ def compute_kernel_grads(images: jax.Array, grads: jax.Array, size: int, pad: in
 
 
 def multiply_kernel_grads(images: jax.Array, grads: jax.Array, size: int, pad: int) -> jax.Array:
-    """Computes the kernel gradient by a matrix product for each product and each kernel column.
+    """Computes the kernel gradient with matrix products, one for each of the six products and each kernel column.
 
     Args:
       images: [B, H, W, I].
-      grads: gradients of the output, [B, H + 2 pad + 1 - K, W + 2 pad + 1 - K, O].
+      grads: [B, H + 2 pad + 1 - K, W + 2 pad + 1 - K, O], gradients of the output.
       size: K.
       pad: number of zeros at each edge of the images.
 
@@ -113,7 +119,7 @@ def multiply_kernel_grads(images: jax.Array, grads: jax.Array, size: int, pad: i
     a, b, g = make_matrices(size)
     image_rows, grad_rows = _split_into_tiles(images, size, pad), _split_output(grads, size, 1)
 
-    def multiply(rows, grads, tap):
+    def multiply(rows: jax.Array, grads: jax.Array, tap: int) -> jax.Array:
         # Only the output columns where the tap meets the image contribute.
         first, end = max(0, pad - tap), min(grads.shape[2], rows.shape[2] + pad - tap)
         overlap = rows[:, :, first + tap - pad : end + tap - pad], grads[:, :, first:end]
@@ -128,8 +134,8 @@ def multiply_kernel_grads(images: jax.Array, grads: jax.Array, size: int, pad: i
     return jnp.stack([jnp.stack([_sum_weighted(weights, of_tap) for of_tap in products]) for weights in g.T])
 
 
-def _split_into_tiles(images, size, pad):
-    """Six arrays [B, tiles, W, I]: the first rows of all tiles, the second rows, and so on."""
+def _split_into_tiles(images: jax.Array, size: int, pad: int) -> list[jax.Array]:
+    """Returns six arrays [B, tiles, W, I]: the first rows of all tiles, the second rows, and so on."""
     step = TILE + 1 - size
     height = images.shape[1] + 2 * pad + 1 - size
     tiles, more = -(-height // step), -(-(size - 1) // step)
@@ -139,15 +145,16 @@ def _split_into_tiles(images, size, pad):
     return [padded[:, row // step :][:, :tiles, row % step] for row in range(TILE)]
 
 
-def _split_output(grads, size, axis):
-    """The first output rows of all tiles, the second rows, and so on; `axis` is the axis of the rows."""
+def _split_output(grads: jax.Array, size: int, axis: int) -> list[jax.Array]:
+    """Returns the first output rows of all tiles, the second rows, and so on. `axis` is the axis of the rows."""
     step = TILE + 1 - size
     padded = jnp.pad(grads, [(0, -length % step if i == axis else 0) for i, length in enumerate(grads.shape)])
     padded = padded.reshape(*grads.shape[:axis], -1, step, *grads.shape[axis + 1 :])
     return [lax.index_in_dim(padded, row, axis + 1, keepdims=False) for row in range(step)]
 
 
-def _sum_weighted(weights, arrays):
-    """The weighted sum of arrays. Weights that are known when tracing and are 0 are left out."""
+def _sum_weighted(weights: np.ndarray | jax.Array, arrays: Sequence[jax.Array] | jax.Array) -> jax.Array:
+    """Returns the weighted sum of arrays. Weights that are 0 at trace time are left out."""
     known = isinstance(weights, np.ndarray)
-    return sum(weight * array for weight, array in zip(weights, arrays, strict=True) if not known or weight)
+    pairs = zip(weights, arrays, strict=True)
+    return functools.reduce(operator.add, (weight * array for weight, array in pairs if not known or weight))

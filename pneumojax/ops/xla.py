@@ -1,5 +1,7 @@
 """XLA's own algorithms: whether they are used in place of this package's, and its convolution."""
 
+from collections.abc import Sequence
+
 import jax
 from jax import lax
 
@@ -13,8 +15,14 @@ def uses_xla_algorithms() -> bool:
 
 
 def convolve(
-    images: jax.Array, kernel: jax.Array, stride: int, padding: list[tuple[int, int]], **dilation
+    images: jax.Array,
+    kernel: jax.Array,
+    stride: int,
+    padding: Sequence[tuple[int, int]],
+    rhs_dilation: tuple[int, int] | None = None,
 ) -> jax.Array:
-    """Convolves [B, H, W, I] images by a kernel [K, L, I, O]; `padding` and `dilation` as in `lax`."""
+    """Convolves [B, H, W, I] images by a kernel [K, L, I, O]; `padding` and `rhs_dilation` as in `lax`."""
     layout = ("NHWC", "HWIO", "NHWC")
-    return lax.conv_general_dilated(images, kernel, (stride, stride), padding, dimension_numbers=layout, **dilation)
+    return lax.conv_general_dilated(
+        images, kernel, (stride, stride), padding, rhs_dilation=rhs_dilation, dimension_numbers=layout
+    )

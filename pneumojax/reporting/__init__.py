@@ -1,1 +1,1 @@
-"""Pages, tables, figures and numbers as text."""
+"""Reports: HTML pages, tables, figures, and numbers formatted as text."""

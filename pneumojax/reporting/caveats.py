@@ -1,19 +1,19 @@
-"""What a reader of the figures must not overlook."""
+"""Warnings that are shown with results, so that no reader misses them."""
 
 from collections.abc import Mapping
 
-NOT_A_DEVICE = "For research. Not a medical device: no output of it may decide about a patient."
+NOT_A_DEVICE = "For research only. This is not a medical device: its output must not decide about a patient."
 
 
 def describe_synthetic(data: Mapping) -> str:
-    """Returns a warning where a data set holds synthetic radiographs, else an empty string.
+    """Returns a warning if a data set consists of synthetic radiographs, otherwise an empty string.
 
     Args:
-      data: the metadata of a prepared data set, or "data" of a run's config.json; "synthetic" is read.
+      data: the metadata of a prepared data set, or "data" of a run's config.json. The key "synthetic" is used.
     """
     if not data["synthetic"]:
         return ""
-    return "Synthetic radiographs, not patients: these figures say nothing about X-rays."
+    return "These are synthetic radiographs, not patients: the results say nothing about X-rays."
 
 
 def describe_warnings(results: Mapping) -> list[str]:
@@ -28,23 +28,26 @@ def describe_warnings(results: Mapping) -> list[str]:
     if split == selection_split:
         chosen = ["epoch"] * (run["checkpoint"]["which"] == "best")
         chosen += ["threshold"] * (results["threshold"]["split"] == split) + ["temperature"]
-        chosen = " and ".join(filter(None, (", ".join(chosen[:-1]), chosen[-1])))
-        verb = "were" if "and" in chosen else "was"
+        choices = " and ".join(filter(None, (", ".join(chosen[:-1]), chosen[-1])))
+        verb = "were" if "and" in choices else "was"
         if split == "test":
             warnings.append(
-                f"LEAKY: {chosen} {verb} chosen on the split that is scored. These figures are worth nothing but to "
+                f"LEAKY: {choices} {verb} chosen on the split that is scored. These figures are worth nothing but to "
                 "show what the leak adds."
             )
         else:
             warnings.append(
-                f"{chosen.capitalize()} {verb} chosen on the split that is scored, so its figures are optimistic. "
+                f"{choices.capitalize()} {verb} chosen on the split that is scored, so its figures are optimistic. "
                 "Score test."
             )
     if split == "train":
-        warnings.append("The network was trained on these images: the figures show what it has memorised. Score test.")
+        warnings.append(
+            "The network was trained on these images: the results show how much it has memorised. Evaluate the run on "
+            "test."
+        )
     if not run["trained_on_this_data"]:
         warnings.append(
-            "This data set's training split is not the one that the network was trained on: the network may have been "
-            "trained on images that are scored here."
+            "The network was trained on another training split than that of this data set. It may have been trained on "
+            "images that are evaluated here."
         )
     return warnings

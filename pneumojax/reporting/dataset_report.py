@@ -1,6 +1,6 @@
-"""A report on a data set: classes, average images, sizes, brightness, patients, samples.
+"""The report on a data set: classes, average images, sizes, brightness, patients and samples.
 
-It shows training images only. For the other splits, it reports the counts in the metadata.
+It shows training images only. For the other splits, it reports only the counts in the metadata.
 """
 
 import pathlib
@@ -28,23 +28,23 @@ SAMPLES, SAMPLE_COLUMNS = 24, 6
 LEFT_OUT = {
     "left_out_redundant": "byte-identical training images left out",
     "left_out_in_test": "training images left out that are also in test",
-    "left_out_contradictory": "byte-identical images left out that are filed under two classes",
+    "left_out_contradictory": "byte-identical images left out that are labelled with two classes",
     "marked_in_test": "byte-identical test images, kept and marked",
 }
 
 
 def explore(config: DataConfig, directory: pathlib.Path) -> list[Table]:
-    """Writes explore.html and its pictures.
+    """Writes explore.html and its figures.
 
     Args:
-      config: which data set, where, and at what size.
+      config: the data set, its folder and the image size.
       directory: folder to write to.
 
     Returns:
-      Tables: what each split holds, each class of the training images, and what was left out.
+      Three tables: the splits, the classes of the training images, and the files that were left out.
 
     Raises:
-      UserError: the data set is not prepared, or damaged.
+      UserError: the data set is not prepared or is damaged.
     """
     metadata, train = ensure_prepared(config), load_split(config, "train")
     directory.mkdir(parents=True, exist_ok=True)
@@ -84,17 +84,17 @@ def explore(config: DataConfig, directory: pathlib.Path) -> list[Table]:
         "brightness": load_picture(directory / "brightness.png", "distribution of brightness by class"),
         "patients": load_picture(directory / "patients.png", "number of patients by their number of images"),
     }
-    write_text(directory / "explore.html", _render(config, metadata, tables, pictures, samples))  # last, whole
+    write_text(directory / "explore.html", _render(config, metadata, tables, pictures, samples))
     return tables
 
 
 def _average(train: Split) -> dict[str, np.ndarray]:
-    """The average image of each class that has images, [H, W] float64."""
+    """Returns {class: average image, [H, W] float64} for each class that has images."""
     return {SUBTYPES[c]: train.images[train.subtypes == c].mean(axis=0) for c in np.unique(train.subtypes)}
 
 
 def _choose_samples(train: Split) -> dict[str, np.ndarray]:
-    """Indices of some images of each class, drawn with a fixed seed."""
+    """Returns {class: indices of some images}, chosen with a fixed seed."""
     rng = np.random.default_rng(SAMPLE_SEED)
     by_class = {SUBTYPES[c]: np.flatnonzero(train.subtypes == c) for c in np.unique(train.subtypes)}
     return {name: np.sort(rng.choice(of, min(SAMPLES, len(of)), replace=False)) for name, of in by_class.items()}
@@ -147,15 +147,15 @@ def _render(
     lead = [
         f"{images:,} images of {patients:,} patients, from {metadata['source']}, at "
         f"{config.image_px} x {config.image_px} pixels.",
-        "The first table counts all splits. Everything else shows training images only, so that nobody learns from "
-        "the images that are scored.",
+        "The first table counts the images of all splits. Everything else shows training images only, so that nobody "
+        "learns from the images on which networks are evaluated.",
     ]
     sections = [
         Section("Splits and classes", blocks=[pictures["classes"], splits]),
         Section("Average images", blocks=[pictures["averages"]]),
         Section(
             "Size and brightness",
-            ["If these differ between the classes, a network can tell the classes apart without looking at lungs."],
+            ["If these differ between the classes, a network can distinguish the classes without the lungs."],
             [pictures["sizes"], pictures["brightness"], classes],
         ),
         Section(

@@ -1,4 +1,4 @@
-"""The report of an evaluation: one page for a reader who decides about patients, not about networks."""
+"""The report of an evaluation: an HTML page for clinicians, in plain words."""
 
 import io
 import itertools
@@ -15,13 +15,13 @@ from pneumojax.reporting.caveats import NOT_A_DEVICE, describe_warnings
 from pneumojax.reporting.format import format_bounds, format_interval, format_range, format_score
 from pneumojax.reporting.tables import Table
 
-# At most so many images of each kind of error are shown: one or two rows of a page.
+# Largest number of images that are shown of each kind of error: one or two rows of the page.
 SHOWN_ERRORS = 8
 
 # Settings that are listed for each network, whether or not they have their default value.
 ALWAYS_LISTED = ("dataset", "image_px", "model", "task", "optimizer", "learning_rate", "batch_size", "epochs", "seed")
 
-# Names of metrics that are more than the metric's key with a capital letter.
+# Names of metrics that cannot be made from the metric's key by a capital letter.
 METRIC_NAMES = {
     "auroc": "AUROC",
     "auprc": "AUPRC",
@@ -34,9 +34,10 @@ METRIC_NAMES = {
 }
 
 TERMS = {
-    "AUROC": "Area under the ROC curve. Of one image with pneumonia and one without, it is how often the first has the "
-    "higher score. 0.5 is chance, 1 is perfect.",
-    "AUPRC": "Area under the precision-recall curve. Chance is the share of pneumonia in the split.",
+    "AUROC": "Area under the ROC curve. It is the probability that an image with pneumonia has a higher score than an "
+    "image without. 0.5 is chance, 1 is perfect.",
+    "AUPRC": "Area under the precision-recall curve. For random scores it is the share of pneumonia in the split. 1 is "
+    "perfect.",
     "Score": "The network's output for an image, from 0 (NORMAL) to 1 (pneumonia).",
     "Threshold, operating point": "An image is called pneumonia if its score is at least the threshold.",
     "Sensitivity (recall)": "Share of the images with pneumonia that are called pneumonia.",
@@ -54,12 +55,12 @@ TERMS = {
     "Bootstrap by patient": "How the intervals are computed: patients are resampled at random, each with all of their "
     "images.",
     "Calibration, temperature": "Scores are calibrated if 8 of 10 images with the score 0.8 have pneumonia. The "
-    "temperature is a number that the network's logits are divided by to calibrate the scores.",
+    "network's logits are divided by the temperature to calibrate the scores.",
     "Brier score": "Mean squared difference between the score and the truth (0 or 1). 0 is perfect.",
     "ECE": "Expected calibration error: mean difference between the score and the share of pneumonia, in bins of the "
     "score.",
-    "Calibration slope": "1 is right. Below 1 the scores are too extreme, above 1 they are not extreme enough.",
-    "Calibration intercept, in the large": "0 is right. Above 0 the scores are too low on average.",
+    "Calibration slope": "1 is perfect. Below 1 the scores are too extreme, above 1 they are not extreme enough.",
+    "Calibration intercept, in the large": "0 is perfect. Above 0 the scores are too low on average.",
     "Net benefit": "Pneumonias found minus weighted false alarms, per image. The threshold probability sets the "
     "weight.",
     "Epoch": "One pass of the training over all training images.",
@@ -80,11 +81,11 @@ def make_report(
 
     Args:
       results: content of metrics.json.
-      split: what was scored; its images are those that the network saw.
+      split: the evaluated split.
       scores: [N] float, 0..1, higher for pneumonia.
-      decisions: [N] int, 1 where the score is at least the threshold.
-      networks: {name: content of config.json and "step"}; an ensemble has several.
-      directory: folder that holds the evaluation's figures.
+      decisions: [N] int, 1 if the score is at least the threshold.
+      networks: {name: content of config.json and "step"}. An ensemble has several networks.
+      directory: folder with the figures of the evaluation.
 
     Raises:
       OSError: a figure is missing.
@@ -131,7 +132,7 @@ def _summarise(results: Mapping) -> list[str]:
     source = f"chosen on {threshold['split']}" if threshold["split"] else "fixed beforehand"
     at = f"At the threshold {format_score(threshold['value'])} ({threshold['rule'].replace('_', ' ')}, {source})"
     if sensitivity["value"] is None:
-        lines.append(f"{at} there is no image with pneumonia to find.")
+        lines.append(f"{at}, no image with pneumonia can be found: the split has none.")
     else:
         lines.append(
             f"{at}, {_format_of_hundred(sensitivity)} of 100 images with pneumonia are found "
@@ -146,7 +147,7 @@ def _summarise(results: Mapping) -> list[str]:
             f"({alarms:,} of {alarms + normal:,})."
         )
     resamples = run["bootstrap"]["resamples"]
-    lines.append(f"The brackets hold 95 % intervals by bootstrap over patients ({resamples:,} resamples).")
+    lines.append(f"Numbers in brackets are 95 % intervals by bootstrap over patients ({resamples:,} resamples).")
     return [*lines, NOT_A_DEVICE]
 
 
@@ -156,7 +157,7 @@ def _show_metrics(results: Mapping) -> html.Section:
     of_classes = [name.removesuffix("_NORMAL") for name in values if name.endswith("_NORMAL")]
     columns = {"macro": "Mean (macro)"} | {kind: kind for kind in SUBTYPES}
     grid = {name: [f"{name}_{column}" for column in columns] for name in of_classes}
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, metric in values.items():
         if name in itertools.chain(*grid.values()):
             continue
@@ -168,9 +169,9 @@ def _show_metrics(results: Mapping) -> html.Section:
         rows = [
             (_format_name(name), *(format_interval(values[cell]) for cell in cells)) for name, cells in grid.items()
         ]
-        caption = "Each image counts for its most probable class, whatever the threshold."
+        caption = "The decision for each image is its most probable class. It does not depend on the threshold."
         tables.append(Table(("Each class against the others", *columns.values()), rows, caption))
-    text = ["Pneumonia against NORMAL. Metrics that need a threshold are at the run's own."]
+    text = ["Metrics of pneumonia against NORMAL. Those that need a threshold use the run's own threshold."]
     return html.Section("Metrics", text, tables)
 
 
@@ -183,7 +184,7 @@ def _show_curves(directory: pathlib.Path) -> html.Section:
     precision_recall = html.load_picture(
         directory / "precision_recall.png",
         "Precision-recall curve",
-        "The share of alarms that are right, against the share of pneumonias that are found.",
+        "The share of alarms that are right (precision), against the share of pneumonias that are found (recall).",
     )
     return html.Section("How well the scores separate the classes", blocks=[roc, precision_recall])
 
@@ -197,8 +198,8 @@ def _show_decisions(results: Mapping, directory: pathlib.Path) -> html.Section:
     others = {name: point for name, point in points.items() if point["threshold"] != own["threshold"]}
     points = {", ".join(["The run's own", *same]): own | {"metrics": results["metrics"]}} | others
     text = [
-        f"What each threshold gives on {results['run']['split']['name']}. The thresholds were chosen on "
-        f"{results['calibration']['split']}, except a fixed one."
+        f"The decisions at each threshold on {results['run']['split']['name']}. The thresholds were chosen on "
+        f"{results['calibration']['split']}, except for a fixed one."
     ]
     rows = []
     for name, point in points.items():
@@ -220,7 +221,7 @@ def _show_decisions(results: Mapping, directory: pathlib.Path) -> html.Section:
             html.load_picture(
                 directory / "confusion_matrix_three_class.png",
                 "Confusion matrix of three classes",
-                "Each image counts for its most probable class, whatever the threshold.",
+                "The decision for each image is its most probable class. It does not depend on the threshold.",
             )
         )
     return html.Section("Decisions", text, blocks)
@@ -231,22 +232,25 @@ def _show_probabilities(results: Mapping, directory: pathlib.Path) -> html.Secti
     picture = html.load_picture(
         directory / "reliability.png",
         "Reliability diagram",
-        "Where the scores are probabilities, the points lie on the dashed line.",
+        "If the scores are probabilities, the points are on the dashed line.",
     )
     after = f"At temperature {format_range(calibration['temperature'], '{:.3f}'.format)}"
     rows = [
         (_format_name(name), format_interval(before), format_interval(calibration["after"][name]))
         for name, before in calibration["before"].items()
     ]
-    text = [f"Whether a score can be read as a probability. The temperature was fitted on {calibration['split']}."]
+    text = [
+        "This section shows whether a score can be read as a probability. The temperature was fitted on "
+        f"{calibration['split']}."
+    ]
     text += [calibration["reason"]] if "reason" in calibration else []
-    blocks = [picture, Table(("Calibration", "As trained", after), rows)]
+    blocks: list[Table | html.Picture] = [picture, Table(("Calibration", "As trained", after), rows)]
     return html.Section("Scores as probabilities", text, blocks)
 
 
 def _show_prevalence(results: Mapping, directory: pathlib.Path) -> html.Section:
     there = results["at_prevalence"]
-    text = ["What a decision is worth where pneumonia is rarer or more frequent than in this split."]
+    text = ["This section shows the results where pneumonia is rarer or more frequent than in this split."]
     if there:
         ppv, npv = (format_interval(there[name], missing="does not exist") for name in ("ppv", "npv"))
         text.append(f"At a prevalence of {there['prevalence']:g}: PPV {ppv}, NPV {npv}.")
@@ -258,7 +262,7 @@ def _show_prevalence(results: Mapping, directory: pathlib.Path) -> html.Section:
     decision_curve = html.load_picture(
         directory / "decision_curve.png",
         "Decision curve",
-        "The score is useful where its line is above both others. At a threshold probability of 0.1, a missed "
+        "The score is useful where its line is above both other lines. At a threshold probability of 0.1, a missed "
         "pneumonia counts nine times as much as a false alarm.",
     )
     return html.Section("Other prevalences", text, [values, decision_curve])
@@ -273,14 +277,14 @@ def _show_subgroups(results: Mapping) -> html.Section:
         rows.append((_format_name(name), group["holds"], f"{group['images']:,}", f"{group['patients']:,}", *cells))
         missing = [metric for metric in names if metric in metrics and metrics[metric]["value"] is None]
         reasons |= {f"{_format_name(name)}: {metrics[metric]['reason']}" for metric in missing}
-    columns = ("Subgroup", "Holds", "Images", "Patients", *map(_format_name, names))
-    text = ["A network that recognises files instead of lungs does better in one half of the images than in the other."]
+    columns = ("Subgroup", "Contains", "Images", "Patients", *map(_format_name, names))
+    text = ["If a network relies on the files instead of the lungs, its results differ between the subgroups."]
     table = Table(columns, rows, " ".join(sorted(reasons)))
     return html.Section("Subgroups", text, [table])
 
 
 def _show_errors(split: Split, scores: np.ndarray, positive: np.ndarray, missed: bool) -> html.Section:
-    """The false negatives (missed) or else the false positives, the most wrong first, as the network saw them."""
+    """Shows the false negatives (missed) or the false positives, as the network saw them. The worst come first."""
     wrong = np.flatnonzero((split.subtypes > 0) & ~positive if missed else (split.subtypes == 0) & positive)
     # A stable sort: of images with equal scores, the first in the split comes first.
     wrong = wrong[np.argsort(scores[wrong] if missed else -scores[wrong], kind="stable")]
@@ -291,7 +295,7 @@ def _show_errors(split: Split, scores: np.ndarray, positive: np.ndarray, missed:
     if not len(wrong):
         return html.Section(heading, [f"{text}."])
     if len(shown) < len(wrong):
-        text += f", of which the {len(shown)} most wrong are shown"
+        text += f", of which the {len(shown)} with the worst scores are shown"
     pixels = f"The network saw {split.images.shape[1]} x {split.images.shape[2]} pixels, as shown here."
     pictures = []
     for i in shown:
@@ -301,7 +305,7 @@ def _show_errors(split: Split, scores: np.ndarray, positive: np.ndarray, missed:
 
 
 def _show_training(networks: Mapping, directory: pathlib.Path) -> html.Section:
-    """How each network was trained: the settings that are always listed, and those that are not the default."""
+    """Lists the settings of each network: the main ones, and those that are not at their default."""
     defaults = config_to_dict(Config())
     configs = [config_to_dict(config_from_dict(info["config"])) for info in networks.values()]
     rows = [
@@ -335,7 +339,7 @@ def _show_data(results: Mapping, networks: Mapping) -> html.Section:
 
 
 def _format_name(name: str) -> str:
-    """specificity_at_sensitivity_0.95 -> Specificity at sensitivity 0.95; classes keep their capitals."""
+    """Converts a key to a name, such as specificity_at_sensitivity_0.95 to "Specificity at sensitivity 0.95"."""
     if name in METRIC_NAMES:
         return METRIC_NAMES[name]
     first, *rest = name.split("_")
@@ -343,19 +347,19 @@ def _format_name(name: str) -> str:
 
 
 def _format_value(value: object) -> str:
-    """A value of the config."""
+    """Formats a value of the config."""
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _format_date(date: str) -> str:
-    """ISO date in UTC -> as in "2026-05-04 13:07 UTC"."""
+    """Formats an ISO date in UTC, such as "2026-05-04 13:07 UTC"."""
     return f"{date[:16].replace('T', ' ')} UTC"
 
 
 def _format_of_hundred(metric: Mapping) -> str:
-    """A rate, 0..1, as in "95 (93 to 97)" of 100."""
+    """Formats a rate, 0..1, as a number out of 100, such as "95 (93 to 97)"."""
     bounds = metric["ci95"] and [100 * bound for bound in metric["ci95"]]
     return format_interval({"value": 100 * metric["value"], "ci95": bounds}, ".0f")
 
@@ -365,7 +369,7 @@ def _mirror(interval: Sequence[float]) -> list[float]:
 
 
 def _encode_png(image: np.ndarray) -> bytes:
-    """[H, W] uint8 -> the bytes of a PNG file."""
+    """Converts an image, [H, W] uint8, to the bytes of a PNG file."""
     file = io.BytesIO()
     Image.fromarray(np.asarray(image)).save(file, format="PNG", optimize=True)
     return file.getvalue()

@@ -1,11 +1,11 @@
-"""Numbers as text, formatted alike on pages, in figures and on a terminal."""
+"""Formats numbers and intervals as text, for pages, figures and the terminal."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 
 
 def format_bounds(bounds: Sequence[float], spec: str = ".3f") -> str:
-    """Formats the two ends of an interval, as in "0.951 to 0.980".
+    """Formats the two ends of an interval, such as "0.951 to 0.980".
 
     Args:
       bounds: (low, high).
@@ -16,13 +16,13 @@ def format_bounds(bounds: Sequence[float], spec: str = ".3f") -> str:
 
 
 def format_interval(metric: Mapping, spec: str = ".3f", missing: str = "-") -> str:
-    """Formats a number with its 95 % interval, as in "0.967 (0.951 to 0.980)".
+    """Formats a number with its 95 % interval, such as "0.967 (0.951 to 0.980)".
 
     Args:
-      metric: {"value": float or None, "ci95": (low, high) or None}. Where it has a "standard_deviation" that is not
-        None, the text is as in "0.967 ± 0.004 (0.951 to 0.980)".
-      spec: format specification of each number; a standard deviation has no sign.
-      missing: the text where the value is None.
+      metric: {"value": float or None, "ci95": (low, high) or None}. If it also has a "standard_deviation" that is not
+        None, the text is such as "0.967 ± 0.004 (0.951 to 0.980)".
+      spec: format specification of each number. A "+" in it does not apply to the standard deviation.
+      missing: the text if the value is None.
     """
     if metric["value"] is None:
         return missing
@@ -33,13 +33,13 @@ def format_interval(metric: Mapping, spec: str = ".3f", missing: str = "-") -> s
 
 
 def format_score(score: float | Sequence[float]) -> str:
-    """Formats a score or a threshold with so many digits that a score below 1 is not shown as 1.
+    """Formats a score or a threshold with enough digits that a score below 1, such as 0.99998, is not shown as 1.
 
     Args:
-      score: one score, 0..1, or one for each fold. A confident network gives scores such as 0.99998.
+      score: a score, 0..1, or one for each fold.
     """
 
-    def format_one(number):
+    def format_one(number: float) -> str:
         digits = 1 - math.floor(math.log10(1 - number)) if 0.9 < number < 1 else None
         return f"{number:.{digits}f}" if digits else f"{number:.3g}"
 
@@ -47,11 +47,11 @@ def format_score(score: float | Sequence[float]) -> str:
 
 
 def format_range(numbers: float | Sequence[float], format_one: Callable[[float], str]) -> str:
-    """Formats a number, or the smallest and the largest of several, as in "0.31 to 0.45".
+    """Formats a number, or the range of several numbers, such as "0.31 to 0.45".
 
     Args:
-      numbers: one number, or several; a cross-validation has one for each fold.
-      format_one: formats one number. Where both ends have the same text, it is written once.
+      numbers: a number, or several. A cross-validation has one for each fold.
+      format_one: formats one number. If both ends of the range have the same text, it is written once.
     """
     ends = (min(numbers), max(numbers)) if isinstance(numbers, Sequence) else (numbers,)
     return " to ".join(dict.fromkeys(map(format_one, ends)))

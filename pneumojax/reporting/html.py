@@ -1,4 +1,4 @@
-"""Self-contained HTML pages: text, tables and pictures in one file that can be mailed, printed and read on a phone."""
+"""Makes self-contained HTML pages: one file with text, tables and pictures."""
 
 import base64
 import dataclasses
@@ -16,11 +16,11 @@ class Picture:
     """A PNG or SVG picture that is embedded in the page.
 
     Attributes:
-      content: the file's bytes.
-      alt: what it shows, for readers who cannot see it.
-      caption: a sentence below the picture, or nothing.
-      wide: the picture takes the whole width. Other pictures that follow each other are placed side by side.
-      small: the picture is one of many, such as X-rays: it is scaled so that four or more fit side by side.
+      content: the bytes of the file.
+      alt: description of the picture, for readers who cannot see it.
+      caption: a sentence below the picture; "" for none.
+      wide: whether the picture has the full width of the page. Consecutive pictures without it are placed side by side.
+      small: whether the picture is one of many, which are scaled so that four or more fit side by side.
     """
 
     content: bytes
@@ -42,8 +42,8 @@ class Section:
     """A section of a page.
 
     Attributes:
-      heading: its heading.
-      text: paragraphs below the heading, as plain text.
+      heading: the heading.
+      text: paragraphs of plain text below the heading.
       blocks: tables and pictures, in order.
     """
 
@@ -56,10 +56,10 @@ def load_picture(path: str | pathlib.Path, alt: str, caption: str = "", wide: bo
     """Reads a PNG file for a page.
 
     Args:
-      path: the file.
-      alt: what it shows.
-      caption: a sentence below it.
-      wide: the picture takes the whole width.
+      path: the PNG file.
+      alt: description of the picture.
+      caption: a sentence below the picture; "" for none.
+      wide: whether the picture has the full width of the page.
 
     Raises:
       OSError: the file cannot be read.
@@ -71,15 +71,15 @@ def render_page(title: str, lead: Sequence[str], sections: Sequence[Section], wa
     """Returns the HTML text of a page. All text is escaped.
 
     Args:
-      title: heading of the page and of the browser's tab.
-      lead: paragraphs before the first section: what matters most.
-      sections: the sections, in order. More than three are listed at the top.
-      warning: sentences that must not be overlooked, in a frame. Each line is a paragraph.
+      title: title of the page.
+      lead: paragraphs before the first section, with the main results.
+      sections: the sections, in order. If there are more than three, the page starts with a table of contents.
+      warning: a warning that is shown in a frame. Each line is a paragraph.
 
     Returns:
-      One file that refers to no other: style and pictures are embedded.
+      The text of the HTML file. Styles and pictures are embedded, so it needs no other file.
     """
-    import jinja2  # Here, because a training imports this module but renders no page.
+    import jinja2  # Imported here because a training imports this module but renders no page.
 
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["keep_intervals"] = _keep_intervals
@@ -88,5 +88,5 @@ def render_page(title: str, lead: Sequence[str], sections: Sequence[Section], wa
 
 
 def _keep_intervals(text: str) -> str:
-    """Joins "0.951 to 0.980" and "0.967 ± 0.004" by no-break spaces, so that a narrow column does not split them."""
+    """Puts no-break spaces into "0.951 to 0.980" and "0.967 ± 0.004", so that a narrow column does not split them."""
     return re.sub(r"(?<=\d) (to|±) (?=[-+\d])", "\u00a0\\1\u00a0", text)

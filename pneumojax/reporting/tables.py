@@ -1,4 +1,4 @@
-"""Tables of text: aligned for a terminal, as Markdown, and as CSV."""
+"""Formats tables as aligned text for a terminal, as Markdown and as CSV."""
 
 import csv
 import dataclasses
@@ -12,9 +12,9 @@ class Table:
     """A table whose cells are text.
 
     Attributes:
-      columns: headings.
-      rows: the cells of each row; the first cell of a row is its heading. A row may be shorter than the headings.
-      caption: a sentence below the table, or nothing.
+      columns: headings of the columns.
+      rows: the cells of each row. The first cell is the heading of the row. A row may have fewer cells than columns.
+      caption: a sentence below the table; "" for none.
     """
 
     columns: Sequence[str]
@@ -23,9 +23,9 @@ class Table:
     kind: str = dataclasses.field(default="table", init=False)
 
     def format_text(self) -> str:
-        """Formats the table in aligned columns, for a terminal.
+        """Formats the table as text with aligned columns.
 
-        The last cell of a row does not widen its column, so that one long sentence moves nothing else.
+        The last cell of a row does not widen its column, so a long sentence there does not move the other cells.
         """
         rows = [[*row] for row in (self.columns, *self.rows)]
         for row in rows:
@@ -43,11 +43,11 @@ class Table:
 
 
 def format_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Formats rows as CSV text with a heading.
+    """Formats rows as CSV text with a header.
 
     Args:
-      columns: headings.
-      rows: the cells of each row. None is an empty cell; a float is written in Python's shortest exact form.
+      columns: headings of the columns.
+      rows: the cells of each row. None is written as an empty cell. Floats are not rounded.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -27,8 +27,7 @@ def _tpu(tflops: float, gigabytes_per_second: float) -> Chip:
     return Chip({"float32": tflops * 1e12, "bfloat16": tflops * 1e12}, gigabytes_per_second * 1e9)
 
 
-# Keys are values of jax.Device.device_kind. Rates are those of dense products: half of what NVIDIA prints "with
-# sparsity".
+# Keys are values of jax.Device.device_kind. Rates are those of dense products, half of NVIDIA's rates "with sparsity".
 # GPUs (source: the data sheet named in each line): bfloat16 is the rate of the tensor cores. float32 is TensorFloat-32
 # from Ampere on, which XLA uses there, and plain float32 on V100 and T4, which do not support bfloat16.
 # TPUs (source: the pages "TPU v3", "TPU v4", ... of Google's Cloud TPU documentation): bfloat16 for both types. A JAX
@@ -59,6 +58,11 @@ CHIPS = {
 
 
 def find_peak_flops(device_kind: str, dtype: str) -> float | None:
-    """Peak FLOP/s of one device for a compute type, or None if CHIPS does not list it."""
+    """Returns the peak FLOP/s of a device for a compute dtype, or None if CHIPS does not list it.
+
+    Args:
+      device_kind: value of `jax.Device.device_kind`.
+      dtype: float32 or bfloat16.
+    """
     chip = CHIPS.get(device_kind)
     return chip.flops.get(dtype) if chip else None

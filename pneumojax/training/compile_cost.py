@@ -1,15 +1,16 @@
-"""Compilation of a chunk of steps ahead of its first call, with its cost: FLOP, bytes, memory and compile time."""
+"""Compiles a chunk of steps ahead of its first call, and measures its cost: FLOP, bytes, memory and compile time."""
 
 import time
-from collections.abc import Callable
 from typing import Any
+
+import jax
 
 from pneumojax.ops.xla import uses_xla_algorithms, xla_algorithms
 
 
 def compile_chunk(
-    train_chunk: Callable, arguments: tuple, devices: int, mapped: bool, count_flops: bool = True
-) -> tuple[Callable, dict[str, float]]:
+    train_chunk: jax.stages.Wrapped, arguments: tuple, devices: int, mapped: bool, count_flops: bool = True
+) -> tuple[jax.stages.Compiled, dict[str, float]]:
     """Compiles a chunk of steps and reports its cost.
 
     Args:
@@ -21,22 +22,22 @@ def compile_chunk(
       count_flops: count the FLOP of a step. On CPU this traces the chunk a second time, which takes 0.4 to 1.2 s.
 
     Returns:
-      (compiled, costs). `compiled` accepts arguments of these shapes and shardings only. `costs` holds what the backend
-      reports of:
+      (compiled, costs). `compiled` accepts only arguments of these shapes and shardings. `costs` is a dict, in which
+      values that the backend does not report are missing.
 
-        perf/compile_seconds: tracing and compilation; short when the compile cache has the program.
-        perf/flops_per_step: of all devices together, counted before optimisation in XLA's own algorithms, so that it
-          does not depend on the convolution algorithms of the backend.
-        perf/bytes_per_step: read and written by each device, counted after fusion. Missing on CPU, where convolutions
-          run in loops, whose body XLA counts once.
-        perf/peak_memory_bytes: of each device: arguments, results and temporaries.
+        perf/compile_seconds: time of tracing and compilation. It is short if the compilation cache has the program.
+        perf/flops_per_step: FLOP of all devices together. They are counted before optimisation, with XLA's own
+          algorithms, so they do not depend on the convolution algorithms of the backend.
+        perf/bytes_per_step: bytes that each device reads and writes, counted after fusion. They are missing on CPU,
+          where convolutions run in loops and XLA counts the body of a loop only once.
+        perf/peak_memory_bytes: memory of each device for arguments, results and temporaries.
     """
     started = time.perf_counter()
     lowered = train_chunk.lower(*arguments)
     compiled = lowered.compile()
     costs = {"perf/compile_seconds": time.perf_counter() - started}
     numbers: dict[str, Any] = {}
-    # XLA counts the body of the loop over steps once, so these are costs of one step (jax 0.10 to 0.12; tested).
+    # XLA counts the body of the loop over steps once, so these are the costs of one step (tested in jax 0.10 to 0.12).
     if uses_xla_algorithms():
         numbers["bytes_per_step"] = (compiled.cost_analysis() or {}).get("bytes accessed")
     elif count_flops:

@@ -1,4 +1,4 @@
-"""Features of a frozen backbone, computed once for several views of each image (`--cached_views`)."""
+"""Computes the features of a frozen backbone once, for several views of each image (`--cached_views`)."""
 
 import logging
 import time
@@ -23,8 +23,8 @@ def make_extract_split(plan: TrainingPlan, state: TrainState, key: jax.Array) ->
     """Compiles the backbone and returns a function that computes the features of a split.
 
     Args:
-      plan: the training.
-      state: its parameters and batch statistics are used.
+      plan: the training plan.
+      state: the state whose parameters and batch statistics are used.
       key: the PRNG key of the run, for the augmentation of views.
 
     Returns:
@@ -38,12 +38,12 @@ def make_extract_split(plan: TrainingPlan, state: TrainState, key: jax.Array) ->
     def extract_split(split: Split, views: int) -> np.ndarray:
         images, labels = put(split.images, mesh), put(split.labels(config.model.task), mesh)
         batches = make_eval_batches(len(split), config.train.eval_batch_size, mesh.size)
-        batches = [put(batch, mesh, axis=0) for batch in batches]
+        on_devices = [put(batch, mesh, axis=0) for batch in batches]
         features, last_log = [], time.monotonic()
         for view in range(views):
-            number = put(np.int32(view), mesh)
+            number = put(np.array(view, np.int32), mesh)
             rows = []
-            for i, batch in enumerate(batches):
+            for i, batch in enumerate(on_devices):
                 rows.append(jax.device_get(extract(variables, images, labels, batch, number, key)))
                 done = view * len(batches) + i + 1
                 if time.monotonic() - last_log > LOG_SECONDS or done == views * len(batches):

@@ -18,7 +18,7 @@ from pneumojax.state import TrainState
 from pneumojax.training.compile_cost import compile_chunk
 from pneumojax.training.input_pipeline import make_chunk_inputs
 from pneumojax.training.interrupts import STOP_REQUESTED, catch_signals, max_over_processes
-from pneumojax.training.metric_log import MetricLog, Report, report_nothing, watch
+from pneumojax.training.metric_log import ChunkLog, MetricLog, Report, report_nothing, watch
 from pneumojax.training.plan import TrainingPlan, load_selection_split, make_plan
 from pneumojax.training.validation import add_swapped, compute_selection_score, make_validate
 from pneumojax.training.workdir import describe_run, hold_workdir, resume
@@ -114,7 +114,7 @@ def fit(
         return finish_run(workdir, config, plan, checkpoints, step, step - first_step, stopped_by)
 
 
-def make_train_chunks(plan: TrainingPlan) -> list[Callable]:
+def make_train_chunks(plan: TrainingPlan) -> list[jax.stages.Wrapped]:
     """The training chunk of each image size, not compiled yet."""
     class_weights = plan.class_weights()
     return [
@@ -127,9 +127,9 @@ def train_until_stopped(
     plan: TrainingPlan,
     state: TrainState,
     step: int,
-    train_chunks: list[Callable],
+    train_chunks: list[jax.stages.Wrapped],
     chunk_inputs: Generator[tuple],
-    log: MetricLog,
+    log: ChunkLog,
     end_epoch: Callable[[int, TrainState], None],
     caught: list[int],
     count_flops: bool,
@@ -150,7 +150,7 @@ def train_until_stopped(
     Returns:
       (state, step, stopped_by): stopped_by is the number of a signal, STOP_REQUESTED, or 0 after the last step.
     """
-    compiled: dict[int, Callable] = {}
+    compiled: dict[int, jax.stages.Compiled] = {}
     stopped_by = 0
     # An implicit copy between host and devices inside the loop is an error.
     with contextlib.closing(chunk_inputs), jax.transfer_guard("disallow"):

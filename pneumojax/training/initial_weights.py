@@ -1,4 +1,4 @@
-"""The weights of a file that a training starts from."""
+"""Loads the initial weights of a training from a file."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -8,8 +8,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from pneumojax.config import ModelConfig
-from pneumojax.data.pixels import PIXEL_MEAN, PIXEL_STD
 from pneumojax.models.weight_import import check_pretraining_images, load_pretrained
+from pneumojax.preprocessing import PIXEL_MEAN, PIXEL_STD
 from pneumojax.sharding import put
 from pneumojax.state import TrainState
 from pneumojax.training.plan import TrainingPlan
@@ -25,17 +25,18 @@ def load_initial_weights(plan: TrainingPlan, states: Sequence[TrainState]) -> li
       states: the state of a run, or of each replica. A classifier that the file does not replace keeps its weights.
 
     Raises:
-      UserError: the file cannot be read or is of another network.
+      UserError: the file cannot be read or belongs to another network.
     """
     model = plan.config.model
-    loaded = [_replace_weights(model, state, plan.mesh) for state in states]
+    assert model.pretrained is not None
+    loaded = [_replace_weights(model.pretrained, model, state, plan.mesh) for state in states]
     check_pretraining_images(model.pretrained, plan.data.fingerprint)
     return loaded
 
 
-def _replace_weights(model: ModelConfig, state: TrainState, mesh: Mesh) -> TrainState:
+def _replace_weights(path: str, model: ModelConfig, state: TrainState, mesh: Mesh) -> TrainState:
     fresh = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
-    loaded = load_pretrained(model.pretrained, model, fresh, PIXEL_MEAN, PIXEL_STD)
-    # Two copies, as a donated state must not contain a buffer twice.
+    loaded = load_pretrained(path, model, fresh, PIXEL_MEAN, PIXEL_STD)
+    # The weights are copied twice because a donated state must not contain a buffer twice.
     arrays, average = (jax.tree.map(lambda leaf: put(np.array(leaf), mesh), loaded) for _ in range(2))
     return dataclasses.replace(state, **arrays, ema=average if state.ema else {})

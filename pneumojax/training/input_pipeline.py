@@ -1,4 +1,4 @@
-"""The input pipeline: what a compiled chunk receives besides the state and the key, in the order of the run."""
+"""The input pipeline: yields the arguments of each compiled chunk of training steps, except for the state."""
 
 from collections.abc import Generator
 
@@ -14,14 +14,14 @@ from pneumojax.training.plan import TrainingPlan
 def make_chunk_inputs(
     plan: TrainingPlan, columns: tuple[np.ndarray, ...], key: jax.Array, first_step: int
 ) -> Generator[tuple]:
-    """Yields the arguments of each chunk after the state.
+    """Yields the arguments of each chunk, except for the state.
 
     With `loader=resident` the columns are put on every device once and a chunk receives index batches. With
     `loader=stream` a chunk receives its own rows, which are read ahead from the host's memory map.
 
     Args:
-      plan: the training.
-      columns: arrays [N, ...] of equal length: the images, or features of them, and their labels if they are used.
+      plan: the training plan.
+      columns: arrays [N, ...] of equal length: the images or their features, and the labels if they are used.
       key: the PRNG key of the run.
       first_step: step at which the run starts or resumes.
 
@@ -44,6 +44,6 @@ def make_chunk_inputs(
         rows = stream_rows(columns, lambda number: parallel.shape_batches(choose(number), config, mesh), numbers, mesh)
         yield from ((*chunk, key) for chunk in rows)
     else:
-        columns = tuple(put(column, mesh) for column in columns)
+        on_devices = tuple(put(column, mesh) for column in columns)
         for number in numbers:
-            yield *columns, parallel.put_batches(choose(number), config, mesh), key
+            yield *on_devices, parallel.put_batches(choose(number), config, mesh), key

@@ -1,4 +1,4 @@
-"""Requests to stop a training: signals, and the agreement of several processes on when to stop."""
+"""Handles requests to stop a training: catches signals, and makes several processes agree on when to stop."""
 
 import contextlib
 import signal
@@ -9,8 +9,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-# Stands for a request by the caller's `report` where the number of a signal is expected. SIGHUP has this number, but
-# only SIGTERM and SIGINT are caught.
+# Represents a stop request by `report` where otherwise the number of a signal is expected. SIGHUP has the same number,
+# but only SIGTERM and SIGINT are caught.
 STOP_REQUESTED = 1
 
 
@@ -40,7 +40,7 @@ def catch_signals() -> Iterator[list[int]]:
 
 
 def max_over_processes(number: int) -> int:
-    """The largest `number` passed by any process of the run. All processes must call this at the same step."""
+    """Returns the largest `number` that any process passes. All processes must call this at the same step."""
     if jax.process_count() == 1:
         return number
     with jax.transfer_guard("allow"):

@@ -1,4 +1,4 @@
-"""metrics.jsonl: a row for each chunk of training steps and each validation."""
+"""Writes metrics.jsonl, which has a row for each chunk of training steps and each validation."""
 
 import concurrent.futures
 import contextlib
@@ -7,7 +7,7 @@ import pathlib
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import jax
 import numpy as np
@@ -19,7 +19,7 @@ from pneumojax.optimizer import make_schedule
 from pneumojax.training.chips import find_peak_flops
 from pneumojax.training.interrupts import STOP_REQUESTED
 
-# Called with each row and the total number of steps; True requests a stop.
+# A function that is called with each row and the total number of steps. If it returns True, training stops.
 Report = Callable[[dict[str, float], int], bool | None]
 
 
@@ -30,11 +30,11 @@ def report_nothing(row: dict[str, float], total_steps: int) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Watch:
-    """When a computation was dispatched and when it ended, in seconds of time.perf_counter().
+    """Times of a computation, in seconds of `time.perf_counter()`.
 
     Attributes:
-      dispatched: the time of dispatch.
-      wait_end: blocks until the computation has ended and returns that time.
+      dispatched: when the computation was dispatched.
+      wait_end: blocks until the computation has ended and returns the time of its end.
     """
 
     dispatched: float
@@ -42,10 +42,10 @@ class Watch:
 
 
 def watch(arrays: Any) -> Watch:
-    """Records in a background thread when arrays that were just dispatched become ready.
+    """Measures in a background thread when a computation ends.
 
     Args:
-      arrays: any tree of arrays.
+      arrays: results of a computation that was just dispatched, as any tree of arrays.
     """
     dispatched = time.perf_counter()
     ended: concurrent.futures.Future[float] = concurrent.futures.Future()
@@ -55,23 +55,41 @@ def watch(arrays: Any) -> Watch:
             jax.block_until_ready(arrays)
         ended.set_result(time.perf_counter())
 
-    # Not a daemon thread: one that still waits inside JAX when Python exits aborts the process.
+    # A daemon thread that still waits inside JAX when Python exits would abort the process.
     threading.Thread(target=wait).start()
     return Watch(dispatched, ended.result)
+
+
+class ChunkLog(Protocol):
+    """What a training calls for each chunk: a `MetricLog`, or the logs of several replicas."""
+
+    stop_requested: int
+
+    def start_size(self, costs: dict[str, float]) -> None:
+        """Called before the first chunk of an image size, with its cost."""
+
+    def start_chunk(self) -> None:
+        """Called before the host prepares a chunk."""
+
+    def end_chunk(self, step: int, sums: dict[str, jax.Array], chunk: Watch) -> None:
+        """Called after a chunk was dispatched."""
+
+    def flush(self) -> None:
+        """Called after the last chunk of an epoch."""
 
 
 class MetricLog:
     """Writes the rows of metrics.jsonl.
 
-    The metrics of a chunk are fetched only after the next chunk was dispatched, so that the devices never wait for the
+    The metrics of a chunk are fetched only after the next chunk is dispatched, so that the devices never wait for the
     log.
 
     Args:
       workdir: folder of the run.
-      config: the run.
+      config: the config of the run.
       steps_per_epoch: training steps per epoch.
       total_steps: training steps of the whole run.
-      report: called in the process that writes the log.
+      report: called with each row in the process that writes the log.
       replica: index of the replica whose metrics are logged; None for a single run.
     """
 
@@ -98,24 +116,24 @@ class MetricLog:
         self.ended: float | None = None
 
     def start_size(self, costs: dict[str, float]) -> None:
-        """Sets the cost of a chunk of a new image size. Its first chunk is a warm-up: its row has no speed."""
+        """Sets the cost of a chunk at a new image size. The row of its first chunk has this cost instead of a speed."""
         self.costs, self.ended = costs, None
 
     def start_chunk(self) -> None:
-        """Marks the start of the host's work for a chunk; from here on, an idle device waits for the host."""
+        """Marks the start of the host's work for a chunk. From now on, an idle device is waiting for the host."""
         self.started = time.perf_counter()
 
     def end_chunk(self, step: int, sums: dict[str, jax.Array], chunk: Watch) -> None:
-        """Accepts the metrics of a chunk that was just dispatched and writes the row of the chunk before it."""
+        """Takes the metrics of a chunk that was just dispatched, and writes the row of the previous chunk."""
         current = (step, sums, self.started, chunk)
         self.flush()
         self.pending = current
 
     def flush(self) -> None:
-        """Writes the row of the chunk that is still computing.
+        """Waits for the chunk that was dispatched last, and writes its row.
 
         Raises:
-          Diverged: its loss is not finite.
+          Diverged: the loss of that chunk is not finite.
         """
         if self.pending is None:
             return
@@ -137,7 +155,7 @@ class MetricLog:
         self._write(step, row | self._compute_speed(started, chunk, count, len(losses)))
 
     def _compute_speed(self, started: float, chunk: Watch, images: float, num_steps: int) -> dict[str, float]:
-        """The `perf/` columns of a chunk; of the first chunk of a start or of an image size its cost instead."""
+        """Returns the `perf/` columns of a chunk: its speed, or its cost if it is the first one of its image size."""
         before, self.ended = self.ended, chunk.wait_end()
         if before is None:
             return self.costs

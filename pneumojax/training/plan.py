@@ -15,7 +15,7 @@ from pneumojax.data.batches import split_epoch
 from pneumojax.data.dataset import Split, load_split
 from pneumojax.errors import UserError
 from pneumojax.losses import compute_class_weights
-from pneumojax.models import make_model
+from pneumojax.models import Network, make_model
 from pneumojax.optimizer import make_optimizer
 from pneumojax.sharding import initialize, make_mesh, replicas_partitioned
 
@@ -79,7 +79,7 @@ class TrainingPlan:
         return compute_class_weights(self.labels(), self.config.model.task, self.config.optimizer.class_weights)
 
 
-def make_plan(config: Config, make: Callable = make_model) -> TrainingPlan:
+def make_plan(config: Config, make: Callable[..., Network] = make_model) -> TrainingPlan:
     """Initialises JAX, loads the training split and sets up the schedule, the optimizer and the network.
 
     Args:

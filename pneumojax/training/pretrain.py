@@ -1,8 +1,8 @@
 """pretrain(): trains a backbone on the training images without their labels.
 
-The method is SimCLR (see `losses.compute_contrastive`): each image is augmented twice, and the two views must be nearer
-to each other than to all other views of the batch. It needs one network and one pass over the views, and its loss
-depends on directions only, so that it learns from the first epoch on. That matters on a few CPU cores.
+The method is SimCLR (see `losses.compute_contrastive`). Each image is augmented twice, and the loss pulls the two views
+together and pushes the views of different images apart. SimCLR was chosen because it is cheap enough for a few CPU
+cores: it needs a single network and one pass over the views.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ from pneumojax.training.workdir import describe_run, hold_workdir, resume
 
 @dataclasses.dataclass(frozen=True)
 class PretrainResult:
-    """What a call of `pretrain` reached.
+    """Result of a call of `pretrain`.
 
     Attributes:
       step: training steps of the run so far.
@@ -56,17 +56,21 @@ def pretrain(
     report: Report = report_nothing,
     count_flops: bool = False,
 ) -> PretrainResult:
-    """Trains until the config's last epoch; stops and resumes as `fit` does.
+    """Trains until the config's last epoch. It stops and resumes as `fit` does.
 
     Args:
-      config: the run. Its fields for labels, validation, the classifier and progressive_px are ignored.
-      workdir: folder of the run; its layout is described in `checkpoint.py`.
-      restart: delete what an earlier run left in the workdir.
-      report: called, in the process that writes metrics.jsonl, with each row and the number of steps of the whole run.
+      config: the config of the run. Its fields for labels, validation, the classifier and progressive_px are ignored.
+      workdir: folder of the run. Its layout is described in `checkpoint.py`.
+      restart: delete the files that an earlier run left in the workdir.
+      report: called with each row of metrics.jsonl and the total number of steps, in the process that writes the file.
       count_flops: see `fit`.
 
+    Returns:
+      The result.
+
     Raises:
-      UserError: the data are bad, the workdir holds another run, the batch does not fit, or the loss is not finite.
+      UserError: the data are invalid, the workdir holds another run, the batch size does not fit the data or the
+        devices, or the loss is not finite.
     """
     if config.model.model not in PRETRAINABLE:
         raise UserError(f"pretraining needs model={', '.join(PRETRAINABLE)}, not {config.model.model}.")

@@ -1,4 +1,4 @@
-"""fit_replicas(): trains several runs in one compiled program and leaves each as a run of its own."""
+"""fit_replicas(): trains several runs in one compiled program. Each gets a folder like that of a single run."""
 
 import contextlib
 import dataclasses
@@ -41,24 +41,24 @@ def fit_replicas(
     report: Report = report_nothing,
     count_flops: bool = False,
 ) -> list[FitResult]:
-    """Trains the config's replicas until their last epoch; stops and resumes as `fit` does.
+    """Trains the config's replicas until their last epoch. It stops and resumes as `fit` does.
 
-    Replica r is the run that `sweep.plan_replicas` gives for it, and `<workdir>/replica_<r>` is its folder. A replica
-    whose loss is not finite any more stops at its last good checkpoint, while the others continue.
+    Replica r has config r of `sweep.plan_replicas` and the folder `<workdir>/replica_<r>`. If the loss of a replica is
+    no longer finite, that replica keeps its last good checkpoint while the others continue.
 
     Args:
-      config: the run.
-      workdir: folder of all replicas.
-      restart: delete what an earlier run left in the workdir.
-      report: called with each row of the workdir's metrics.jsonl, whose values are means over the replicas (images per
-        second: the sum), and the number of steps of the whole run. If it returns True, the call ends as after a signal.
+      config: the config of all replicas.
+      workdir: parent folder of the replicas' folders.
+      restart: delete the files that an earlier run left in the workdir.
+      report: called with each row of the workdir's metrics.jsonl and the total number of steps. The values of the row
+        are means over the replicas (sums for images per second and FLOP). If it returns True, training stops.
       count_flops: see `fit`.
 
     Returns:
       The result of each replica. A replica without a threshold at the end has diverged.
 
     Raises:
-      UserError: as of `fit`; the sweep file is bad; the replicas do not fit into memory; all of them have diverged.
+      UserError: as in `fit`; or the sweep file is invalid, the replicas do not fit into memory, or all have diverged.
     """
     configs = plan_replicas(config)
     workdir, plan = pathlib.Path(workdir).expanduser(), make_plan(config)
@@ -120,8 +120,8 @@ def _finish_runs(
     return results
 
 
-def _make_train_chunks(plan: TrainingPlan) -> list[Callable]:
-    """The training chunk of all replicas for each image size, not compiled yet."""
+def _make_train_chunks(plan: TrainingPlan) -> list[jax.stages.Wrapped]:
+    """Makes the training chunk of all replicas for each image size. Each is compiled at its first use."""
     class_weights = plan.class_weights()
     return [
         replica_steps.make_replicas_chunk(plan.config, plan.graph, plan.total_steps, class_weights, plan.mesh, image_px)
@@ -130,17 +130,17 @@ def _make_train_chunks(plan: TrainingPlan) -> list[Callable]:
 
 
 def _init_replicas(plan: TrainingPlan, configs: Sequence[Config], starts: bool) -> list[TrainState]:
-    """The initial state of each replica. Pretrained weights are read only if the run starts."""
+    """Makes the initial state of each replica. Pretrained weights are read only if `starts`, not if a run resumes."""
     init = steps.make_init(plan.config, plan.tx, plan.mesh)
     fresh = [init(jax.random.key(config.train.seed)) for config in configs]
     if plan.config.model.pretrained and starts:
-        # Before anything is written or deleted, because the file may not fit the network.
+        # The weights may not fit the network, so they are loaded before anything is written or deleted.
         fresh = load_initial_weights(plan, fresh)
     return fresh
 
 
 def _make_chunk_inputs(plan: TrainingPlan, configs: Sequence[Config], first_step: int) -> Generator[tuple]:
-    """A generator of (images, labels, index batches, keys, swept values) of each chunk, in order."""
+    """Makes a generator of (images, labels, index batches, keys, swept values) for each chunk, in order."""
     config, mesh = plan.config, plan.mesh
     images, labels = put(plan.data.images, mesh), put(plan.labels(), mesh)
     seeds = [replica.train.seed for replica in configs]
@@ -157,14 +157,14 @@ def _make_chunk_inputs(plan: TrainingPlan, configs: Sequence[Config], first_step
 
 
 def check_memory(plan: TrainingPlan, data_bytes: int) -> None:
-    """Refuses more replicas than fit into the memory of a device, by an estimate.
+    """Estimates whether the replicas fit into the memory of each device.
 
     Args:
-      plan: the training.
-      data_bytes: size of the images, which are on each device.
+      plan: the training plan.
+      data_bytes: size of the images, which are copied to each device.
 
     Raises:
-      UserError: with the estimate, and the number of replicas that would fit.
+      UserError: they do not fit. The message has the estimate and the number of replicas that would fit.
     """
     config, mesh = plan.config, plan.mesh
     each, once = estimate_memory(config, plan.graph, plan.tx, mesh)
@@ -181,7 +181,7 @@ def check_memory(plan: TrainingPlan, data_bytes: int) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Replica:
-    """One of the runs, opened."""
+    """An open run of one replica."""
 
     number: int
     workdir: pathlib.Path
@@ -191,21 +191,20 @@ class _Replica:
 
     @property
     def diverged(self) -> pathlib.Path:
-        """A file that exists once the loss is not finite."""
+        """The file that marks a replica whose loss is no longer finite."""
         return self.workdir / "diverged.json"
 
 
 @contextlib.contextmanager
 def _open_replica(number: int, config: Config, workdir: pathlib.Path) -> Iterator[_Replica]:
     run = describe_run(config)
-    # Two of the latest checkpoints: while some replicas have saved a step and others have not, all still have the step
-    # before it.
+    # Two checkpoints are kept: if a save is killed half-way, all replicas still have the step before it.
     with hold_workdir(workdir, run, restart=False), open_checkpoints(workdir, keep_latest=2) as checkpoints:
         yield _Replica(number, workdir, config, run, checkpoints)
 
 
 def _live(replicas: Sequence[_Replica]) -> list[_Replica]:
-    """The replicas that have not diverged.
+    """Returns the replicas that have not diverged.
 
     Raises:
       UserError: all have diverged.
@@ -230,12 +229,12 @@ def _stop_diverged(replica: _Replica) -> Iterator[None]:
 
 
 def _find_steps(replicas: Sequence[_Replica]) -> set[int]:
-    """The steps of which all replicas that have not diverged have a checkpoint."""
+    """Returns the steps for which every replica that has not diverged has a checkpoint."""
     return set.intersection(*(set(replica.checkpoints.all_steps()) for replica in _live(replicas)))
 
 
 def _find_common_step(workdir: pathlib.Path, replicas: Sequence[_Replica]) -> int:
-    """The step that all replicas resume from, 0 at the start. Deletes later checkpoints that a kill left in some."""
+    """Returns the step from which all replicas resume, or 0. Deletes later checkpoints that only some of them have."""
     step = max(_find_steps(replicas), default=0)
     for replica in _live(replicas):
         for later in [saved for saved in replica.checkpoints.all_steps() if saved > step]:
@@ -247,7 +246,7 @@ def _find_common_step(workdir: pathlib.Path, replicas: Sequence[_Replica]) -> in
 
 
 def _restore(replicas: Sequence[_Replica], step: int, fresh: Sequence[TrainState], mesh: Mesh) -> TrainState:
-    """The states of all replicas at a step, as host arrays with a leading replica axis."""
+    """Returns the states of all replicas at a step, as host arrays with a leading replica axis."""
     states = []
     for replica, state in zip(replicas, fresh, strict=True):
         if step and not replica.diverged.exists():
@@ -257,7 +256,7 @@ def _restore(replicas: Sequence[_Replica], step: int, fresh: Sequence[TrainState
 
 
 def _collect_swept(config: Config, configs: Sequence[Config]) -> dict[str, np.ndarray]:
-    """{field: [R] float32} of the fields in which a replica differs from the config; all others are constants."""
+    """Returns {field: [R] float32} for the fields that differ from the config in any replica."""
     common, columns = (
         config_to_dict(config),
         {name: [config_to_dict(replica)[name] for replica in configs] for name in SWEPT},
@@ -266,30 +265,30 @@ def _collect_swept(config: Config, configs: Sequence[Config]) -> dict[str, np.nd
 
 
 def _make_validate(plan: TrainingPlan, split: Split) -> Callable[[TrainState], list[dict[str, float]]]:
-    """Returns `validate(state) -> [row of each replica]`, exact over the split."""
+    """Returns `validate(state) -> rows`, with a row of metrics over the whole split for each replica."""
     config, mesh, labels = plan.config, plan.mesh, split.labels(plan.config.model.task)
     predict_batches = replica_steps.make_replicas_predict(config, plan.graph, mesh)
     images = put(split.images, mesh)
     partitioned = replicas_partitioned(config.train.replicas, mesh)
     batches = make_eval_batches(len(split), config.train.eval_batch_size, 1 if partitioned else mesh.size)
-    batches = put(batches, mesh, axis=None if partitioned else 1)
+    on_devices = put(batches, mesh, axis=None if partitioned else 1)
 
     def validate(state: TrainState) -> list[dict[str, float]]:
-        logits = jax.device_get(predict_batches(state.eval_variables(), images, batches))
+        logits = jax.device_get(predict_batches(state.eval_variables(), images, on_devices))
         logits = logits.reshape(len(logits), -1, logits.shape[-1])[:, : len(labels)]
-        return [score_validation(labels, of_replica) for of_replica in logits]
+        return [score_validation(labels, replica_logits) for replica_logits in logits]
 
     return validate
 
 
-# Columns that the replicas split between them: the log of all has their sum, not their mean.
+# Columns whose values add up over the replicas: the log of all replicas has their sum, not their mean.
 SUMMED = {
     f"perf/{name}" for name in ("images_per_second", "flops_per_step", "bytes_per_step", "model_flop_utilisation")
 }
 
 
 class _ReplicaLogs:
-    """A log for each replica, and one of their means in the folder of all. It is used as a `MetricLog`."""
+    """A log for each replica, and one of their means in the folder of all. It is used as a `ChunkLog`."""
 
     def __init__(self, workdir: pathlib.Path, replicas: Sequence[_Replica], plan: TrainingPlan, report: Report):
         self.path = workdir / "metrics.jsonl"
@@ -349,7 +348,7 @@ def _save(replicas: Sequence[_Replica], step: int, state: TrainState, rows: Sequ
     for replica in _live(replicas):
         wait_for_checkpoints(replica.checkpoints)
     for replica in _live(replicas):
-        # Copies, because the state is donated to the next chunk while it is being saved.
+        # The arrays are copied because the state is donated to the next chunk while it is being saved.
         own = jax.tree.map(lambda leaf, number=replica.number: np.array(leaf[number]), on_host)
         with _stop_diverged(replica):
             auroc = score = None

@@ -1,8 +1,8 @@
-"""A search over configs: optuna proposes one after the other, each is trained, what lags behind is stopped early.
+"""Hyperparameter search: optuna proposes configs, each is trained, and trials with a low val/auroc are pruned.
 
-The study lies in an SQLite file that several processes share. A trial is a run in a folder of its own; one that was
-stopped or killed is taken up again, in the same folder and from its checkpoint, under a new number of the study. All is
-decided by val/auroc; the test split is not looked at.
+The study is in an SQLite file that several processes can share. Each trial is a run in its own folder. A trial that was
+stopped or killed resumes in the same folder from its checkpoint; optuna counts it as a new trial. Trials are compared
+by val/auroc only. The test split is never used.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ import time
 import urllib.parse
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -36,15 +37,13 @@ logger = logging.getLogger(__name__)
 
 STUDY = "pneumojax"
 
-# How long to wait for a file that another process writes; how often a trial shows that it lives; after how long without
-# a sign it counts as dead; how often to look whether others are done. In seconds.
-LOCK_SECONDS = 60
-HEARTBEAT_SECONDS = 10
-GRACE_SECONDS = 60
-POLL_SECONDS = 2
+LOCK_SECONDS = 60  # longest wait for a storage file that another process has locked
+HEARTBEAT_SECONDS = 10  # interval at which a running trial records that its process is alive
+GRACE_SECONDS = 60  # a trial without a heartbeat for this long counts as dead
+POLL_SECONDS = 2  # interval of the checks for trials of other processes that have finished
 
-# Of the trials that reached a ninth of the epochs, a third of them, or all, the best third goes on (Li et al., A system
-# for massively parallel hyperparameter tuning, 2020: asynchronous successive halving).
+# Pruning takes place after 1/9 and 1/3 of the epochs. Of the trials that got so far, the best third continues (Li et
+# al., A system for massively parallel hyperparameter tuning, 2020: asynchronous successive halving).
 REDUCTION = 3
 
 
@@ -52,7 +51,7 @@ class Stopped(KeyboardInterrupt):
     """A signal ended a trial.
 
     Attributes:
-      number: of the signal.
+      number: number of the signal.
     """
 
     def __init__(self, number: int):
@@ -65,11 +64,11 @@ class Search:
     """An open search.
 
     Attributes:
-      study: of optuna.
+      study: the optuna study.
       storage: SQLite file of the study.
-      workdir: folder of the trials' runs.
+      workdir: parent folder of the trials' runs.
       base: the config whose fields are varied.
-      space: what they are varied over, of `space.read_space`.
+      space: {field: its range or choices}, from `search_space.read_space`.
     """
 
     study: optuna.Study
@@ -82,23 +81,25 @@ class Search:
 def open_search(
     storage: str | pathlib.Path, workdir: str | pathlib.Path, base: Config, space: dict[str, Range | Choices]
 ) -> Search:
-    """Opens the study in a file, or begins it.
+    """Opens the study in a storage file, or creates it.
 
     Args:
       storage: SQLite file.
-      workdir: folder of the trials' runs.
-      base: the config whose fields are varied; its seed is that of the search too.
-      space: of `space.read_space`.
+      workdir: parent folder of the trials' runs.
+      base: the config whose fields are varied. Its seed also seeds the proposals.
+      space: {field: its range or choices}, from `search_space.read_space`.
 
     Raises:
-      UserError: the file is damaged, locked, or holds another search; the data are not prepared; test would choose.
+      UserError: the file is damaged, locked or holds another search; the data are not prepared; or the selection split
+        is not validation.
     """
     if base.data.selection_split != "validation":
-        raise UserError("a search is on validation: give --selection_split=validation, which is the default.")
+        raise UserError("a search compares trials on validation: give --selection_split=validation (the default).")
     storage, workdir = pathlib.Path(storage).expanduser(), pathlib.Path(workdir).expanduser()
     definition = _define(base, space)
-    optuna.logging.set_verbosity(optuna.logging.CRITICAL)  # What went on is told in our own words.
-    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # Heartbeats are one since 2021.
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)  # This module logs the trials itself.
+    # optuna has marked heartbeats as experimental since 2021.
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     storage.parent.mkdir(parents=True, exist_ok=True)
     with _sentences(storage), _hold(storage):
         _check_file(storage)
@@ -121,16 +122,18 @@ def open_search(
 
 
 def run_trials(search: Search, trials: int, report: Callable[[dict, int], None]) -> None:
-    """Runs trials until so many of the study are finished, here or in other processes; waits for the others' last ones.
+    """Runs trials until the study has `trials` finished ones.
+
+    Trials of other processes count too. Once no new trial is needed, this waits until the others have finished theirs.
 
     Args:
       search: from `open_search`.
-      trials: how many to have in all.
-      report: called with each row of a trial's log, and the number of its steps.
+      trials: total number of finished trials in the study.
+      report: called with each row of a trial's metrics.jsonl and the trial's total number of steps.
 
     Raises:
-      Stopped: a signal ended the trial in hand, which is kept to be taken up again.
-      UserError: a trial's config is refused, or the study's file is locked or damaged.
+      Stopped: a signal ended the current trial. The next call resumes it.
+      UserError: the config of a trial is invalid, or the storage file is locked or damaged.
     """
     study, waiting = search.study, False
     given_up: set[str] = set()
@@ -149,7 +152,7 @@ def run_trials(search: Search, trials: int, report: Callable[[dict, int], None])
                 study.sampler = optuna.samplers.TPESampler(seed=int(seed))
                 with contextlib.ExitStack() as alive:
                     study.optimize(lambda trial: _run_trial(search, trial, trials, report, release, alive), n_trials=1)
-                jax.clear_caches()  # Else the compiled steps of all trials stay in memory.
+                jax.clear_caches()  # Otherwise the compiled steps of all trials stay in memory.
                 continue
         if left <= 0 or not running:
             return
@@ -160,11 +163,11 @@ def run_trials(search: Search, trials: int, report: Callable[[dict, int], None])
 
 
 def list_trials(search: Search) -> list[dict]:
-    """The trials that are finished, in their order.
+    """Lists the finished trials in the order in which they started.
 
     Returns:
-      {"name": folder, "state": complete, pruned or diverged, "auroc": best val/auroc or None, "epochs", "seconds",
-      "values": {field: value}} each.
+      A dict for each trial: {"name": name of its folder, "state": "complete", "pruned" or "diverged", "auroc": best
+      val/auroc or None, "epochs": epochs trained, "seconds": training time, "values": {field: value}}.
     """
     with _sentences(search.storage):
         trials = search.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
@@ -182,12 +185,20 @@ def list_trials(search: Search) -> list[dict]:
 
 
 def find_best(rows: list[dict]) -> dict | None:
-    """Of `list_trials` the complete one with the largest AUROC, the first of equals; None where none is complete."""
+    """Returns the complete trial with the largest AUROC, or None if no trial is complete.
+
+    Args:
+      rows: from `list_trials`. If several have the same AUROC, the first of them is the best.
+    """
     return max((row for row in rows if row["state"] == "complete"), key=lambda row: row["auroc"], default=None)
 
 
 def compute_importances(search: Search) -> dict[str, float] | None:
-    """How much of what tells the complete trials apart each field explains; together 1. None of fewer than four trials.
+    """Computes the importance of each field for the AUROC of the complete trials.
+
+    Returns:
+      {field: the share of the AUROC's variance that it explains}; the shares sum to 1. None if fewer than four trials
+      are complete or all have the same AUROC.
 
     References:
       Hutter, Hoos and Leyton-Brown, An efficient approach for assessing hyperparameter importance, 2014: fANOVA.
@@ -201,7 +212,7 @@ def compute_importances(search: Search) -> dict[str, float] | None:
 
 
 def _define(base: Config, space: dict[str, Range | Choices]) -> dict:
-    """What a search is: two of the same can share a study."""
+    """Returns what defines a search. Processes can share a study only if their definitions are equal."""
     config = config_to_dict(base)
     fields = [field.name for field in config_fields() if field.metadata["identity"] and field.name not in space]
     ranges = {
@@ -217,16 +228,16 @@ def _define(base: Config, space: dict[str, Range | Choices]) -> dict:
 
 def _check_same(storage: pathlib.Path, earlier: dict, definition: dict) -> None:
     differing = [
-        f"{name} was {old.get(name, 'not there')}, is {new.get(name, 'not there')}"
+        f"{name} was {old.get(name, 'not set')}, is {new.get(name, 'not set')}"
         for old, new in ((earlier[part], definition[part]) for part in ("space", "config"))
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name)
     ]
     if earlier["data"] != definition["data"]:
-        differing.append("the data are others")
+        differing.append("the data differ")
     if differing:
         raise UserError(
-            f"{storage} holds a search of another space or config: {'; '.join(differing)}. "
+            f"{storage} holds a search with another space or config: {'; '.join(differing)}. "
             "Use another --storage and --workdir, or the earlier values."
         )
 
@@ -235,27 +246,22 @@ def _run_trial(
     search: Search,
     trial: optuna.Trial,
     trials: int,
-    report: Callable,
-    release: Callable,
+    report: Callable[[dict, int], None],
+    release: Callable[[], None],
     alive: contextlib.ExitStack,
 ) -> float:
     """Trains or resumes one trial and returns its best val/auroc.
 
-    Args:
-      search: the search.
-      trial: the trial.
-      trials: how many trials are wanted in all.
-      report: as in `run_trials`.
-      release: lets other processes begin a trial.
-      alive: takes the lock that shows other processes that this one is alive. It holds it until optuna has stored the
-        outcome of the trial.
+    `release` releases the lock of `_hold`, so that other processes can start a trial. `alive` receives the lock on the
+    trial's folder, which shows other processes that this one is alive. The caller holds it until optuna has stored the
+    outcome of the trial.
     """
     values = _suggest(search.space, trial)
     name = trial.user_attrs.get("directory", f"trial_{count_begun(search.study)}")
     workdir = search.workdir / name
     workdir.mkdir(parents=True, exist_ok=True)
     alive.enter_context(lock_folder(workdir))
-    trial.set_user_attr("directory", name)  # From now on a killed trial is resumed.
+    trial.set_user_attr("directory", name)  # A trial that is killed after this line is resumed.
     release()
     words = ", ".join(f"{field} {_format(value)}" for field, value in values.items())
     logger.info("%s (%d wanted): %s", name, trials, words)
@@ -272,12 +278,14 @@ def _run_trial(
         trial.set_user_attr("seconds", spent + time.perf_counter() - started)
 
 
-def _train(search: Search, trial: optuna.Trial, workdir: pathlib.Path, config: Config, report: Callable) -> float:
-    """Trains until the end, or until the trial is pruned or stopped."""
+def _train(
+    search: Search, trial: optuna.Trial, workdir: pathlib.Path, config: Config, report: Callable[[dict, int], None]
+) -> float:
+    """Trains until the last epoch, or until the trial is pruned or stopped."""
     reported = set()
 
-    def tell(row: dict) -> bool:
-        """Reports a validation once, and returns whether it prunes the trial."""
+    def report_validation(row: dict) -> bool:
+        """Reports a validation to optuna once, and returns whether the trial is pruned."""
         epoch = round(row["epoch"])
         if "val/auroc" not in row or epoch in reported:
             return False
@@ -287,12 +295,12 @@ def _train(search: Search, trial: optuna.Trial, workdir: pathlib.Path, config: C
 
     def report_row(row: dict, total_steps: int) -> bool:
         report(row, total_steps)
-        return tell(row)
+        return report_validation(row)
 
-    # The rows of an earlier start up to its checkpoint. The training logs those after it once more.
+    # Rows of an earlier start, up to its checkpoint. The training logs the later ones once more.
     saved = find_latest_step(workdir) or 0
     rows = [row for row in read_rows(workdir / "metrics.jsonl") if row["step"] <= saved]
-    pruned = any([tell(row) for row in rows])
+    pruned = any([report_validation(row) for row in rows])
     if pruned and not (workdir / "learning_curves.png").exists():
         save_learning_curves(workdir / "learning_curves.png", rows, config.data.selection_split)
     if not pruned:
@@ -301,8 +309,9 @@ def _train(search: Search, trial: optuna.Trial, workdir: pathlib.Path, config: C
             raise Stopped(result.stopped_by)
         pruned = result.step < result.total_steps
     if pruned:
-        logger.info("%s is pruned: others were better after as many epochs", workdir.name)
+        logger.info("%s is pruned: its val/auroc is lower than that of other trials at this epoch", workdir.name)
         raise optuna.TrialPruned
+    assert result.best_auroc is not None  # Each epoch ends with a validation.
     return result.best_auroc
 
 
@@ -310,7 +319,7 @@ def _suggest(space: dict[str, Range | Choices], trial: optuna.Trial) -> dict:
     for name, values in space.items():
         if isinstance(values, Choices):
             trial.suggest_categorical(name, [_to_word(value) for value in values.values])
-        elif isinstance(values.low, int):
+        elif isinstance(values.low, int) and isinstance(values.high, int):
             trial.suggest_int(name, values.low, values.high, log=values.log)
         else:
             trial.suggest_float(name, values.low, values.high, log=values.log)
@@ -318,40 +327,41 @@ def _suggest(space: dict[str, Range | Choices], trial: optuna.Trial) -> dict:
 
 
 def _read_values(space: dict[str, Range | Choices], params: dict) -> dict:
-    """The values of a trial as the config takes them: optuna knows a tuple by its words."""
+    """Converts optuna's parameters to values of config fields. In optuna, a tuple is a string."""
     values = {}
     for name, param in params.items():
-        of_words = {_to_word(value): value for value in space[name].values} if isinstance(space[name], Choices) else {}
+        allowed = space[name]
+        of_words = {_to_word(value): value for value in allowed.values} if isinstance(allowed, Choices) else {}
         values[name] = of_words.get(param, param)
     return values
 
 
-def _to_word(value):
+def _to_word(value: Any) -> bool | int | float | str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else value
 
 
-def _format(value) -> str:
+def _format(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(_to_word(value))
 
 
 def _name(trial: optuna.Trial | FrozenTrial) -> str:
-    """The trial's folder: that of the first trial that began it."""
+    """Returns the name of the trial's folder. A resumed trial has the folder of its first start."""
     return trial.user_attrs.get("directory", f"trial_{trial.number}")
 
 
 @contextlib.contextmanager
 def _hold(storage: pathlib.Path) -> Iterator[Callable[[], None]]:
-    """Keeps other processes from beginning a trial meanwhile; gives what lets them again before the end."""
+    """Locks the search, so that no other process starts a trial. Yields a function that releases the lock early."""
     with storage.with_name(storage.name + ".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield lambda: fcntl.flock(lock, fcntl.LOCK_UN)
 
 
 def _check_file(storage: pathlib.Path) -> None:
-    """Refuses a file that is no whole SQLite file with our study, before anything is written into it."""
+    """Raises an error if the file is not an intact SQLite file of a search, before anything is written into it."""
     if not storage.exists() or (storage.is_file() and storage.stat().st_size == 0):
         return
-    # Read and write, so that SQLite can take back what a killed process left half-written.
+    # Opened for writing, so that SQLite can roll back an unfinished transaction of a killed process.
     uri = f"file:{urllib.parse.quote(str(storage.resolve()))}?mode=rw"
     with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=LOCK_SECONDS)) as database:
         problem = database.execute("PRAGMA quick_check(1)").fetchone()[0]
@@ -367,7 +377,7 @@ def _check_file(storage: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def _sentences(storage: pathlib.Path) -> Iterator[None]:
-    """Turns what SQLite and its two wrappers raise into a sentence."""
+    """Converts errors of SQLite, SQLAlchemy and optuna into a UserError."""
     try:
         yield
     except (sqlite3.Error, sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
@@ -379,13 +389,13 @@ def _sentences(storage: pathlib.Path) -> Iterator[None]:
             ) from error
         raise UserError(
             f"{storage} cannot be used as the storage of a search ({reason}). "
-            "It is damaged, not of SQLite, or may not be written; use another --storage and --workdir."
+            "It is damaged, is not an SQLite file, or is read-only; use another --storage and --workdir."
         ) from error
-    except AssertionError as error:  # optuna's, if it could not store the outcome of a trial.
+    except AssertionError as error:  # optuna raises it if it could not store the outcome of a trial.
         if not isinstance(error.__context__, optuna.exceptions.StorageInternalError):
             raise
         raise UserError(
-            f"{storage} cannot be written ({error.__context__}). Make room there and start the same command again."
+            f"{storage} cannot be written ({error.__context__}). Free some disk space and start the same command again."
         ) from error
     except RuntimeError as error:
         if "optuna" not in str(error):

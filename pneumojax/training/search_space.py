@@ -1,14 +1,14 @@
-"""Search spaces: which config fields a search varies, and over which values, read from a TOML file.
+"""Reads a search space: a TOML file with the config fields that a search varies and their values.
 
     [learning_rate]
     low = 1e-4
     high = 1e-2
-    log = true                       # as often between 1e-4 and 1e-3 as between 1e-3 and 1e-2
+    log = true                       # sample uniformly on a log scale
 
     [model]
     choices = ["cnn", "resnet18"]
 
-A field of whole numbers is searched in whole numbers. A field that holds several values has lists for choices.
+An integer field is sampled as integers. Each choice of a field that holds several values is a list.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ from pneumojax.config import (
 )
 from pneumojax.errors import UserError
 
-# What a search may vary: how a network is built and trained. Not what is measured, nor by which luck.
+# A search varies how a network is built and trained, but not the data, the task, the seed or how images are loaded.
 GROUPS = (DataConfig, ModelConfig, AugmentConfig, OptimizerConfig, TrainConfig)
 FIXED = {field.name for field in dataclasses.fields(DataConfig)} - {"image_px"}
 FIXED |= {"task", "seed", "loader", "multihost"}
@@ -42,9 +42,9 @@ class Range:
     """Numbers from low to high, both included.
 
     Attributes:
-      low: of the field's own type, int or float.
-      high: of the same type.
-      log: whether each power of ten is drawn as often as any other.
+      low: the smallest value, with the field's type (int or float).
+      high: the largest value, with the same type.
+      log: whether values are sampled uniformly on a log scale.
     """
 
     low: int | float
@@ -54,10 +54,10 @@ class Range:
 
 @dataclasses.dataclass(frozen=True)
 class Choices:
-    """A few values.
+    """A list of values to choose from.
 
     Attributes:
-      values: each of the field's own type; of a field that holds several values, a tuple.
+      values: the values, each with the field's type. A value of a field that holds several values is a tuple.
     """
 
     values: tuple
@@ -71,10 +71,10 @@ def read_space(path: str | pathlib.Path, base: Config) -> dict[str, Range | Choi
       base: the config whose fields are varied.
 
     Returns:
-      {field: what it is searched over}.
+      {field: its range or choices}.
 
     Raises:
-      UserError: the file cannot be read, a field is unknown or not to be searched, or a value does not fit it.
+      UserError: the file cannot be read, a field is unknown or cannot be searched, or a value is invalid for its field.
     """
     path = pathlib.Path(path).expanduser()
     try:
@@ -95,10 +95,10 @@ def read_space(path: str | pathlib.Path, base: Config) -> dict[str, Range | Choi
 
 
 def apply_values(base: Config, values: dict[str, Any]) -> Config:
-    """The base config with some fields set otherwise.
+    """Returns the base config with some fields replaced.
 
     Raises:
-      UserError: a value is outside its limits, or two do not go together.
+      UserError: a value is outside its limits, or two values contradict each other.
     """
     return config_from_dict(config_to_dict(base) | values)
 
@@ -110,15 +110,19 @@ def _read_field(name: str, table: Any, base: Config) -> Range | Choices:
         near = difflib.get_close_matches(name, searched, n=1)
         raise UserError("there is no such field." + (f" Did you mean {near[0]}?" if near else ""))
     if name not in searched:
-        raise UserError("this field is not searched over: it is no part of how a network is built and trained.")
+        raise UserError("this field cannot be searched. A search varies only how a network is built and trained.")
     if not isinstance(table, dict):
         raise UserError("write it as a table, with low and high, or with choices.")
     keys = set(table)
     if keys not in ({"low", "high"}, {"low", "high", "log"}, {"choices"}):
-        raise UserError(f"needs low and high, and log if wished, or choices alone; it has {', '.join(sorted(keys))}.")
+        raise UserError(
+            f"give low and high (and optionally log), or only choices. The table has {', '.join(sorted(keys))}."
+        )
     several = typing.get_origin(fields[name].type) is tuple
     kinds = typing.get_args(fields[name].type) or (fields[name].type,)
     kind = next(kind for kind in kinds if kind in (bool, int, float, str))
+    found: Range | Choices
+    values: tuple
     if "choices" in keys:
         found = Choices(_read_choices(table["choices"], kind, several))
         values = found.values
@@ -135,29 +139,29 @@ def _read_choices(choices: Any, kind: type, several: bool) -> tuple:
         raise UserError("choices must be a list of values.")
     if several:
         if not all(isinstance(choice, list) for choice in choices):
-            raise UserError("each of the choices must be a list, as the field holds several values.")
+            raise UserError("each of the choices must be a list, because the field holds several values.")
         values = tuple(tuple(_convert(one, kind) for one in choice) for choice in choices)
     else:
         values = tuple(_convert(choice, kind) for choice in choices)
     if len(set(values)) < len(values):
-        raise UserError("a choice stands there twice.")
+        raise UserError("the same choice is listed twice.")
     return values
 
 
 def _read_range(table: dict, kind: type, several: bool) -> Range:
     if several or kind not in (int, float):
-        raise UserError("low and high are for numbers; this field needs choices.")
+        raise UserError("low and high are only for numbers. Give choices for this field.")
     low, high = _convert(table["low"], kind), _convert(table["high"], kind)
     log = _convert(table.get("log", False), bool)
     if not low < high:
         raise UserError(f"low must be less than high; they are {low} and {high}.")
     if log and low <= 0:
-        raise UserError(f"log = true needs a low above 0, not {low}.")
+        raise UserError(f"log = true needs low > 0, but low is {low}.")
     return Range(low, high, log)
 
 
 def _convert(value: Any, kind: type) -> Any:
-    """The value as the field's own type; a whole number may stand for a float."""
+    """Returns the value with the field's type. An integer is accepted for a float."""
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:

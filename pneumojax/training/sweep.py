@@ -1,6 +1,6 @@
-"""Replicas of a run: their seeds, and the values that a sweep file gives to each of them.
+"""Makes the config of each replica of a run, from its seed and a sweep file.
 
-A sweep file is TOML with a list for each field that differs, one value for each replica:
+A sweep file is TOML. It has a list for each field that differs between the replicas, with one value for each replica:
 
     learning_rate = [1e-4, 3e-4, 1e-3, 3e-3]
 """
@@ -13,12 +13,12 @@ from pneumojax.errors import UserError
 
 
 def plan_replicas(config: Config) -> list[Config]:
-    """The config of each replica, as if it were trained alone.
+    """Returns the config of each replica, with which it could also be trained alone.
 
     Replica r has the seed `seed + r` and element r of each list in the sweep file.
 
     Raises:
-      UserError: the file cannot be read, names a field that cannot be swept, or has a list of wrong length or content.
+      UserError: the file cannot be read, names a field that cannot be swept, or has a list of the wrong length or type.
     """
     replicas = config.train.replicas
     lists = _read_sweep(config.train.sweep, replicas) if config.train.sweep else {}

@@ -35,7 +35,7 @@ def make_validate(
       images: [2N, H, W] uint8, of `add_swapped`, or with `cached_views` their features [2N, K, ...].
 
     Returns:
-      `validate(state) -> row`, as `score_validation` returns it.
+      `validate(state) -> row`, with the row of `score_validation`.
     """
     predict_images = make_predict_images(plan.config, images, plan.mesh, cached=bool(plan.config.model.cached_views))
 
@@ -56,22 +56,21 @@ def score_validation(labels: np.ndarray, logits: np.ndarray) -> dict[str, float]
       {"val/loss", "val/accuracy", "val/auroc", "val/shift_auroc"}, or the loss alone if it is not finite. The last is
       the AUROC of the images with swapped aspects, all others are of the images themselves.
     """
-    with np.errstate(invalid="ignore"):  # Logits that are not finite become a row whose loss is NaN.
+    with np.errstate(invalid="ignore"):  # If logits are not finite, the loss of the row is NaN.
         probabilities = compute_probabilities(logits)
     if not np.isfinite(probabilities).all():
         return {"val/loss": float("nan")}
     labels = labels[: len(labels) // 2]
-    aurocs = [
-        point_metrics.compute_auroc(labels, point_metrics.compute_binary_scores(half))
-        for half in np.split(probabilities, 2)
-    ]
+    scores, swapped = map(point_metrics.compute_binary_scores, np.split(probabilities, 2))
+    auroc, shift_auroc = (point_metrics.compute_auroc(labels, one) for one in (scores, swapped))
+    assert auroc is not None and shift_auroc is not None  # The split has images of both classes.
     probabilities = probabilities[: len(labels)]
     true_class = probabilities[np.arange(len(labels)), labels]
     return {
         "val/loss": float(-np.log(np.maximum(true_class, 1e-300)).mean()),
         "val/accuracy": float((probabilities.argmax(-1) == labels).mean()),
-        "val/auroc": aurocs[0],
-        "val/shift_auroc": aurocs[1],
+        "val/auroc": auroc,
+        "val/shift_auroc": shift_auroc,
     }
 
 

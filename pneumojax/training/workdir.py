@@ -1,4 +1,4 @@
-"""The folder of a run: who may train in it, what config.json says, and what a restart deletes."""
+"""Manages the folder of a run: locks it, checks its config.json, and restores or deletes an earlier run."""
 
 import contextlib
 import datetime
@@ -17,10 +17,10 @@ import jax
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
+from pneumojax import preprocessing
 from pneumojax.checkpoint import check_same_run, find_replicas, read_run, restore_state
 from pneumojax.config import CLASS_NAMES, Config, config_to_dict
 from pneumojax.data.dataset import ensure_prepared
-from pneumojax.data.pixels import PIXEL_MEAN, PIXEL_STD
 from pneumojax.errors import UserError
 from pneumojax.files import compute_sha256, read_rows, truncate_rows, write_json
 from pneumojax.state import TrainState
@@ -30,8 +30,8 @@ logger = logging.getLogger(__name__)
 
 VERSIONED = ("pneumojax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
-# What --restart deletes. config.json is the last: if the deletion is interrupted, the folder is still recognised as a
-# run of this program.
+# The files that --restart deletes. config.json is last, so that the folder is still recognised as a run of this program
+# if the deletion is interrupted.
 RUN_FILES = (
     "checkpoints",
     "evaluation",
@@ -45,7 +45,7 @@ RUN_FILES = (
 
 
 def describe_run(config: Config) -> dict[str, Any]:
-    """The content of config.json, which each checkpoint holds too: all that is needed to open the run elsewhere."""
+    """Returns the content of config.json. Each checkpoint has a copy, so that it can be opened without the workdir."""
     metadata = ensure_prepared(config.data)
     devices = jax.devices()
     return {
@@ -53,7 +53,12 @@ def describe_run(config: Config) -> dict[str, Any]:
         "pretrained_sha256": compute_sha256(config.model.pretrained) if config.model.pretrained else None,
         "class_names": list(CLASS_NAMES[config.model.task]),
         "image_px": config.data.image_px,
-        "pixels": {"dtype": "uint8", "range": [0, 255], "mean": PIXEL_MEAN, "std": PIXEL_STD},
+        "pixels": {
+            "dtype": "uint8",
+            "range": [0, 255],
+            "mean": preprocessing.PIXEL_MEAN,
+            "std": preprocessing.PIXEL_STD,
+        },
         "data": {name: metadata.get(name) for name in ("fingerprint", "fingerprints", "source", "synthetic", "counts")},
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in VERSIONED},
@@ -69,7 +74,7 @@ def hold_workdir(workdir: pathlib.Path, run: dict[str, Any], restart: bool) -> I
     Args:
       workdir: folder of the run.
       run: content of config.json.
-      restart: delete what an earlier run left in the workdir.
+      restart: delete the files that an earlier run left in the workdir.
 
     Raises:
       UserError: another training uses the workdir, it holds another run or files of another program, or the processes
@@ -90,12 +95,12 @@ def hold_workdir(workdir: pathlib.Path, run: dict[str, Any], restart: bool) -> I
                 refusal = UserError(f"{workdir} is a file, not a folder. Use another --workdir.")
             except (UserError, OSError) as error:
                 refusal = error
-        # Every process must learn of the refusal, or the others would wait for process 0 for ever.
+        # Every process must learn of the error. Otherwise the others would wait for process 0 forever.
         refused = max_over_processes(int(refusal is not None))
         if refusal:
             raise refusal
         if refused:
-            raise UserError("process 0 refuses the workdir; its own message says why.")
+            raise UserError("process 0 cannot use the workdir. Its own message says why.")
         yield
 
 
@@ -105,8 +110,11 @@ def resume(workdir: pathlib.Path, checkpoints: ocp.CheckpointManager, fresh: Tra
     Args:
       workdir: folder of the run.
       checkpoints: from `checkpoint.open_checkpoints`.
-      fresh: a state of the same run, returned where there is no checkpoint.
+      fresh: the initial state of the run.
       mesh: the devices.
+
+    Returns:
+      The restored state, or `fresh` if there is no checkpoint.
 
     Raises:
       UserError: the checkpoint is damaged or belongs to another network.
@@ -152,7 +160,7 @@ def _prepare_workdir(workdir: pathlib.Path, run: dict[str, Any], restart: bool) 
                 "--workdir."
             )
     elif restart:
-        read_run(config)  # Raises before anything of another program is deleted.
+        read_run(config)  # Raises an error if config.json is of another program, before anything is deleted.
         for folder in find_replicas(workdir):
             shutil.rmtree(folder)
         for name in RUN_FILES:

@@ -39,7 +39,7 @@ resample = jax.jit(resample)
 def test_the_identity_gives_the_image_back(px):
     image = random_image(px, px)
     np.testing.assert_allclose(resample(image, IDENTITY), image, atol=1e-5)
-    if px in (1, 2, 16, 64):  # Powers of 2: nothing is rounded.
+    if px in (1, 2, 16, 64):  # With powers of 2, nothing is rounded.
         np.testing.assert_array_equal(resample(image, IDENTITY), image)
 
 
@@ -51,7 +51,7 @@ def test_a_flip_is_the_mirror_image(px):
 
 @pytest.mark.parametrize("px", [15, 16])
 def test_a_quarter_turn_and_a_shift_by_a_pixel_go_the_stated_way(px):
-    # Output place -> input place, y down: what was to the right of the middle is seen below it, then above, ...
+    # Output position -> input position, with y down: the pixel right of the centre moves below it, then above it, ...
     image = random_image(px, px)
     np.testing.assert_allclose(resample(image, rotation(90)), np.rot90(image), atol=1e-4)
     right = resample(image, IDENTITY + np.array([[0, 0, 2 / px], [0, 0, 0]], np.float32))
@@ -68,7 +68,7 @@ def test_a_quarter_turn_and_a_shift_by_a_pixel_go_the_stated_way(px):
         rotation(0, 1, (0.9, 0.9)),
         rotation(180, 0.3),
         rotation(5) * np.array([[0.5, -0.8, 1], [0.5, -0.8, 1]], np.float32),
-        rotation(0, 1, (5, 0)),  # wholly outside: black
+        rotation(0, 1, (5, 0)),  # outside of the image: black
     ],
     ids=["usual", "smaller", "shifted", "upside down", "sheared and mirrored", "outside"],
 )
@@ -105,7 +105,7 @@ def test_drawn_zooms_fill_their_range_and_nothing_else_changes():
 def test_drawn_shifts_fill_their_range_in_both_directions_and_nothing_else_changes():
     transforms = draw_transforms(shift=0.1)
     np.testing.assert_array_equal(transforms[:, :, :2], np.broadcast_to(np.eye(2), (DRAWS, 2, 2)))
-    sides = transforms[:, :, 2] / 2  # The side is 2 long.
+    sides = transforms[:, :, 2] / 2  # In these coordinates, the image is 2 wide and 2 high.
     assert np.abs(sides).max() <= 0.1
     assert (sides.min(0) < -0.095).all()
     assert (sides.max(0) > 0.095).all()
@@ -124,10 +124,10 @@ def test_drawn_crops_lie_in_the_image_and_keep_to_area_and_aspect(smallest):
     assert 0.98 < area.max() <= 1
     assert aspect.min() >= 3 / 4 - 1e-6
     assert aspect.max() <= 4 / 3 + 1e-6
-    # Both shapes are drawn, as far as they fit: a box of area a has an aspect between a and 1 / a.
+    # Wide and tall boxes are sampled, if they fit: a box of area a has an aspect ratio between a and 1 / a.
     assert aspect.min() < max(3 / 4, smallest) + 0.02
     assert aspect.max() > min(4 / 3, 1 / smallest) - 0.02
-    # The box touches or nears each edge of the image in some draw.
+    # In some sample, the box is at or near each edge of the image.
     room = 1 - box
     assert (transforms[:, :, 2] > 0.9 * room).any(0).all()
     assert (transforms[:, :, 2] < -0.9 * room).any(0).all()
@@ -167,7 +167,7 @@ def test_each_range_alone_changes_the_images(change):
     images = np.stack([random_image(16, 16)] * 8)
     augmented = np.asarray(jax.jit(make_augment(dataclasses.replace(OFF, **change)))(KEYS[:8], images))
     assert np.abs(augmented - images).max() > 0.01
-    assert np.abs(augmented - augmented[0]).max() > 0.01  # each with a draw of its own
+    assert np.abs(augmented - augmented[0]).max() > 0.01  # each has its own random numbers
 
 
 @pytest.mark.parametrize("config", [AugmentConfig(), dataclasses.replace(ALL_ON, brightness=1, gamma=3)])
@@ -185,7 +185,7 @@ def test_an_image_is_augmented_alike_in_any_batch():
     images = np.stack([random_image(16, 16, seed) for seed in range(8)])
     augment = jax.jit(make_augment(ALL_ON))
     together = np.asarray(augment(KEYS[:8], images))
-    order = np.array([5, 2, 7, 7, 0, 1, 6, 6])  # As many: another number would be compiled anew.
+    order = np.array([5, 2, 7, 7, 0, 1, 6, 6])  # The same number as above: another one would be compiled again.
     np.testing.assert_allclose(augment(KEYS[order], images[order]), together[order], atol=1e-6)
 
 
@@ -240,10 +240,10 @@ def test_erase_paints_one_grey_rectangle_of_2_to_20_percent():
         assert len(np.unique(one[where])) == 1
         assert 0 <= one[where][0] <= 1
         areas.append(where.mean())
-    # A side is rounded by up to a pixel.
+    # Height and width are rounded by up to a pixel.
     assert 0.015 <= min(areas) < 0.03
     assert 0.19 < max(areas) <= 0.215
-    # Every edge is reached.
+    # The rectangle reaches every edge in some sample.
     assert [changed[:, 0].any(), changed[:, -1].any(), changed[:, :, 0].any(), changed[:, :, -1].any()] == [True] * 4
 
 
@@ -264,7 +264,7 @@ def test_mixup_keeps_the_larger_share_of_each_image_and_blends_its_target_alike(
     np.testing.assert_allclose(targets, shares[:, None] * [1, 0, 0] + (1 - shares[:, None]) * [0, 0.5, 0.5], atol=1e-6)
     assert 0.5 <= shares.min() < 0.55
     assert shares.max() <= 1
-    # Mean and deviation of a beta draw folded at one half, from many draws.
+    # Mean and standard deviation of max(x, 1 - x) for many samples x of the beta distribution.
     draws = np.random.default_rng(0).beta(alpha, alpha, 1_000_000)
     folded = np.maximum(draws, 1 - draws)
     assert abs(shares.mean() - folded.mean()) < 4 * folded.std() / math.sqrt(DRAWS)
@@ -283,7 +283,7 @@ def test_mixup_of_an_image_depends_on_its_own_key_only():
 def test_strength_multiplies_the_ranges():
     ranges = {"rotate_degrees": 20.0, "shift": 0.1, "zoom": 0.2, "brightness": 0.2, "contrast": 0.4}
     strong = AugmentConfig(**ranges, crop_min_area=0.6, gamma=0.21, erase_probability=0.8, augment_strength=0.5)
-    # Of gamma, the range of its logarithm: the square root of 1.21 is 1.1.
+    # For gamma, strength 0.5 halves the range of the logarithm: the square root of 1.21 is 1.1.
     halves = {name: value / 2 for name, value in ranges.items()}
     half = AugmentConfig(**halves, crop_min_area=0.8, gamma=0.1, erase_probability=0.4)
     images = np.stack([random_image(16, 16, seed) for seed in range(32)])
@@ -296,7 +296,7 @@ def test_strength_multiplies_the_ranges():
 @pytest.mark.parametrize(("side", "px"), [(64, 32), (64, 16), (48, 32), (31, 16), (16, 16)])
 def test_shrinking_averages_over_areas(side, px):
     images = np.random.default_rng(side).random((2, side, side), np.float32)
-    fine = images.repeat(px, 1).repeat(px, 2)  # On this grid every area begins and ends with a pixel.
+    fine = images.repeat(px, 1).repeat(px, 2)  # On this grid, averaged areas start and end at pixel edges.
     expected = fine.reshape(2, px, side, px, side).mean((2, 4))
     np.testing.assert_allclose(shrink(images, px), expected, atol=1e-6)
 
@@ -311,7 +311,7 @@ RANGES = {
     "gamma": st.floats(0, 5),
     "erase_probability": st.floats(0, 1),
 }
-# Every range is off, at its largest value, or anything between; at most four at once, as each choice compiles anew.
+# Every range is 0, at its maximum, or between. At most four are not 0, because each choice is compiled.
 CONFIGS = st.lists(st.sampled_from(sorted(RANGES)), max_size=4, unique=True).flatmap(
     lambda names: st.builds(
         lambda values, flip: dataclasses.replace(OFF, flip=flip, **values),

@@ -1,4 +1,4 @@
-"""The cache of decoded images: whole or absent, verified, and cleared of what killed writers left."""
+"""Tests of the cache of decoded images: it is complete or absent, verified, and cleaned after killed writers."""
 
 import json
 import multiprocessing

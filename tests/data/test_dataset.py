@@ -23,7 +23,7 @@ SPLITS = ("train", "validation", "test")
 
 @pytest.fixture
 def config(data_dir, tmp_path):
-    """The phantom set in a folder of the test's own, without decoded images."""
+    """The phantom set in a folder of this test, without decoded images."""
     source = pathlib.Path(kermany_pneumonia.dataset_dir("phantom", data_dir))
     shutil.copytree(source, kermany_pneumonia.dataset_dir("phantom", tmp_path))
     return DataConfig(data_dir=str(tmp_path), image_px=16)
@@ -111,7 +111,7 @@ def test_patients_of_a_split_are_those_that_its_metadata_count(config):
     for name in SPLITS:
         split = load_split(config, name)
         assert len(set(split.patient_ids)) == ensure_prepared(config)["groups"][name]
-        # Bacteria and virus of one number are one patient: the unit that is split is the unit that is counted.
+        # Bacteria and virus of one number are one patient, both in the splits and in the counts.
         assert set(split.patient_ids) == {"/".join(id.split("/")[:1] + id.split("/")[-2:]) for id in split.patient_ids}
 
 
@@ -125,7 +125,7 @@ def test_a_second_load_is_mapped_from_the_cache_and_decodes_nothing(config, monk
 
 
 def test_a_load_from_the_cache_needs_no_package_that_only_preparing_needs(config):
-    """An environment for GPUs often has JAX and little else; decoded images can be copied there."""
+    """An environment for GPUs often has JAX but not TFDS. Decoded images can be copied there."""
     expected = load_split(config, "train")
     program = f"""
 import importlib, pkgutil, sys
@@ -169,9 +169,9 @@ def test_a_write_cut_short_leaves_no_cache(config, monkeypatch, error, caplog):
     with monkeypatch.context() as patch:
         patch.setattr(dataset.np, "save", write_half)
         if isinstance(error, OSError):
-            # A full disk costs the cache, not the run.
+            # On a full disk, the run continues without a cache.
             split = load_split(config, "validation")
-            assert "could not keep the decoded images" in caplog.text
+            assert "the decoded images cannot be cached" in caplog.text
         else:
             with pytest.raises(KeyboardInterrupt):
                 load_split(config, "validation")
@@ -192,6 +192,20 @@ def test_a_read_only_data_folder_is_read_without_a_cache(config, monkeypatch, ca
     assert "Read-only file system" in caplog.text
     assert split.images.shape == (len(split), 16, 16)
     assert decoded(config) == []
+
+
+def test_a_cache_that_is_deleted_while_it_is_written_costs_nothing_but_the_cache(config, monkeypatch):
+    write_cache = dataset.write_cache
+
+    def write_and_lose(folder, *content):
+        write_cache(folder, *content)
+        shutil.rmtree(folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dataset, "write_cache", write_and_lose)
+        split = load_split(config, "validation")
+    assert decoded(config) == []
+    assert_same(split, load_split(config, "validation"))
 
 
 def test_two_processes_that_make_the_cache_at_once_do_not_disturb_each_other(config, monkeypatch, caplog):
@@ -226,7 +240,7 @@ def test_two_processes_that_make_the_cache_at_once_do_not_disturb_each_other(con
 )
 def test_a_damaged_cache_is_named_and_mended_by_its_removal(config, damage):
     mapped = load_split(config, "validation")
-    whole = dataclasses.replace(mapped, images=np.array(mapped.images))  # The map itself would be cut with its file.
+    whole = dataclasses.replace(mapped, images=np.array(mapped.images))  # A memory map is truncated with its file.
     (cache,) = decoded(config)
     damage(cache)
     with pytest.raises(UserError, match="are damaged .* Delete that folder") as caught:

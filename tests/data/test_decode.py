@@ -22,7 +22,7 @@ def encode(pixels, format="PNG", mode=None, **options):
 
 
 def smooth_pixels(height, width, seed=0):
-    """Structure at the scale of ribs, as a radiograph has, and a little noise."""
+    """Makes images with structure at the scale of ribs, as in a radiograph, and a little noise."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (12, 12), dtype=np.uint8))
     pixels = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.float32)
@@ -147,7 +147,7 @@ def test_exif_orientation_turns_the_image_as_a_viewer_does(format, mode, orienta
     with Image.open(io.BytesIO(data)) as stored:
         shown = np.asarray(ImageOps.exif_transpose(stored).convert("L"))
     assert shown.shape == ((300, 400) if orientation < 5 else (400, 300))
-    assert np.abs(decode_image(data, 32).astype(float) - squeeze(shown, 32)).mean() < 3  # Another turn: above 20.
+    assert np.abs(decode_image(data, 32).astype(float) - squeeze(shown, 32)).mean() < 3  # wrong orientation: > 20
 
 
 def test_exif_orientation_of_16_bit_files_is_applied_too():
@@ -186,7 +186,7 @@ def test_the_builder_refuses_what_the_decoder_refuses_with_the_same_reason(forma
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
 def test_16_bit_colour_is_refused_because_only_half_of_its_bits_would_be_read(mode):
     channels = {"RGB": 3, "RGBA": 4, "LA": 2}[mode]
-    rows = np.zeros((4, 1 + 4 * channels * 2), np.uint8).tobytes()  # Each row begins with its filter type.
+    rows = np.zeros((4, 1 + 4 * channels * 2), np.uint8).tobytes()  # Each row starts with its filter type.
     header = struct.pack(">IIBBBBB", 4, 4, 16, {"RGB": 2, "RGBA": 6, "LA": 4}[mode], 0, 0, 0)
     with pytest.raises(OSError, match="16 bits per channel in colour or with transparency; save it as 16-bit grey"):
         decode_image(write_png((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")), 16)

@@ -1,4 +1,4 @@
-"""Folds and shares of the training images: whole patients, whatever their names and classes."""
+"""Tests of folds and shares of the training images: patients are never split, for any names and classes."""
 
 import collections
 
@@ -7,7 +7,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from pneumojax.data.folds import choose_patients, cut_fold
+from pneumojax.data.folds import choose_patients, split_fold
 from pneumojax.errors import UserError
 
 PATIENTS = st.one_of(st.integers(0, 40).map("train/person/{}".format), st.integers(0, 40).map("train/IM/{}".format))
@@ -28,7 +28,7 @@ def assert_whole_patients(patients, masks):
 @hypothesis.given(images=IMAGES, folds=st.integers(2, 6), data=st.data())
 def test_each_image_is_in_one_split_of_a_fold_and_each_patient_is_whole(images, folds, data):
     patients, subtypes = unzip(images)
-    parts = cut_fold(patients, subtypes, folds, data.draw(st.integers(0, folds - 1)))
+    parts = split_fold(patients, subtypes, folds, data.draw(st.integers(0, folds - 1)))
     assert list(parts) == ["train", "validation", "test"]
     np.testing.assert_array_equal(np.sum([*parts.values()], axis=0), 1)
     assert_whole_patients(patients, parts.values())
@@ -38,7 +38,7 @@ def test_each_image_is_in_one_split_of_a_fold_and_each_patient_is_whole(images, 
 @hypothesis.given(images=IMAGES, folds=st.integers(2, 6))
 def test_each_image_is_held_out_in_one_fold(images, folds):
     patients, subtypes = unzip(images)
-    held_out = [cut_fold(patients, subtypes, folds, fold)["test"] for fold in range(folds)]
+    held_out = [split_fold(patients, subtypes, folds, fold)["test"] for fold in range(folds)]
     np.testing.assert_array_equal(np.sum(held_out, axis=0), 1)
     assert_whole_patients(patients, held_out)
 
@@ -49,7 +49,7 @@ def test_a_share_is_of_whole_patients_and_near_the_wish_for_each_kind_of_patient
     patients, subtypes = unzip(images)
     try:
         chosen = choose_patients(patients, subtypes, share)
-    except UserError:  # A class would have no image: see the test below.
+    except UserError:  # A class would have no image, which the test below checks.
         return
     assert_whole_patients(patients, [chosen, ~chosen])
     assert set(subtypes[chosen]) == set(subtypes)

@@ -1,4 +1,4 @@
-"""Rows that are read ahead: the right ones, in order, and no thread is left behind. test_train.py trains on them."""
+"""Tests of streamed rows: they are correct and in order, and no thread is left. test_fit.py trains on them."""
 
 import threading
 import time
@@ -38,7 +38,7 @@ def test_no_more_is_read_ahead_than_it_says_and_a_reader_that_is_closed_ends():
     next(rows)
     time.sleep(0.3)
     assert count_readers()
-    assert sorted(read) == list(range(5))  # The first, two on the devices, two on the host.
+    assert sorted(read) == list(range(5))  # The first call, two calls on the devices, and two on the host.
     rows.close()
     end = time.monotonic() + 10
     while count_readers() and time.monotonic() < end:

@@ -1,4 +1,4 @@
-"""The audit of a run: its figures are those of an evaluation, and its page says what they mean."""
+"""Tests of the audit of a run: its numbers equal those of an evaluation, and its page explains them."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ from pneumojax.training.fit import fit
 
 @pytest.fixture(scope="module")
 def audited(make_config, tmp_path_factory):
-    """A perceptron of 16 px, trained for an epoch, and its audit; not to be changed."""
+    """A perceptron at 16 px that was trained for an epoch, and its audit. Tests must not change them."""
     workdir = tmp_path_factory.mktemp("audit") / "run"
     fit(make_config(model="mlp", image_px=16, epochs=1, mixup_alpha=0.0), workdir)
     run = open_run(workdir)
@@ -53,7 +53,7 @@ def test_the_page_shows_every_perturbation_and_needs_no_other_file(audited):
     page = (run.workdir / "evaluation" / "validation" / "audit.html").read_text()
     assert page.count('src="data:image/png;base64,') == page.count("<img") == len(PERTURBATIONS) + 1
     assert "http" not in page
-    assert "Synthetic radiographs" in page
+    assert "synthetic radiographs" in page
     for table in audit.make_tables(results):
         for row in table.rows:
             assert all(cell in page.replace("\xa0", " ") for cell in row)
@@ -92,7 +92,7 @@ def test_three_classes_score_as_pneumonia_and_baselines_do_not_hang_on_the_run(a
     larger = dataclasses.replace(run.config, data=dataclasses.replace(run.config.data, image_px=24))
     results = audit.audit(dataclasses.replace(run, workdir=tmp_path, config=larger), "validation")
     labels = load(run.config.data, "validation").subtypes > 0
-    others = np.log(np.exp(logits[:, 1:]).sum(axis=1))  # Orders as 1 - P(NORMAL) does.
+    others = np.log(np.exp(logits[:, 1:]).sum(axis=1))  # This has the same order as 1 - P(NORMAL).
     expected = roc_auc_score(labels, others - logits[:, 0])
     assert results["altered"]["blocks"]["metrics"]["auroc"]["value"] == pytest.approx(expected)
 
@@ -129,7 +129,7 @@ def test_the_reading_judges_by_the_interval():
     assert text[5].endswith("pixels alone reach 0.900 and hog 0.940: the network adds 0.010 to that.")
     assert len(text) == 6
     baselines["hog"]["metrics"]["auroc"]["value"] = 0.95
-    assert "no proof" in audit.explain(altered, baselines, "validation", "validation")[5]
+    assert "does not prove" in audit.explain(altered, baselines, "validation", "validation")[5]
     assert "slightly optimistic" in audit.explain(altered, baselines, "test", "test")[6]
     altered["unaltered"]["metrics"]["auroc"] = {"value": None, "ci95": None, "reason": "One class."}
     assert audit.explain(altered, baselines, "test", "validation") == ["There is nothing to explain: One class."]
@@ -153,7 +153,7 @@ def test_script_prints_both_tables_the_reading_and_the_next_command(audited, pro
     text = done.stdout
     network, linear = audit.make_tables(results)
     assert linear.format_text() in text
-    for row in network.rows:  # On one device; the last digit of a score, and so a decision, may differ.
+    for row in network.rows:  # On one device, the last digit of a score, and therefore a decision, may differ.
         assert f"\n{row[0]}   " in text
     assert results["reading"][-2] in text
     data = run.config.data

@@ -1,4 +1,4 @@
-"""Baselines see what they say, learn from train alone, and own up where there is nothing to see."""
+"""Tests of baselines: they use the described features, are fitted on train only, and report uninformative features."""
 
 import dataclasses
 
@@ -22,7 +22,7 @@ from pneumojax.evaluation.perturbations import keep_centre, shuffle_pixels
 
 
 def make_split(name="train", images=60, seed=0, **changes):
-    """Noise; images of pneumonia have bright stripes in the middle, and were made of wider files."""
+    """Noise images. Those of pneumonia have bright stripes in the middle and come from wider files."""
     rng = np.random.default_rng(seed)
     subtypes = (np.arange(images) % 3).astype(np.int32)
     pixels = rng.integers(0, 150, (images, 64, 64))
@@ -72,7 +72,7 @@ def test_scores_order_a_new_split_as_the_oracle_says_and_learn_nothing_from_it(n
     scores = compute_scores(BASELINES[name], train, split)
     assert scores.shape == (90,) and np.all((scores >= 0) & (scores <= 1))
     auroc = roc_auc_score(split.subtypes > 0, scores)
-    if name == "edge_pixels":  # The middle tells, not the edge.
+    if name == "edge_pixels":  # The middle is informative, the edge is not.
         assert 0.3 < auroc < 0.7
     else:
         assert auroc > 0.9
@@ -97,4 +97,4 @@ def test_files_of_one_size_are_said_to_be_and_not_scored():
         compute_scores(BASELINES["size"], make_split(**one_size), make_split("test"))
     with pytest.raises(UninformativeError, match="All 60 test files"):
         compute_scores(BASELINES["size"], make_split(), make_split("test", **one_size))
-    compute_size(make_split(heights=one_size["heights"]))  # Widths still differ.
+    compute_size(make_split(heights=one_size["heights"]))  # The widths still differ.

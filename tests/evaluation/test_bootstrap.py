@@ -1,4 +1,4 @@
-"""pneumojax.evaluation.bootstrap against closed forms and scipy."""
+"""Compares pneumojax.evaluation.bootstrap with closed forms and SciPy."""
 
 import math
 
@@ -16,13 +16,13 @@ def test_bootstrap_draws_whole_patients():
     weights = bootstrap.weights[1:]
     np.testing.assert_array_equal(weights[:, [0, 0, 1]], weights[:, [2, 5, 4]])
     np.testing.assert_array_equal(weights[:, [0, 1, 3]].sum(axis=1), 3)
-    # Each patient is drawn binomially: 3 draws of chance 1/3.
+    # The number of times that a patient is sampled is binomial: 3 trials with probability 1/3.
     np.testing.assert_allclose(weights[:, [0, 1, 3]].mean(axis=0), 1, atol=4 * math.sqrt(2 / 3 / 400))
     assert weights[:, 3].var() == pytest.approx(2 / 3, rel=0.25)
 
 
 def test_a_seed_draws_the_same_patients_in_every_version():
-    # Whoever compares results with an older version compares the same resamples.
+    # The resamples must not change, so that results can be compared with those of an older version.
     bootstrap = PatientBootstrap(["b", "a", "b", "c"], 3, seed=0)
     draws = np.random.default_rng(0).integers(3, size=(3, 3))
     expected = [[np.sum(row == patient) for patient in (1, 0, 1, 2)] for row in draws]

@@ -1,4 +1,4 @@
-"""pneumojax.evaluation.calibration against scikit-learn, scipy, closed forms and a published example."""
+"""Compares pneumojax.evaluation.calibration with scikit-learn, SciPy, closed forms and a published example."""
 
 import json
 
@@ -14,7 +14,7 @@ from pneumojax.evaluation.bootstrap import PatientBootstrap
 
 
 def make_split(images, classes=2, sharpness=1.0, seed=0):
-    """Labels drawn from probabilities that are then made too sure (sharpness above 1), and patients of two images."""
+    """Labels of probabilities that are then made overconfident (sharpness above 1). Patients have two images."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(size=(images, classes)) * 1.5
     true = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
@@ -34,7 +34,7 @@ def test_temperature_is_where_scipy_finds_the_likelihood_highest(classes, sharpn
 
     best = optimize.minimize_scalar(compute_loss, bounds=(-4, 4), method="bounded", options={"xatol": 1e-9})
     assert temperature == pytest.approx(np.exp(best.x), rel=1e-4)
-    # 500 images draw the true temperature, which is the sharpness, within about a tenth.
+    # The true temperature is the sharpness. 500 images give it to within about a tenth.
     assert temperature == pytest.approx(sharpness, rel=0.25)
 
 
@@ -48,7 +48,7 @@ def test_temperature_divides_the_logits(classes):
 
 
 def test_temperature_of_ten_images_of_one_certainty_is_the_closed_form():
-    # Eight of ten are right at log-odds 3: the likeliest log-odds are log(8 / 2), so T = 3 / log(4).
+    # Eight of ten are right at log-odds 3. The maximum likelihood is at log-odds log(8 / 2), so T = 3 / log(4).
     labels = [1] * 8 + [0] * 2
     probabilities = np.tile([1 / (1 + np.exp(3)), 1 / (1 + np.exp(-3))], (10, 1))
     assert calibration.fit_temperature(labels, probabilities) == pytest.approx(3 / np.log(4), rel=1e-9)
@@ -68,14 +68,14 @@ def test_log_odds_of_near_certain_images_stay_apart():
 
 
 def test_prevalence_shift_is_bayes_rule():
-    # Vickers of a likelihood ratio: odds 0.6/0.4 at prevalence 0.5 are the likelihood ratio 1.5; at 0.2 the prior odds
-    # are 0.25, so the odds 0.375 and the probability 3/11.
+    # Odds of 0.6 / 0.4 at prevalence 0.5 are a likelihood ratio of 1.5. At prevalence 0.2, the prior odds are 0.25, so
+    # the odds are 0.375 and the probability is 3 / 11.
     np.testing.assert_allclose(calibration.shift_prevalence([0.6, 0.0, 1.0], 0.5, 0.2), [3 / 11, 0, 1])
     scores = np.random.default_rng(0).random(50)
     np.testing.assert_allclose(calibration.shift_prevalence(scores, 0.7, 0.7), scores)
     there = calibration.shift_prevalence(scores, 0.74, 0.1)
     np.testing.assert_allclose(calibration.shift_prevalence(there, 0.1, 0.74), scores)
-    # Where 9 in 10 of the NORMAL images leave a calibrated set, the shifted scores are the shares that remain.
+    # If 9 of 10 NORMAL images of a calibrated set are removed, the shifted scores are calibrated for the rest.
     with_pneumonia, without = np.array([10.0, 40.0, 90.0]), np.array([90.0, 60.0, 10.0])
     old, new = 140 / 300, 140 / (140 + 16)
     shifted = calibration.shift_prevalence(with_pneumonia / 100, old, new)
@@ -97,7 +97,7 @@ def test_calibration_equals_scikit_learn(sharpness):
     logistic = LogisticRegression(C=np.inf, tol=1e-10).fit(log_odds[:, None], labels)
     assert result["calibration_slope"]["value"] == pytest.approx(logistic.coef_[0, 0], rel=1e-5)
     assert result["calibration_intercept"]["value"] == pytest.approx(logistic.intercept_[0], abs=1e-5)
-    # The likeliest shift makes the mean probability the share of pneumonia.
+    # At the maximum likelihood, the mean probability is the share of pneumonia.
     shift = optimize.brentq(lambda a: np.mean(1 / (1 + np.exp(-a - log_odds))) - labels.mean(), -9, 9)
     assert result["calibration_in_the_large"]["value"] == pytest.approx(shift, abs=1e-8)
 
@@ -131,7 +131,7 @@ def test_interval_of_the_slope_is_as_wide_as_its_standard_error_says():
 
 
 def test_fit_arrives_from_log_odds_of_hundreds():
-    # Two sure mistakes among sure images: plain Newton runs away here.
+    # Two confident mistakes among confident images, for which Newton's method without damping diverges.
     log_odds = np.array([-300.0, -200, -100, -50, 250, 50, 100, 200, 300, -250])
     positive = np.arange(10) >= 5
     shift = calibration._fit_logistic(positive, np.ones((10, 1)), log_odds, np.ones((1, 10)), np.ones(1, bool))[0, 0]
@@ -170,7 +170,7 @@ def test_split_of_one_class(label):
 def test_reliability_equals_scikit_learn_with_wilson_intervals(images):
     labels, probabilities, _ = make_split(images)
     result = calibration.compute_reliability(labels, probabilities[:, 1])
-    if images % 10 == 0:  # Else scikit-learn cuts between other images.
+    if images % 10 == 0:  # Otherwise scikit-learn puts the borders of the bins between other images.
         share, score = oracle_calibration.calibration_curve(labels, probabilities[:, 1], n_bins=10, strategy="quantile")
         np.testing.assert_allclose(result["share"], share)
         np.testing.assert_allclose(result["mean_score"], score)
@@ -207,11 +207,11 @@ def test_predictive_values_of_a_published_example():
 
 
 def test_perfect_decisions_have_no_interval_that_ignores_the_prevalence():
-    # 20 NORMAL images say that specificity is above 0.83: at a prevalence of 0.01, PPV may be as low as 0.06.
+    # With 20 NORMAL images, the specificity is at least 0.83. At a prevalence of 0.01, the PPV is at least 0.06.
     labels = np.repeat([0, 1], 20)
     ppv = calibration.compute_predictive_values(labels, labels, 0.5, [0.01], PatientBootstrap(np.arange(40)))["ppv"][0]
     assert (ppv["value"], ppv["ci95"]) == (1.0, None)
-    assert "do not differ" in ppv["reason"]
+    assert "give the same value" in ppv["reason"]
 
 
 @pytest.mark.filterwarnings("error")
@@ -227,7 +227,7 @@ def test_nobody_decided_for_has_no_ppv():
 
 
 def test_a_fit_that_does_not_converge_has_no_value():
-    # The shift that fits best is -62.5, far from 0. Newton's method oscillates between two points here.
+    # The optimal shift is -62.5, far from 0. Newton's method without damping oscillates between two points here.
     log_odds = np.array([20.0, 160.0])
     probabilities = np.stack([np.exp(-log_odds), np.ones(2)], axis=1)
     result = calibration.compute_calibration([0, 1], probabilities, PatientBootstrap(["a", "b"]))

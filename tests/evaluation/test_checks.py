@@ -1,4 +1,4 @@
-"""pneumojax.evaluation.checks: what is refused, with which sentence."""
+"""Tests of pneumojax.evaluation.checks: invalid arguments and their messages."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""pneumojax.evaluation.comparison against scikit-learn and scipy."""
+"""Compares pneumojax.evaluation.comparison with scikit-learn and SciPy."""
 
 import math
 
@@ -17,7 +17,7 @@ def to_probabilities(scores):
 
 
 def compute_components(labels, scores):
-    """Structural components by ranks: Sun and Xu, Fast implementation of DeLong's algorithm, 2014."""
+    """Computes structural components by ranks (Sun and Xu, Fast implementation of DeLong's algorithm, 2014)."""
     positive = labels == 1
     ranks = stats.rankdata(scores)
     of_positive = (ranks[positive] - stats.rankdata(scores[positive])) / np.sum(~positive)
@@ -50,7 +50,7 @@ def test_delong_and_bootstrap_agree():
     )
     assert paired["auroc"]["difference"]["value"] == pytest.approx(delong["difference"])
     assert paired["auroc"]["difference"]["ci95"] == pytest.approx(delong["ci95"], abs=0.2 * np.ptp(delong["ci95"]))
-    # Unpaired, the interval would be wider: the images have most of the spread in common.
+    # An unpaired interval would be wider, because most of the variation comes from the common images.
     alone = metrics.compute_metrics(labels, to_probabilities(a), 0.5, PatientBootstrap(np.arange(600)))["auroc"]["ci95"]
     other = metrics.compute_metrics(labels, to_probabilities(b), 0.5, PatientBootstrap(np.arange(600)))["auroc"]["ci95"]
     assert np.ptp(paired["auroc"]["difference"]["ci95"]) < 0.9 * math.hypot(np.ptp(alone), np.ptp(other))
@@ -100,13 +100,13 @@ def test_differences_equal_scikit_learn_and_draw_whole_patients():
     assert once["accuracy"]["b"] == pytest.approx(oracle.accuracy_score(labels, b >= 0.6))
     for name, one in once.items():
         assert one["difference"]["value"] == pytest.approx(one["a"] - one["b"])
-        # The same patients are drawn, each with two equal images: nothing is gained.
+        # The same patients are sampled, each with two equal images, so the interval does not change.
         assert twice[name]["difference"]["ci95"] == pytest.approx(one["difference"]["ci95"])
     nothing = comparison.compute_differences(
         labels, to_probabilities(a), to_probabilities(a), 0.4, 0.4, PatientBootstrap(np.arange(200))
     )
     assert all(one["difference"]["value"] == 0 for one in nothing.values())
-    assert all("do not differ" in one["difference"]["reason"] for one in nothing.values())
+    assert all("give the same value" in one["difference"]["reason"] for one in nothing.values())
 
 
 def test_delong_of_a_perfect_and_a_constant_score_says_why_there_is_no_test():

@@ -1,11 +1,11 @@
-"""pneumojax.evaluation.counts on hand-counted images."""
+"""Compares pneumojax.evaluation.counts with counts by hand."""
 
 import numpy as np
 import pytest
 
 from pneumojax.evaluation import counts
 
-# Labels 1, 0, 1, 0 at the scores 0.9, 0.5, 0.5, 0.1. The second row of weights draws the third image twice.
+# Labels 1, 0, 1, 0 at the scores 0.9, 0.5, 0.5, 0.1. In the second row of weights, the third image counts twice.
 POSITIVE, SCORES = np.array([True, False, True, False]), np.array([0.9, 0.5, 0.5, 0.1])
 WEIGHTS = np.array([[1.0, 1, 1, 1], [0, 1, 2, 1]])
 
@@ -15,7 +15,7 @@ def test_images_of_equal_score_are_counted_together():
     np.testing.assert_array_equal(thresholds, [0.9, 0.5, 0.1])
     np.testing.assert_array_equal(true_positives, [[1, 2, 2], [0, 2, 2]])
     np.testing.assert_array_equal(false_positives, [[0, 1, 2], [0, 1, 2]])
-    # Of 4 pairs, the first row has 3 in the right order and 1 tie; the second row has 2 and 2 ties.
+    # The first row has 4 pairs: 3 in the right order and 1 tie. The second row has 2 in the right order and 2 ties.
     assert counts.area_under_roc(true_positives, false_positives) == pytest.approx([3.5 / 4, 3 / 4])
     # 0.5 * 1 + 0.5 * 2 / 3, and 1 * 2 / 3.
     assert counts.average_precision(true_positives, false_positives) == pytest.approx([5 / 6, 2 / 3])

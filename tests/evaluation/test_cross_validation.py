@@ -1,4 +1,4 @@
-"""Folds: no image twice, no person on two sides, and out-of-fold predictions that are those of the folds' own runs."""
+"""Tests of cross-validation: each image and patient is in one fold, and predictions are those of the fold's own run."""
 
 import csv
 import dataclasses
@@ -13,7 +13,7 @@ from sklearn.metrics import accuracy_score, roc_auc_score
 from pneumojax.checkpoint import read_run
 from pneumojax.config import config_from_dict
 from pneumojax.data.dataset import ensure_prepared, load_split, load_training_images
-from pneumojax.data.folds import cut_fold
+from pneumojax.data.folds import split_fold
 from pneumojax.errors import UserError
 from pneumojax.evaluation.calibration import apply_temperature
 from pneumojax.evaluation.predict import compute_probabilities
@@ -29,7 +29,7 @@ def set_fold(config, folds, fold):
 
 
 def find_persons(split):
-    """Series and number: "person/12" of bacteria and of virus may be one child."""
+    """Returns series and number: "person/12" of bacteria and of virus may be one child."""
     return {tuple(patient.split("/")[-2:]) for patient in split.patient_ids}
 
 
@@ -50,14 +50,14 @@ def test_each_image_is_held_out_once_and_no_person_is_on_two_sides(make_config, 
 
 
 def test_each_class_is_shared_out_as_its_share_is():
-    """As many persons as the real set has; half of those with pneumonia have bacteria and virus on record."""
+    """Has as many patients as the real data set. Half of those with pneumonia have images of bacteria and of virus."""
     rng = np.random.default_rng(0)
     subtypes = rng.choice(3, 5000, p=[0.26, 0.48, 0.26])
     numbers = rng.integers(0, 1500, 5000)
     patients = np.array([f"train/{s}/{'person' if s else 'IM'}/{n}" for s, n in zip(subtypes, numbers, strict=True)])
     shares = np.bincount(subtypes) / 5000
     for fold in range(5):
-        parts = cut_fold(patients, subtypes, 5, fold)
+        parts = split_fold(patients, subtypes, 5, fold)
         np.testing.assert_array_equal(np.sum([*parts.values()], axis=0), 1)
         for name, share in (("test", 0.2), ("validation", 0.15 * 0.8), ("train", 0.85 * 0.8)):
             assert abs(parts[name].mean() - share) < 0.003
@@ -110,14 +110,14 @@ def test_more_folds_than_persons_are_told(make_config):
 
 @pytest.fixture(scope="module")
 def cross_validate(processes, tmp_path_factory):
-    """`cross_validate(...)`: the script, on as many devices as here, so that its figures are bitwise ours."""
+    """`cross_validate(...)`: runs the script on as many devices as the tests, so that its numbers are bitwise equal."""
     folder = tmp_path_factory.mktemp("printed")
     return functools.partial(run_script, processes, folder, "experiments/cross_validate.py", devices=8)
 
 
 @pytest.fixture(scope="module")
 def cross_validated(cross_validate, data_dir, tmp_path_factory):
-    """Two folds as a user runs them."""
+    """Two folds, run by the script."""
     workdir = tmp_path_factory.mktemp("folds")
     done = cross_validate(f"--data_dir={data_dir}", f"--workdir={workdir}", "--folds=2", *TINY)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""pneumojax.evaluation.curves against scikit-learn and closed forms."""
+"""Compares pneumojax.evaluation.curves with scikit-learn and closed forms."""
 
 import json
 import math
@@ -23,7 +23,7 @@ def test_roc_curve_equals_scikit_learn_and_lies_in_its_band():
     at_grid = np.interp(grid, x, y)
     assert np.all((low <= at_grid + 1e-12) & (at_grid <= high + 1e-12))
     assert np.all(np.diff(low) >= 0) and high[-1] == low[-1] == 1
-    # The area under a pointwise band holds the interval of the area.
+    # The areas under the lower and the upper band contain the interval of the area.
     low_area, high_area = metrics.compute_metrics(labels, probabilities, 0.5, PatientBootstrap(patient_ids))["auroc"][
         "ci95"
     ]
@@ -31,7 +31,7 @@ def test_roc_curve_equals_scikit_learn_and_lies_in_its_band():
 
 
 def test_band_width_is_that_of_a_proportion():
-    # At a false positive rate between the two negatives' scores, sensitivity is a share of the 300 positives.
+    # At a false positive rate between the two negatives, the sensitivity is a proportion of 300 positives.
     labels = np.array([1] * 300 + [0] * 300)
     scores = np.array([3.0] * 240 + [1.0] * 60 + [2.0] * 300)
     band = curves.compute_roc_curve(labels, scores, PatientBootstrap(np.arange(600), 2000))["band"]

@@ -1,4 +1,4 @@
-"""pneumojax.evaluation.decision_curve against scikit-learn's confusion matrices and closed forms."""
+"""Compares pneumojax.evaluation.decision_curve with scikit-learn's confusion matrices and closed forms."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from pneumojax.evaluation.decision_curve import compute_decision_curve
 
 
 def make_split(images, seed=0):
-    """Labels drawn from the scores themselves, so that these are calibrated."""
+    """Samples labels from the scores, so that the scores are calibrated."""
     rng = np.random.default_rng(seed)
     scores = rng.beta(0.6, 0.5, size=images)
     return (rng.random(images) < scores).astype(int), scores
@@ -38,7 +38,7 @@ def test_treat_all_is_worth_nothing_at_the_prevalence():
     curve = compute_decision_curve(labels, np.full(100, 0.3), PatientBootstrap(np.arange(100), 0))
     at = np.searchsorted(curve["threshold"], 0.3 - 1e-9)
     assert curve["treat_all"][at] == pytest.approx(0, abs=1e-12)
-    # A score that is the prevalence for all is treat-all up to it, and treat-none beyond.
+    # If all scores equal the prevalence, the decision is to treat all up to this threshold, and none above it.
     np.testing.assert_allclose(curve["net_benefit"][:at], curve["treat_all"][:at])
     np.testing.assert_array_equal(curve["net_benefit"][at + 1 :], 0)
     assert curve["band"] is None
@@ -54,7 +54,7 @@ def test_perfect_scores_have_the_prevalence_everywhere_and_calibrated_ones_harm_
 
 
 def test_band_is_that_of_a_proportion():
-    # 40 of 100 are hits without false alarms: the net benefit is a share of all images.
+    # There are 40 true positives among 100 images and no false positives, so the net benefit is a proportion.
     labels = np.repeat([1, 0], [40, 60])
     band = compute_decision_curve(labels, labels, PatientBootstrap(np.arange(100), 4000))["band"]
     half = 1.96 * math.sqrt(0.4 * 0.6 / 100)

@@ -1,4 +1,4 @@
-"""Evaluation: exact over the split, a threshold from validation, files that agree with each other."""
+"""Tests of the evaluation: it is exact, uses a threshold from validation, and its files are consistent."""
 
 import base64
 import concurrent.futures
@@ -42,7 +42,7 @@ BINARY |= {"precision_macro", "f1_macro"}
 
 @pytest.fixture(scope="module")
 def trained(make_config, tmp_path_factory):
-    """Workdirs of a run for each task; not to be changed."""
+    """Workdirs of a run for each task. Tests must not change them."""
     workdirs = {}
     for task in ("binary", "three_class"):
         workdirs[task] = tmp_path_factory.mktemp(task)
@@ -75,7 +75,7 @@ def with_eval_batch_size(run, size):
 
 
 def edit_record(data_dir, copy, edit):
-    """A copy of the data folder whose record was changed."""
+    """A copy of the data folder with changed metadata."""
     shutil.copytree(data_dir, copy)
     (path,) = copy.rglob("metadata.json")
     record = json.loads(path.read_text())
@@ -86,7 +86,7 @@ def edit_record(data_dir, copy, edit):
 
 @functools.partial(jax.jit, static_argnums=0)
 def apply_network(config, variables, images):
-    """The network's own outputs for images of 0 to 1."""
+    """Returns the network's outputs for images with pixels 0..1."""
     model = make_model(config.model, config.data.image_px, jax.random.key(0))
     nnx.update(model, variables["params"], variables["batch_stats"])
     return model((images[..., None] - 0.5) / 0.25, train=False)
@@ -152,7 +152,7 @@ def test_the_files_agree_with_each_other(workdir, draw_pictures):
     for picture in pictures - {"confusion_matrix.png"}:
         content = (workdir / "evaluation" / "test" / picture).read_bytes()
         assert base64.b64encode(content).decode() in report, picture
-    assert "Synthetic radiographs, not patients" in report
+    assert "synthetic radiographs, not patients" in report
 
 
 def test_three_classes_score_as_one_minus_normal_and_have_their_own_matrix(three_class_workdir):
@@ -197,7 +197,7 @@ def test_the_threshold_comes_from_validation_whatever_is_scored(workdir, monkeyp
     sensitivity = np.mean(scores[validation.subtypes > 0] >= results["threshold"]["value"])
     assert sensitivity >= 0.95
     assert json.loads((workdir / "threshold.json").read_text()) == results["threshold"]
-    assert evaluate(run, "test")["threshold"] == results["threshold"]  # stored: the date is the first one's
+    assert evaluate(run, "test")["threshold"] == results["threshold"]  # It was stored, with the date of the first one.
     assert len(asked) == times
 
 
@@ -305,7 +305,7 @@ def test_all_files_of_an_evaluation_appear_together_or_not_at_all(workdir, monke
             assert read_files(folder) == earlier, write
             assert [path.name for path in folder.parent.iterdir()] == ["test"]
     monkeypatch.undo()
-    assert write == len(FILES) - 1  # There is no confusion matrix of three classes.
+    assert write == len(FILES) - 1  # There is no confusion matrix for three classes.
     now = read_files(folder)
     assert now.keys() == earlier.keys()
     assert now["predictions.csv"] != earlier["predictions.csv"]
@@ -346,7 +346,7 @@ def test_a_run_scored_on_another_data_set_warns(workdir, data_dir, tmp_path, cap
     other = edit_record(data_dir, tmp_path / "data", lambda record: record["fingerprints"].update(train="0" * 64))
     with caplog.at_level("WARNING", "pneumojax"):
         results = evaluate(open_run(workdir, data_dir=other), "test")
-    assert "training split is not the one the run was trained on" in caplog.text
+    assert "the run was trained on another training split" in caplog.text
     assert results["run"]["trained_on_this_data"] is False
 
 
@@ -367,7 +367,7 @@ def test_images_that_the_network_does_not_take_are_refused(trained, images, word
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
-        ({"cnn_widths": [4, 16]}, r"norm2/mean has shape \(8,\), the run's network \(16,\)"),
+        ({"cnn_widths": [4, 16]}, r"norm2/mean has shape \(8,\), the network needs \(16,\)"),
         ({"model": "mlp"}, "has shape"),
         ({"image_px": "32"}, "does not fit its config"),
         ({"layers": 3}, "unknown config fields: layers"),
@@ -414,7 +414,7 @@ def test_the_leaky_protocol_chooses_on_test_trains_the_same_and_says_so(
     aurocs = {row["step"]: row["val/auroc"] for row in rows if "val/auroc" in row}
     assert aurocs[run.step] == max(aurocs.values()) == pytest.approx(point_metrics.compute_auroc(test.subtypes, scores))
     stored = json.loads((leaky / "threshold.json").read_text())
-    # The largest score that 95 % of test's pneumonias reach.
+    # The largest score that 95 % of the pneumonia images of test reach.
     ill = np.sort(scores[test.subtypes > 0])[::-1]
     assert stored["value"] == ill[int(np.ceil(0.95 * len(ill))) - 1]
     assert (stored["split"], stored["data_fingerprint"]) == ("test", test.fingerprint)
@@ -424,7 +424,7 @@ def test_the_leaky_protocol_chooses_on_test_trains_the_same_and_says_so(
     assert fitted["temperature"] == temperature or fitted.get("reason")
     assert json.loads((leaky / "config.json").read_text())["config"]["selection_split"] == "test"
 
-    warning = "LEAKY: epoch, threshold and temperature were chosen on the split that is scored"
+    warning = "LEAKY: epoch, threshold and temperature were chosen on the evaluated split"
     assert warning in " ".join(describe_warnings(evaluate(run, "test")))
     assert warning in (leaky / "evaluation" / "test" / "report.html").read_text()
     assert "LEAKY" not in " ".join(describe_warnings(evaluate(run, "validation")))
@@ -434,7 +434,7 @@ def test_the_leaky_protocol_chooses_on_test_trains_the_same_and_says_so(
 
 def test_views_are_averaged_the_same_for_any_batch_device_and_neighbour(trained, monkeypatch):
     run = open_run(trained["three_class"], test_time_views=3)
-    erasing = dataclasses.replace(run.config.augment, erase_probability=1.0)  # Which no view may do.
+    erasing = dataclasses.replace(run.config.augment, erase_probability=1.0)  # Views must not change this.
     run = dataclasses.replace(run, config=dataclasses.replace(run.config, augment=erasing))
     images = load_split(run.config.data, "test").images
     augment = jax.jit(make_augment(dataclasses.replace(erasing, erase_probability=0.0)))
@@ -465,7 +465,7 @@ def test_threshold_and_temperature_are_of_as_many_views_as_are_scored(workdir):
     again = load_or_choose_threshold(plain, rules), load_or_fit_calibration(plain)
     for old, new in zip(first, again, strict=True):
         assert old | {"date": None} == new | {"date": None}
-    # A file that was written before there were views is of the image itself.
+    # A file that is older than test_time_views is for one view.
     old = {name: value for name, value in again[0].items() if name != "test_time_views"} | {"value": 0.123}
     (workdir / "threshold.json").write_text(json.dumps(old))
     assert load_or_choose_threshold(plain, rules)["value"] == 0.123

@@ -1,4 +1,4 @@
-"""The statistics of an evaluation, from a trained run to its files."""
+"""Tests of the statistics in the files of an evaluation."""
 
 import csv
 import dataclasses
@@ -38,7 +38,7 @@ def make_run(data_dir, tmp_path_factory):
         if key not in made:
             workdir = tmp_path_factory.mktemp("runs") / f"run{len(made)}"
             small = {"data_dir": str(data_dir), "image_px": 16, "model": "mlp", "mlp_widths": [16], "epochs": 2}
-            small |= {"rotate_degrees": 0.0, "shift": 0.0, "zoom": 0.0}  # They would compile longest.
+            small |= {"rotate_degrees": 0.0, "shift": 0.0, "zoom": 0.0}  # Their compilation would take longest.
             fit(config_from_dict(small | fields), workdir, report=lambda *_: None)
             made[key] = workdir
         return made[key]
@@ -150,7 +150,7 @@ def test_runs_of_two_tasks_are_compared_on_pneumonia(make_run):
     a, b = (read_predictions(run.workdir, "validation") for run in runs)
     check_same_images(a, b)
     results = compare.compare(a.to_binary(), b.to_binary())
-    # The macro means are of two classes in one task and of three in the other.
+    # The macro means are over two classes in one task and over three in the other.
     for name in (name for name in values[0] if not name.endswith("_macro")):
         assert results["metrics"][name]["a"] == pytest.approx(values[0][name]["value"])
         assert results["metrics"][name]["b"] == pytest.approx(values[1][name]["value"])

@@ -1,4 +1,4 @@
-"""pneumojax.evaluation.metrics against scikit-learn, closed forms and brute force."""
+"""Compares pneumojax.evaluation.metrics with scikit-learn, closed forms and brute force."""
 
 import json
 import math
@@ -24,7 +24,7 @@ def test_areas_equal_scikit_learn(step):
 
 
 def test_auroc_of_hand_counted_pairs():
-    # Positives 0.4 and 0.8 against negatives 0.1, 0.4, 0.6: 1 + 1/2 + 0 and 3 of 6 pairs.
+    # The positive at 0.4 wins 1 + 1/2 + 0 of its pairs with the negatives 0.1, 0.4, 0.6, the one at 0.8 wins 3 of 3.
     assert point_metrics.compute_auroc([0, 1, 0, 0, 1], [0.1, 0.4, 0.4, 0.6, 0.8]) == pytest.approx(4.5 / 6)
     assert point_metrics.compute_auroc([0, 0, 1, 1], [0.3, 0.3, 0.3, 0.3]) == 0.5
     assert point_metrics.compute_auprc([0, 0, 1, 0], [0.3, 0.3, 0.3, 0.3]) == 0.25
@@ -57,7 +57,7 @@ def test_macro_averages_of_two_classes_equal_scikit_learn():
 
 
 def roc_specificity(positive, scores, target, weight=None):
-    """The best specificity among scikit-learn's points of the ROC curve that reach the sensitivity."""
+    """Returns the best specificity of scikit-learn's ROC points that reach the sensitivity."""
     x, y, _ = oracle.roc_curve(positive, scores, sample_weight=weight, drop_intermediate=False)
     return 1 - x[y >= target - 1e-12].min()
 
@@ -148,7 +148,7 @@ def test_patients_of_many_images_widen_the_interval():
     by_image = metrics.compute_metrics(labels, probabilities, 0.5, PatientBootstrap(np.arange(400)))
     for name in ("auroc", "accuracy", "specificity"):
         ratio = np.ptp(by_patient[name]["ci95"]) / np.ptp(by_image[name]["ci95"])
-        # Four copies of an image say no more than one: half as wide when they pass for four.
+        # Four copies of an image add no information. As four patients, they would halve the interval.
         assert 1.7 < ratio < 2.3
 
 
@@ -224,7 +224,7 @@ def test_no_interval_where_resamples_cannot_differ():
     result = metrics.compute_metrics(labels, probabilities, 0.5, PatientBootstrap(["one patient"] * 20, 100))
     between = [metric for metric in result.values() if 0 < metric["value"] < 1]
     assert between
-    assert all(metric["ci95"] is None and "do not differ" in metric["reason"] for metric in between)
+    assert all(metric["ci95"] is None and "give the same value" in metric["reason"] for metric in between)
 
 
 def test_a_perfect_auroc_has_the_exact_interval_of_disjoint_pairs_of_patients():
@@ -236,7 +236,7 @@ def test_a_perfect_auroc_has_the_exact_interval_of_disjoint_pairs_of_patients():
     assert (auroc["value"], auroc["ci95"]) == (1, pytest.approx(exact))
     reversed_auroc = metrics.compute_metrics(1 - labels, probabilities, 0.5, PatientBootstrap(patients))["auroc"]
     assert (reversed_auroc["value"], reversed_auroc["ci95"]) == (0, pytest.approx([0, 1 - exact.low]))
-    # Two patients with images of both classes form one pair of different patients; a single patient forms none.
+    # Two patients with images of both classes are one pair of different patients. A single patient is none.
     two = metrics.compute_metrics([0, 1, 0, 1], np.eye(2)[[0, 1, 0, 1]], 0.5, PatientBootstrap(list("aabb")))["auroc"]
     assert two["ci95"] == pytest.approx([0.025, 1])
     one = metrics.compute_metrics([0, 1, 0, 1], np.eye(2)[[0, 1, 0, 1]], 0.5, PatientBootstrap(list("aaaa")))["auroc"]
@@ -244,7 +244,7 @@ def test_a_perfect_auroc_has_the_exact_interval_of_disjoint_pairs_of_patients():
 
 
 def test_exact_interval_of_a_perfect_auroc_covers_it():
-    # Scores 1 + normal against normal noise: with 3 images of each class, the AUROC is often exactly 1.
+    # The scores are normal with means 1 and 0. With 3 images of each class, the AUROC is often exactly 1.
     rng = np.random.default_rng(1)
     truth, labels = stats.norm.cdf(1.5 / math.sqrt(2)), np.repeat([0, 1], 3)
     covered, perfect = 0, 0
@@ -307,14 +307,14 @@ def test_areas_of_bad_input(labels, scores, message):
 
 
 def make_decisions(true_positives, false_negatives, false_positives, true_negatives):
-    """Labels, and probabilities that are decided at 0.5, with the counts of a confusion matrix."""
+    """Labels and probabilities that give this confusion matrix at threshold 0.5."""
     counts = [true_positives, false_negatives, false_positives, true_negatives]
     labels, decisions = np.repeat([1, 1, 0, 0], counts), np.repeat([1, 0, 1, 0], counts)
     return labels, np.stack([1 - decisions, decisions], axis=1) * 0.8 + 0.1
 
 
 def test_exact_interval_of_predictive_values_counts_the_predictions():
-    # 3 of 200 images are predicted negative, all rightly; the classes have 100 patients each.
+    # 3 of 200 images are predicted negative, all correctly. Each class has 100 patients.
     labels, probabilities = make_decisions(100, 0, 97, 3)
     npv = metrics.compute_metrics(labels, probabilities, 0.5, PatientBootstrap(np.arange(200)))["npv"]
     assert npv["value"] == 1
@@ -329,7 +329,7 @@ def test_exact_interval_of_predictive_values_counts_the_predictions():
 
 
 def test_exact_interval_counts_the_patients_of_each_denominator():
-    # Positive: 4 patients with 2 images each, all found. Negative: 7 patients, 2 of them predicted positive.
+    # 4 positive patients have 2 images each, all found. 2 of 7 negative patients are predicted positive.
     labels, probabilities = make_decisions(8, 0, 2, 5)
     patients = [f"ill {i // 2}" for i in range(8)] + [f"well {i}" for i in range(7)]
     result = metrics.compute_metrics(labels, probabilities, 0.5, PatientBootstrap(patients))
@@ -346,7 +346,7 @@ def test_exact_interval_counts_the_patients_of_each_denominator():
 
 def test_exact_interval_of_a_class_counts_the_images_predicted_as_that_class():
     labels = np.array([0] * 20 + [1] * 20 + [2] * 20)
-    predicted = np.where(np.arange(60) < 59, np.minimum(labels, 1), 2)  # One image is predicted VIRUS, rightly.
+    predicted = np.where(np.arange(60) < 59, np.minimum(labels, 1), 2)  # One image is predicted VIRUS, correctly.
     probabilities = np.eye(3)[predicted] * 0.7 + 0.1
     result = metrics.compute_metrics(labels, probabilities, 0.5, PatientBootstrap(np.arange(60)))
     assert result["precision_VIRUS"]["ci95"] == pytest.approx([0.025, 1])
@@ -369,7 +369,7 @@ def test_interval_of_the_npv_covers_it_with_four_predictions():
     rng = np.random.default_rng(0)
     covered = 0
     for trial in range(300):
-        # The classifier predicts 4 of 40 negative; each of them is NORMAL with probability 0.8.
+        # The classifier predicts 4 of 40 images negative. Each of these is NORMAL with probability 0.8.
         wrong = rng.binomial(4, 0.2)
         labels, probabilities = make_decisions(20, wrong, 16, 4 - wrong)
         bootstrap = PatientBootstrap(np.arange(40), 200, seed=trial)

@@ -1,4 +1,4 @@
-"""Perturbed images keep exactly what their description says."""
+"""Tests of perturbations: the result keeps exactly the described part of the image."""
 
 import numpy as np
 import pytest
@@ -30,8 +30,8 @@ def test_centre_and_frame_part_the_image(side, area):
     frame, centre = blacken_centre(images, area), keep_centre(images, area)
     np.testing.assert_array_equal(frame + centre, images)
     assert not np.any((frame > 0) & (centre > 0))
-    black = frame[0] == 0  # No pixel of the images themselves is.
-    # The side is off by a pixel at the most, and a frame of one is always left.
+    black = frame[0] == 0  # No pixel of the images themselves has this value.
+    # Height and width differ by at most a pixel, and a frame of at least one pixel is left.
     assert abs(black.sum() ** 0.5 - min(side * area**0.5, side - 2)) <= 1
     np.testing.assert_array_equal(black, black[::-1, ::-1])
     np.testing.assert_array_equal(black, black.T)
@@ -77,7 +77,7 @@ def test_shuffled_pixels_keep_the_histogram_and_no_place():
 @pytest.mark.parametrize("name", PERTURBATIONS)
 def test_perturbations_keep_shape_and_type_and_leave_their_input_alone(name):
     images = make_images(31)
-    images.setflags(write=False)  # As the memory-mapped images of a split are.
+    images.setflags(write=False)  # The memory-mapped images of a split are read-only too.
     before = images.copy()
     altered = PERTURBATIONS[name].perturb(images)
     assert altered.shape == images.shape and altered.dtype == np.uint8

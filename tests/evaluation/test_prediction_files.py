@@ -1,4 +1,4 @@
-"""pneumojax.evaluation.prediction_files: files that are read, refused and compared."""
+"""Tests of pneumojax.evaluation.prediction_files: reading, damaged files, and comparison of the images."""
 
 import pytest
 from scored import make_pair, write_evaluation

@@ -38,13 +38,13 @@ examples = settings(deadline=None, max_examples=80, derandomize=True, database=N
 
 @st.composite
 def splits(draw, classes=None, images=24):
-    """Labels, probabilities [N, C], patients and a threshold. Log-odds are whole numbers, so that scores tie."""
+    """Generates labels, probabilities, patients and a threshold. Log-odds are whole numbers, so that scores tie."""
     classes = classes or draw(st.sampled_from((2, 3)))
     n = draw(st.integers(1, images))
     labels = draw(st.lists(st.integers(0, draw(st.integers(0, classes - 1))), min_size=n, max_size=n))
     logits = draw(st.lists(st.tuples(*[st.integers(-3, 3)] * classes), min_size=n, max_size=n))
     scale, advantage = draw(st.sampled_from((0.0, 0.5, 2.0, 8.0, 30.0))), draw(st.sampled_from((0, 0, 2, 7)))
-    # With an advantage of 7 of the true class, every image is classified correctly.
+    # If 7 is added to the logit of the true class, every image is classified correctly.
     probabilities = special.softmax(scale * (np.array(logits) + advantage * np.eye(classes)[labels]), axis=1)
     patients = draw(st.lists(st.integers(0, draw(st.sampled_from((0, 3, 100)))), min_size=n, max_size=n))
     threshold = draw(st.one_of(st.sampled_from([*(1 - probabilities[:, 0])]), st.floats(0, 1)))
@@ -53,7 +53,7 @@ def splits(draw, classes=None, images=24):
 
 @st.composite
 def scored(draw, images=24):
-    """Labels of two classes, scores, patients and a threshold."""
+    """Generates labels of two classes, scores, patients and a threshold."""
     labels, probabilities, patients, threshold = draw(splits(2, images))
     return labels, 1 - probabilities[:, 0], patients, threshold
 
@@ -63,7 +63,7 @@ def resample(patients):
 
 
 def check_summary(one, low=0.0, high=1.0):
-    """A value with an interval in its range, or a reason for what is missing."""
+    """Checks that a metric has a value and an interval in its range, or a reason."""
     assert json.loads(json.dumps(one, allow_nan=False)) == one
     assert ("reason" in one) == (one["value"] is None or one["ci95"] is None)
     assert one["value"] is None or low <= one["value"] <= high
@@ -75,13 +75,13 @@ def divide(numerator, denominator):
 
 
 def count(labels, decisions):
-    """True positives, false negatives, false positives and true negatives, one image at a time."""
+    """Counts true positives, false negatives, false positives and true negatives in a loop over the images."""
     pairs = [(bool(label), bool(decision)) for label, decision in zip(labels, decisions, strict=True)]
     return [pairs.count(pair) for pair in ((True, True), (True, False), (False, True), (False, False))]
 
 
 def compute_rates(labels, decisions):
-    """{metric: value or None} of a binary decision."""
+    """Computes {metric: value or None} for a binary decision."""
     tp, fn, fp, tn = count(labels, decisions)
     sensitivity, specificity = divide(tp, tp + fn), divide(tn, tn + fp)
     both = None not in (sensitivity, specificity)
@@ -97,14 +97,14 @@ def compute_rates(labels, decisions):
 
 
 def compute_areas(positive, scores):
-    """AUROC and average precision of scikit-learn, None where they do not exist."""
+    """Computes AUROC and average precision with scikit-learn, None if they do not exist."""
     both = positive.any() and not positive.all()
     auroc = oracle.roc_auc_score(positive, scores) if both else None
     return {"auroc": auroc, "auprc": oracle.average_precision_score(positive, scores) if positive.any() else None}
 
 
 def compute_specificity_at(positive, scores, target):
-    """The best specificity of all thresholds that reach the sensitivity."""
+    """Returns the best specificity of all thresholds that reach the sensitivity."""
     if positive.all() or not positive.any():
         return None
     points = [(np.mean(scores[positive] >= t), np.mean(scores[~positive] < t)) for t in np.unique(scores)]
@@ -195,7 +195,7 @@ def test_exact_intervals_are_of_the_patients_in_the_denominator(split):
             ill, well = set(patients[labels > 0].tolist()), set(patients[labels == 0].tolist())
             n = min(len(ill), len(well), len(ill | well) // 2)
         elif not name.startswith("auroc_"):
-            # Other statistics have a percentile interval, which is not a single point, or none.
+            # Other statistics have a percentile interval that is not a single point, or no interval.
             assert one["ci95"] is None or one["ci95"][0] < one["ci95"][1]
             continue
         if name in masks or (name == "auroc" and n):
@@ -406,7 +406,7 @@ def test_temperature_maximises_the_likelihood(split):
         return -np.mean(scaled[np.arange(len(labels)), labels])
 
     grid = [compute_loss(t) for t in np.linspace(-8, 8, 33)]
-    if temperature is None:  # The smallest or the largest temperature is best.
+    if temperature is None:  # The likelihood is largest at the smallest or the largest temperature.
         assert min(grid[0], grid[-1]) <= min(grid) + 1e-9
         return
     assert temperature > 0
@@ -463,7 +463,7 @@ def test_reliability_bins(split, bins):
     bin_of_image = [sum(other < score for other in scores) * bins // len(scores) for score in scores]
     assert result["images"] == [bin_of_image.count(i) for i in sorted(set(bin_of_image))]
     for share, low, high, n in zip(*(result[key] for key in ("share", "low", "high", "images")), strict=True):
-        # Wilson's bounds are the proportions from which the share is 1.96 standard errors away.
+        # Wilson's bounds are the proportions that are 1.96 standard errors away from the share.
         assert low <= share <= high
         for bound in {low, high} - {0.0, 1.0}:
             assert abs(share - bound) == pytest.approx(stats.norm.ppf(0.975) * math.sqrt(bound * (1 - bound) / n))

@@ -1,4 +1,4 @@
-"""pneumojax.evaluation.subgroups against scikit-learn on images that are picked by hand."""
+"""Compares pneumojax.evaluation.subgroups with scikit-learn, on subgroups that are selected in a loop."""
 
 import json
 
@@ -12,7 +12,7 @@ from pneumojax.evaluation.bootstrap import PatientBootstrap
 
 
 def make_split(images=240, seed=0, **changes):
-    """A split without images, with every kind of file, and three-class probabilities for it."""
+    """Makes a split with every kind of file, without images, and three-class probabilities for it."""
     rng = np.random.default_rng(seed)
     columns = {
         "subtypes": rng.integers(3, size=images).astype(np.int32),
@@ -29,7 +29,7 @@ def make_split(images=240, seed=0, **changes):
 
 
 def pick(split, name):
-    """The images of a subgroup, one by one."""
+    """Selects the images of a subgroup in a loop."""
     megapixels = [int(h) * int(w) for h, w in zip(split.heights, split.widths, strict=True)]
     aspects = [w / h for h, w in zip(split.heights, split.widths, strict=True)]
     tests = {
@@ -47,7 +47,7 @@ def pick(split, name):
 
 
 def test_subgroups_equal_scikit_learn():
-    split, probabilities = make_split(241)  # An odd number: one image is the median.
+    split, probabilities = make_split(241)  # The number is odd, so one image is the median.
     scores = 1 - probabilities[:, 0]
     results = subgroups.compute_subgroups(split, probabilities, 0.6, PatientBootstrap(split.patient_ids))
     assert json.loads(json.dumps(results, allow_nan=False)) == results

@@ -1,4 +1,4 @@
-"""pneumojax.evaluation.summary: what one call computes of a split, and the means over trainings."""
+"""Tests of pneumojax.evaluation.summary: the statistics of a split, and means over trainings."""
 
 import pathlib
 
@@ -10,7 +10,7 @@ from pneumojax.evaluation.summary import compute_mean_metrics
 
 
 def make_predictions(labels, decisions):
-    """Predictions of one image for each patient, decided at 0.5."""
+    """Makes predictions with threshold 0.5 and one image for each patient."""
     decisions = np.asarray(decisions)
     return Predictions(
         workdir=pathlib.Path("runs/a"),

@@ -1,4 +1,4 @@
-"""pneumojax.evaluation.thresholds against scikit-learn and brute force."""
+"""Compares pneumojax.evaluation.thresholds with scikit-learn and brute force."""
 
 import json
 
@@ -12,7 +12,7 @@ from pneumojax.evaluation.bootstrap import PatientBootstrap
 
 
 def brute_force_rates(labels, scores):
-    """{threshold: (sensitivity, specificity)} at each score."""
+    """Computes {threshold: (sensitivity, specificity)} for each score."""
     positive = np.asarray(labels) > 0
     return {t: (np.mean(scores[positive] >= t), np.mean(scores[~positive] < t)) for t in np.unique(scores)}
 
@@ -59,8 +59,9 @@ def test_cost_ratio_by_brute_force(cost_ratio, prevalence):
 
 @pytest.mark.parametrize(("cost_ratio", "threshold"), [(8.9, 0.2), (3.0, 0.3), (1.0, 0.5), (0.3, 0.8)])
 def test_cost_ratio_of_true_probabilities_is_the_odds_of_the_threshold(cost_ratio, threshold):
-    # Of ten images of score 0.3 three are positive. Deciding for them pays where score / (1 - score) >= 1 / cost_ratio
-    # (Elkan, The foundations of cost-sensitive learning, 2001); at equality the smaller threshold is taken.
+    # Three of ten images with score 0.3 are positive. Predicting them positive is cheaper if score / (1 - score) >=
+    # 1 / cost_ratio (Elkan, The foundations of cost-sensitive learning, 2001). In case of a tie, the smaller threshold
+    # is chosen.
     tenths = np.repeat(np.arange(1, 10), 10)
     labels = (np.tile(np.arange(10), 9) < tenths).astype(int)
     assert thresholds.choose_threshold(labels, tenths / 10, "cost_ratio", cost_ratio=cost_ratio) == threshold
@@ -102,7 +103,7 @@ def test_operating_points_of_a_validation_split_of_one_class(label):
 
 
 def test_target_is_met_exactly_in_spite_of_rounding():
-    # 0.07 * 100 is 7.000000000000001, so a product would ask for an eighth image.
+    # 0.07 * 100 is 7.000000000000001, so a product would require an eighth image.
     scores = np.linspace(0.0, 1.0, 100)
     chosen = thresholds.choose_threshold(np.ones(100), scores, "target_sensitivity", target_sensitivity=0.07)
     assert np.sum(scores >= chosen) == 7
@@ -112,7 +113,7 @@ def test_target_is_met_exactly_in_spite_of_rounding():
 def test_threshold_makes_the_same_decisions_after_json(dtype):
     rng = np.random.default_rng(0)
     labels = rng.integers(2, size=500)
-    # Scores so close that any rounding would move some over the threshold.
+    # The scores are so close that any rounding would move some of them across the threshold.
     scores = (0.7 + 4e-8 * rng.integers(-20, 20, size=500)).astype(dtype)
     for rule in ("target_sensitivity", "youden"):
         threshold = thresholds.choose_threshold(labels, scores, rule, target_sensitivity=0.8)

@@ -1,4 +1,4 @@
-"""The environment of a bare GPU image: training and benchmarks need no package that only reads or prepares data."""
+"""Tests of a minimal GPU environment: training and benchmarks need no package that only reads or prepares data."""
 
 import pathlib
 import subprocess
@@ -6,13 +6,17 @@ import sys
 
 import pytest
 
+from experiments.flags import format_flags
+from pneumojax.config import config_from_dict
+from pneumojax.data.dataset import load_split
+
 ROOT = pathlib.Path(__file__).parents[2]
-ABSENT = ("tensorflow_datasets", "array_record", "grain", "optuna", "importlib_resources")
+ABSENT = ("tensorflow", "tensorflow_datasets", "array_record", "grain", "optuna", "importlib_resources")
 BLOCK = f"import sys; sys.modules.update(dict.fromkeys({ABSENT}))"
 
 
 def run_without(program):
-    """Runs a program in a process of its own, in which the packages of ABSENT cannot be imported."""
+    """Runs a program in a process in which the packages of ABSENT cannot be imported."""
     done = subprocess.run([sys.executable, "-c", f"{BLOCK}\n{program}"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -22,6 +26,18 @@ def test_training_and_benchmarks_are_imported_without_the_packages_that_prepare_
     modules = ("experiments.train", "experiments.benchmark", "experiments.benchmarks.measure")
     modules += ("pneumojax.training.replicas", "pneumojax.training.fit", "pneumojax.evaluation.evaluate")
     run_without(f"import {', '.join(modules)}")
+
+
+def test_training_runs_on_a_decoded_cache_without_the_packages_that_prepare_data(data_dir, tmp_path):
+    fields = {"data_dir": str(data_dir), "image_px": 16, "model": "mlp", "mlp_widths": [8], "epochs": 1}
+    config = config_from_dict(fields)
+    for split in ("train", "validation"):
+        load_split(config.data, split)  # Decodes the images into the cache.
+    command = ["train.py", f"--workdir={tmp_path / 'run'}", *format_flags(fields)]
+    output = run_without(
+        f"import runpy; sys.argv = {command!r}; runpy.run_path('experiments/train.py', run_name='__main__')"
+    )
+    assert "Finished" in output
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""How a command ends."""
+"""Tests of exit codes and error messages of commands."""
 
 import pathlib
 import subprocess

@@ -1,4 +1,4 @@
-"""experiments/compare.py on the files of two evaluations."""
+"""Tests of experiments/compare.py on the files of two evaluations."""
 
 import json
 import os

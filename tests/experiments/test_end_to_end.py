@@ -1,4 +1,4 @@
-"""train.py and evaluate.py as a user runs them."""
+"""Tests of train.py and evaluate.py as a user runs them."""
 
 import functools
 import json
@@ -30,7 +30,7 @@ def run(processes, tmp_path):
 
 @pytest.fixture
 def train(run, data_dir):
-    """`train(workdir, ...)`: the script with a tiny network."""
+    """`train(workdir, ...)`: runs train.py with a tiny network."""
 
     def run_it(workdir, *arguments):
         return run("experiments/train.py", f"--data_dir={data_dir}", f"--workdir={workdir}", *TINY, *arguments)
@@ -40,7 +40,7 @@ def train(run, data_dir):
 
 @pytest.fixture(scope="module")
 def first_run(data_dir, tmp_path_factory):
-    """The first command of a user, on eight devices, in a folder whose name needs quotes."""
+    """Runs the first command of a new user, on eight devices, in a folder whose name needs quotes."""
     workdir = tmp_path_factory.mktemp("runs") / "first run"
     done = subprocess.run(
         [sys.executable, "experiments/train.py", f"--data_dir={data_dir}", f"--workdir={workdir}", *TINY],
@@ -85,7 +85,7 @@ def test_the_next_command_works_on_one_device_what_eight_trained(first_run, run)
     assert f"{results['metrics']['auroc']['value']:.4f}" == best
     assert re.search(rf"^auroc +{best} ", evaluated.stdout, re.M)
     assert "say nothing about X-rays" in evaluated.stdout
-    assert "Score test." in evaluated.stdout
+    assert "Evaluate the run on test." in evaluated.stdout
 
 
 def test_a_finished_run_says_so(first_run, train):
@@ -154,7 +154,7 @@ def test_a_terminal_shows_a_progress_bar(data_dir, tmp_path):
     while select.select([ours], [], [], 60)[0]:
         try:
             shown += os.read(ours, 65536)
-        except OSError:  # The other end is closed.
+        except OSError:  # The reader has closed the pipe.
             break
     os.close(ours)
     assert process.wait(60) == 0

@@ -16,7 +16,7 @@ from pneumojax.errors import UserError
 ROOT = pathlib.Path(__file__).parents[2]
 PRESETS = sorted((ROOT / "experiments" / "presets").glob("*.flags"))
 
-# absl's flags are global and can be defined once in a process: each parse has its own.
+# absl's global flags can be defined only once in a process, so each parse has its own flag values.
 PARSE = """
 import json
 from absl import flags
@@ -107,7 +107,7 @@ def test_changed_fields_are_flags_that_give_the_same_config():
 
 
 def draw_values(field):
-    """Values within the limits of a field, each of which its flag can take."""
+    """Generates values within the limits of a field that can be written as a flag."""
     limits = field.metadata
     kinds = [kind for kind in (field.type, *typing.get_args(field.type)) if kind in (bool, int, float, str)]
     low = limits["above"] if limits["at_least"] is None else limits["at_least"]
@@ -122,10 +122,10 @@ def draw_values(field):
         open_ends = {"exclude_min": limits["above"] is not None, "exclude_max": limits["below"] is not None}
         values = strategies.floats(low, high, allow_nan=False, allow_infinity=False, **open_ends)
     else:
-        # absl reads a flagfile by lines, without the white space at their ends.
+        # absl strips the white space at the ends of the lines of a flagfile.
         values = strategies.text(strategies.characters(codec="utf-8", exclude_categories=["C", "Z"]))
     if typing.get_origin(field.type) is tuple:
-        # Names and numbers, which the flag separates by commas.
+        # A flag separates names and numbers by commas.
         values = strategies.from_regex("[a-z0-9_]+", fullmatch=True) if kinds[0] is str else values
         return strategies.lists(values, max_size=3)
     return values | strategies.none() if type(None) in typing.get_args(field.type) else values
@@ -140,7 +140,7 @@ def draw_values(field):
 def test_any_config_comes_back_from_its_flags(values):
     try:
         config = config_from_dict(values)
-    except UserError:  # The fields do not go together.
+    except UserError:  # The values of the fields contradict each other.
         hypothesis.reject()
     assert parse_config(format_flags(config_to_dict(config))) == config
     assert parse_config(format_flags(find_changed_fields(config))) == config

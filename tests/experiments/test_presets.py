@@ -1,4 +1,4 @@
-"""The presets of published systems: each describes what is published, and builds its network."""
+"""Tests of the presets of published systems: each has a description and builds its network."""
 
 import dataclasses
 import pathlib

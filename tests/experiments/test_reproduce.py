@@ -1,4 +1,4 @@
-"""experiments/reproduce.py: its table summarises the trained runs, and a second start trains none of them again."""
+"""Tests of experiments/reproduce.py: its table summarises the runs, and a second start trains none of them again."""
 
 import csv
 import functools
@@ -20,7 +20,7 @@ from pneumojax.evaluation.summary import compute_mean_metrics
 
 @pytest.fixture(scope="module")
 def reproduce(processes, tmp_path_factory):
-    """`reproduce(...)`: the script."""
+    """`reproduce(...)`: runs the script."""
     return functools.partial(run_script, processes, tmp_path_factory.mktemp("printed"), "experiments/reproduce.py")
 
 
@@ -62,7 +62,7 @@ def test_the_table_holds_the_means_over_the_seeds_of_the_runs_own_figures(reprod
     assert {metric: float(value) for metric, value in reported.items()} == SYSTEMS["e1"].reported
     page = (workdir / "results.html").read_text()
     for text in (done.stdout, (workdir / "results.md").read_text(), page):
-        assert "A smoke test" in text and "Leaky protocol" in text and "multilayer perceptron" in text
+        assert "is a smoke test" in text and "Leaky protocol" in text and "multilayer perceptron" in text
 
 
 def test_a_second_start_trains_nothing_again(reproduce, reproduced):
@@ -131,7 +131,7 @@ def test_the_interval_is_of_the_mean_and_the_spread_is_between_trainings():
     right = np.stack([(one.probabilities[:, 1] >= 0.5) == (one.labels > 0) for one in repeats])
     assert result["value"] == pytest.approx(right.mean())
     assert result["standard_deviation"] == pytest.approx(statistics.stdev(right.mean(1)))
-    # Patients have one image each, so the mean over trainings is a mean of 60 numbers: its own standard error.
+    # Each patient has one image, so the mean over trainings is a mean of 60 numbers with a known standard error.
     low, high = result["ci95"]
     assert (high - low) / (2 * 1.96) == pytest.approx(right.mean(0).std() / np.sqrt(60), rel=0.1)
 

@@ -1,4 +1,4 @@
-"""experiments/speedrun.py: it trains as `fit` does; its rows, table and rules; resuming it."""
+"""Tests of experiments/speedrun.py: it trains as `fit` does. Tests of its rows, table, rules and resumption."""
 
 import functools
 import json
@@ -25,7 +25,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 @pytest.fixture
 def run_speedrun(processes, tmp_path):
-    """`run_speedrun(...)`: the script."""
+    """`run_speedrun(...)`: runs the script."""
     return functools.partial(run_script, processes, tmp_path, "experiments/speedrun.py")
 
 
@@ -72,7 +72,7 @@ def test_a_small_speedrun_is_resumed_from_the_command_to_the_table(run_speedrun,
     config = ["--model=mlp", "--mlp_widths=8", "--image_px=16", "--epochs=1", "--batch_size=16", "--chunk_steps=4"]
     words = [*config, f"--data_dir={data_dir}", "--seed=5", "--seeds=2"]
     same = {"commit": records.find_commit(), "command": shlex.join(["experiments/speedrun.py", *words])}
-    # The rows of a start that was stopped after its first training, and a row of another command.
+    # Rows of a command that was stopped after its first training, and a row of another command.
     left, *_ = make_rows([0.75, 0.8])
     other, earlier = left | {"seed": 6}, left | {"seed": 5} | same
     results.write_text("".join(json.dumps(row) + "\n" for row in (other, earlier)))
@@ -100,7 +100,7 @@ def test_a_small_speedrun_is_resumed_from_the_command_to_the_table(run_speedrun,
     "field", [{"selection_split": "test"}, {"replicas": 2}, {"cached_views": 1}, {"model": "cnn", "pretrained": "a.h5"}]
 )
 def test_another_race_is_refused(field):
-    with pytest.raises(UserError, match=f"{list(field)[-1]}=.* is against the rules"):
+    with pytest.raises(UserError, match=f"{list(field)[-1]}=.* is not allowed"):
         speedrun.check_rules(config_from_dict(field))
 
 
@@ -140,7 +140,7 @@ def test_the_table_compares_seed_by_seed_with_the_first_row_and_shows_of_equal_o
         "| epochs=4 | 0 to 2 | 0.9920 ± 0.0020 (0.9870 to 0.9970) |  | 3 of 3 | 3.00 ± 1.00 | 3.00 ± 0.00 | 9.0 | 33 |"
         in lines[0]
     )
-    # Seeds 1 and 2 are of both: 0.995 - 0.992 and 0.998 - 0.994.
+    # Both commands have seeds 1 and 2: 0.995 - 0.992 and 0.998 - 0.994.
     assert "| epochs=30, dtype=bfloat16 | 1 to 2 |" in lines[1] and "+0.0035 (-0.0029 to +0.0099), 2 seeds" in lines[1]
 
 

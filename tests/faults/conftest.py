@@ -1,4 +1,4 @@
-"""What the tests of faults share: a finished run, and a summary line of what each command survived."""
+"""Fixtures of the fault tests: a finished run, and a summary line for each command."""
 
 import pytest
 from commands import COMMANDS, finish, make_folder, start

@@ -1,4 +1,4 @@
-"""Commands on a full disk or in a read-only folder end in a sentence, and resume once there is room.
+"""Tests that commands on a full disk or in a read-only folder end with a message, and resume once there is space.
 
 Only root can mount the small file systems that these tests need. FAULTS_DISKS sets how many sizes are tried for each
 command (4).
@@ -28,7 +28,7 @@ def remount(path, options):
 
 @pytest.fixture
 def disk(tmp_path):
-    """A small file system."""
+    """A mounted file system of limited size."""
     path = tmp_path / "disk"
     path.mkdir()
     if not mount(path, "size=64m"):
@@ -38,24 +38,24 @@ def disk(tmp_path):
 
 
 def run(processes, command, folder):
-    """Returns the exit code and what the command said."""
+    """Returns the exit code and the messages of the command."""
     process = start(processes, command, folder)
     finish(process)
     return process.exitcode, read_errors(folder)
 
 
 def measure(path):
-    """The bytes of a file system that are in use."""
+    """Returns the number of used bytes of a file system."""
     status = os.statvfs(path)
     return (status.f_blocks - status.f_bfree) * status.f_frsize
 
 
 @pytest.fixture
 def prepared(processes, data_dir, trained, disk, tmp_path):
-    """`prepared(command) -> (folder, expected, bytes before, bytes after)` of the undisturbed command."""
+    """`prepared(command) -> (folder, expected, bytes before, bytes after)` of the uninterrupted command."""
 
     def make(command):
-        # What the command prints is next to its folder, and so on a disk that is not full.
+        # The output of the command is next to its folder, on a disk that is not full.
         folder = tmp_path / "disk" / "folder"
         make_folder(command, folder, data_dir, trained)
         before = measure(disk)

@@ -1,9 +1,9 @@
-"""Damaged and hostile images, zip files and file names end in an error that the code documents, and in nothing worse.
+"""Tests that damaged and hostile images, zip files and file names raise only the documented errors.
 
-    scripts/run pytest -m slow -n 1 -s tests/faults/test_fuzz.py      # 100,000 inputs, and how each kind ended
+    scripts/run pytest -m slow -n 1 -s tests/faults/test_fuzz.py      # 100,000 inputs, with a summary
 
-Input i of a kind is made from the random seed [KIND, i] alone: `make_image(17)` is the same bytes everywhere. A failure
-names its number.
+Input i of a kind depends only on the random seed [KIND, i], so `make_image(17)` always returns the same bytes. The
+message of a failure contains i.
 """
 
 import collections
@@ -26,18 +26,18 @@ from PIL import Image
 from pneumojax.data.decode import decode_image
 from tfds_builder.kermany_pneumonia import SourceError, images, sources, splits
 
-SECONDS = 10.0  # For one input. The slowest ones, of 50 million declared pixels, take about one second.
-MEMORY_BYTES = 1 << 30  # Growth of the peak memory of this process over all inputs.
+SECONDS = 10.0  # Time limit for one input. The slowest ones declare 50 million pixels and take about one second.
+MEMORY_BYTES = 1 << 30  # Limit for the growth of this process's peak memory over all inputs.
 IMAGES, ARCHIVES, NAMES = 60_000, 30_000, 10_000
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # Pillow and zipfile warn about what they read in spite of it.
+pytestmark = pytest.mark.filterwarnings("ignore")  # Pillow and zipfile warn about damage that they tolerate.
 
 
-# What an input must not do
+# Checks of what an input must not do
 
 
 def note_write(event: str, arguments: tuple) -> None:
-    """An audit hook: Python calls it before each operation on files. It stays for as long as the process lives."""
+    """An audit hook, which Python calls before each operation on files. It cannot be removed."""
     if watch.writes is None:
         return
     opened = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
@@ -69,7 +69,7 @@ def watched(number):
 
 
 def run_inputs(kind, inputs, try_input):
-    """Tries the inputs, counts how they end, and limits the memory."""
+    """Runs the inputs, counts their outcomes, and checks the memory."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     outcomes = collections.Counter()
     for number in inputs:
@@ -85,11 +85,11 @@ def run_inputs(kind, inputs, try_input):
     assert len(outcomes) > 1
 
 
-# Damage to any bytes
+# Damage to arbitrary bytes
 
 
 def damage(rng, data, others):
-    """One to three mutations: flipped or extreme bytes, a cut, a copied or removed part, a part of another file."""
+    """Applies one to three mutations: flipped or extreme bytes, truncation, a copied, removed or inserted part."""
     data = bytearray(data)
     for _ in range(rng.integers(1, 4)):
         if not data:
@@ -151,7 +151,7 @@ JPEGS, PNGS = make_seed_images()
 
 
 def damage_chunk(rng, png):
-    """Damages one chunk of a PNG file and makes its checksum right again, so that it is read and not only refused."""
+    """Damages one chunk of a PNG file and corrects its checksum, so that the chunk is read and not just rejected."""
     chunks, place = [], 8
     while place < len(png):
         (length,) = struct.unpack_from(">I", png, place)
@@ -162,7 +162,7 @@ def damage_chunk(rng, png):
     if kind == b"IHDR":
         content = bytearray(content)
         field = rng.integers(7)
-        if field < 2:  # Width or height, from 0 to more than the limit of pixels.
+        if field < 2:  # Width or height, from 0 to above the limit.
             struct.pack_into(">I", content, 4 * int(field), int(rng.integers(2 ** int(rng.integers(1, 32)))))
         else:  # Bit depth, colour type, compression, filter, interlacing.
             content[6 + field] = rng.choice([0, 1, 2, 3, 4, 6, 8, 16, int(rng.integers(256))])
@@ -219,7 +219,7 @@ PNEUMONIAS = ("person1_bacteria_1.jpeg", "person1_virus_2.jpeg", "person2_virus_
 
 
 def make_tree():
-    """Paths and bytes of a small data set that can be read: eight images in train and in test, no two alike."""
+    """Returns the paths and bytes of a small valid data set: eight different images in train and in test."""
     rng, tree = np.random.default_rng(0), {}
     for folder in ("train", "test"):
         for name in NORMALS + PNEUMONIAS:
@@ -255,7 +255,7 @@ HEADER_FIELDS = {b"PK\1\2": (4, 8, 10, 16, 20, 24, 28, 30, 32, 42, 46), b"PK\3\4
 
 
 def make_archive(number):
-    """A small zip file with strange members, then with damaged bytes or with headers that lie."""
+    """Makes a small zip file with unusual members, damaged bytes or wrong headers."""
     rng = np.random.default_rng([1, number])
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
@@ -282,7 +282,7 @@ def make_archive(number):
 
 
 def read_source(path):
-    """What the builder does with a source before it writes."""
+    """Does with a source what the builder does before it writes."""
     with sources.Source(path) as source:
         xrays = []
         for image in source.images:
@@ -308,7 +308,7 @@ def test_archives(tmp_path, inputs):
 
 
 def shorten(message):
-    """The kind of an error."""
+    """Returns the kind of an error."""
     kinds = (
         "can't be read",
         "does not decode",
@@ -321,7 +321,7 @@ def shorten(message):
     return next((kind for kind in kinds if kind in message), message)
 
 
-# File names, of files in a folder
+# File names in a folder
 
 LETTERS = [
     *"personbacteriavirusIMNORMAL2-_0123456789./\\ \t\n\r",

@@ -1,9 +1,9 @@
-"""Commands that are killed at random moments and started again give the result of the undisturbed command.
+"""Tests that commands that are killed at random times and started again give the result of the uninterrupted command.
 
     pytest -m slow tests/faults
 
 The environment variable FAULTS_KILLS sets the number of kills over all commands (50), FAULTS_SEED the seed of their
-moments (0).
+times (0).
 """
 
 import os
@@ -17,7 +17,7 @@ from commands import COMMANDS, find_differences, finish, kill, make_folder, read
 KILLS = int(os.environ.get("FAULTS_KILLS", "50"))
 SEED = int(os.environ.get("FAULTS_SEED", "0"))
 
-# A search gives up a trial whose process was killed three times.
+# A search does not resume a trial after its process was killed three times.
 KILLS_OF_ONE_CHAIN = 2
 
 
@@ -55,7 +55,7 @@ def test_a_killed_command_resumes_to_the_undisturbed_result(
 
 
 def run_undisturbed(processes, command, data_dir, trained, tmp_path):
-    """Returns the result and the seconds. The command runs twice: the first time it compiles."""
+    """Returns the result and the seconds of a command. It runs twice, because the first time includes compilation."""
     results = []
     for _ in range(2):
         folder = tmp_path / "folder"

@@ -1,4 +1,4 @@
-"""Two equal commands that start at the same time do not disturb each other."""
+"""Tests that two equal commands can start at the same time."""
 
 import csv
 
@@ -7,7 +7,7 @@ from commands import COMMANDS, find_differences, finish, make_folder, read_error
 
 
 def run(processes, command, folders):
-    """Runs a command in several folders at the same time. Returns [(exit code, what it said)]."""
+    """Runs a command in several folders at the same time. Returns [(exit code, messages)]."""
     running = [start(processes, command, folder, number) for number, folder in enumerate(folders)]
     for process in running:
         finish(process)
@@ -25,7 +25,7 @@ def test_two_starts_in_one_workdir(processes, data_dir, trained, tmp_path, name)
     make_folder(command, folder, data_dir, trained)
     results = run(processes, command, [folder, folder])
     codes, errors = zip(*results, strict=True)
-    # A second training in the same workdir is refused.
+    # A second training in the same workdir ends with an error.
     refused = [error for code, error in results if code]
     assert min(codes) == 0, errors
     assert all("another training is running" in error for error in refused), errors

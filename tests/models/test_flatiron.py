@@ -36,7 +36,7 @@ def test_it_computes_the_published_layers(image_px):
             x = lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
             return x + conv.bias[...]
 
-        # Biases start at zero, where a forgotten one would not be seen.
+        # Biases start at zero, which would hide a bias that is not used.
         model.conv1.bias[...] = jnp.linspace(-1, 1, 32)
         model.conv2.bias[...] = jnp.linspace(1, -1, 32)
         x = nnx.max_pool(jnp.tanh(convolve(images, model.conv1)), (2, 2), (2, 2))

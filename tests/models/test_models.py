@@ -26,7 +26,7 @@ def tiny(**changes):
 
 @functools.cache
 def make_abstract(config, image_px=PX):
-    """Shapes and dtypes only: nothing is compiled."""
+    """Makes a network with shapes and dtypes only, without compilation."""
     return nnx.eval_shape(lambda: make_model(config, image_px, KEY))
 
 
@@ -45,7 +45,7 @@ def count(model):
 
 
 def apply_abstract(config, batch=3):
-    """Logits and state after one call in training, as shapes."""
+    """Returns the shapes of the logits and the state after one call in training mode."""
     model = make_abstract(config)
 
     def call(state, images, keys):
@@ -60,7 +60,7 @@ def apply_abstract(config, batch=3):
     ("name", "task", "dtype"),
     [
         *((name, "three_class", "bfloat16") for name in MODELS),
-        # The deeper ones are of ResNet-18's class, and take seconds to trace.
+        # The deeper ones have the same class as ResNet-18, and take seconds to trace.
         *((name, "binary", "float32") for name in MODELS if name not in ("resnet34", "resnet50")),
     ],
 )
@@ -120,7 +120,7 @@ def test_states_are_dicts_with_string_keys_in_two_collections(name):
     model = make_abstract(tiny(model=name, dropout=0.5))
     for path, _ in jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(model))):
         assert all(isinstance(entry, jax.tree_util.DictKey) and isinstance(entry.key, str) for entry in path)
-    # What a checkpoint holds is all there is: no hidden random state or counter.
+    # The network has no state that a checkpoint does not store, such as random state or a counter.
     both = jax.tree.leaves(nnx.state(model, nnx.Param)) + jax.tree.leaves(nnx.state(model, nnx.BatchStat))
     assert len(jax.tree.leaves(nnx.state(model))) == len(both)
 
@@ -147,9 +147,9 @@ def test_the_stride_of_a_block_is_in_its_first_3x3_convolution(bottleneck):
 
 @pytest.mark.parametrize("name", ["mlp", "cnn", "resnet18"])
 def test_prediction_of_an_image_does_not_depend_on_its_batch_and_changes_nothing(name, monkeypatch):
-    # Two of the four stages are enough, and compile in less time.
+    # Two of the four stages are enough for this test, and compile faster.
     monkeypatch.setitem(MODELS, "resnet18", lambda config, px, **common: ResNet((1, 1), False, 4, **common))
-    graph, state = make(tiny(model=name, dropout=0.125))  # a share of this test's own: `make_abstract` remembers
+    graph, state = make(tiny(model=name, dropout=0.125))  # not used in other tests, because `make_abstract` has a cache
 
     @jax.jit
     def predict(state, images):
@@ -159,7 +159,7 @@ def test_prediction_of_an_image_does_not_depend_on_its_batch_and_changes_nothing
     images = random_images(6)
     logits, after = predict(state, images)
     assert np.ptp(logits) > 1e-3
-    order = np.array([4, 0, 4, 4, 4, 4])  # The same number of images: another number would compile again.
+    order = np.array([4, 0, 4, 4, 4, 4])  # The same number of images, because another number would be compiled again.
     np.testing.assert_allclose(predict(state, images[order])[0], np.asarray(logits)[order], atol=1e-5)
     jax.tree.map(np.testing.assert_array_equal, after, state)
 
@@ -176,7 +176,7 @@ def test_training_normalises_with_the_batch_and_remembers_a_tenth_of_it():
     features, logits, stats = jax.tree.map(np.asarray, train(state, images))
     np.testing.assert_allclose(stats["norm1"]["mean"][...], 0.1 * features.mean((0, 1, 2)), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(stats["norm1"]["var"][...], 0.9 + 0.1 * features.var((0, 1, 2)), rtol=1e-4)
-    # The normalisation undoes a change of scale, and with it of exposure, in training.
+    # In training, the normalisation removes a change of scale, and thereby of exposure.
     np.testing.assert_allclose(train(state, 2 * images)[1], logits, rtol=1e-2, atol=1e-3)
 
 
@@ -200,7 +200,7 @@ def test_convolutions_start_with_the_variance_that_keeps_gradients():
 
 @functools.cache
 def make_head(dropout):
-    """A head whose logits are its features."""
+    """A head that returns its features as logits."""
     head = Head(8, 8, dropout, nnx.Rngs(KEY))
     head.linear.kernel[...] = jnp.eye(8)
     return head

@@ -1,4 +1,4 @@
-"""Weight files that cannot be read, or must not be."""
+"""Tests of weight files that cannot be read or must not be read."""
 
 import os
 import pickle
@@ -34,7 +34,7 @@ def test_a_file_that_cannot_be_read_gives_a_sentence(tmp_path, name, content, se
 
 
 def test_a_folder_is_refused_with_the_file_in_it(tmp_path):
-    with pytest.raises(UserError, match=r"is a folder. Name the file, as \S+/backbone\.safetensors"):
+    with pytest.raises(UserError, match=r"is a folder. Name a file, such as \S+/backbone\.safetensors"):
         read_tensors(tmp_path)
 
 
@@ -43,7 +43,7 @@ def test_a_pickle_of_something_else_than_named_tensors_gives_a_sentence(tmp_path
     torch = types.SimpleNamespace(load=lambda path, map_location, weights_only: content if weights_only else None)
     monkeypatch.setitem(sys.modules, "torch", torch)
     (tmp_path / "a.pth").write_bytes(b"")
-    with pytest.raises(UserError, match=r"a\.pth cannot be read .* damaged, or of another kind"):
+    with pytest.raises(UserError, match=r"a\.pth cannot be read .* It is damaged or has another format"):
         read_tensors(tmp_path / "a.pth")
 
 

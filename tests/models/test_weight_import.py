@@ -1,7 +1,7 @@
-"""Published weights in our networks: small stored ones always, real architectures where their libraries are installed.
+"""Tests of published weights in our networks: small stored files, and real networks if their libraries are installed.
 
-The stored ones, `pretrained_*.safetensors`, are torchvision's code at a width of 2 with random weights, made by
-`python -m tests.test_pretrained` where torch and torchvision are installed; their logits lie in the files' metadata.
+The stored files, `pretrained_*.safetensors`, are torchvision's networks with width 2 and random weights, made by
+`python -m tests.models.test_weight_import` (needs torch and torchvision). The logits are in their metadata.
 """
 
 import hashlib
@@ -16,11 +16,11 @@ import safetensors.numpy
 from flax import nnx
 
 from pneumojax.config import ModelConfig, config_from_dict
-from pneumojax.data.pixels import PIXEL_MEAN, PIXEL_STD, normalise, scale_pixels
 from pneumojax.errors import UserError
 from pneumojax.models import MODELS
 from pneumojax.models.weight_import import load_pretrained
 from pneumojax.optimizer import make_optimizer
+from pneumojax.preprocessing import PIXEL_MEAN, PIXEL_STD, normalise, scale_pixels
 from pneumojax.sharding import make_mesh
 from pneumojax.steps import init_state
 from pneumojax.training.fit import fit
@@ -40,7 +40,7 @@ def make_images(size, number=2):
 
 
 def make_fresh(config, image_px, num_outputs):
-    """A network with any number of outputs, and its fresh variables."""
+    """Makes a network with any number of outputs, and its fresh variables."""
     common = {"num_outputs": num_outputs, "dropout": 0.0, "dtype": "float32", "axis_name": None}
     model = nnx.eval_shape(lambda: MODELS[config.model](config, image_px, rngs=nnx.Rngs(0), **common))
     rng = np.random.default_rng(1)
@@ -52,7 +52,7 @@ def make_fresh(config, image_px, num_outputs):
 
 
 def compute_logits(path, config, images, num_outputs):
-    """Our logits for uint8 images, from the pixels on, with the weights of a file."""
+    """Computes our logits for uint8 images, with the weights of a file."""
     graph, fresh = make_fresh(config, images.shape[1], num_outputs)
     variables = load_pretrained(path, config, fresh, PIXEL_MEAN, PIXEL_STD)
 
@@ -69,7 +69,7 @@ def assert_same_logits(ours, theirs):
 
 
 def colour(images):
-    """What torchvision's networks are given for grey images: [B, 3, H, W] float32, normalised."""
+    """Converts grey images to the input of torchvision's networks: [B, 3, H, W] float32, normalised."""
     x = images[:, None].astype(np.float32) / 255
     return ((x - IMAGENET_MEAN[:, None, None]) / IMAGENET_STD[:, None, None]).astype(np.float32)
 
@@ -131,7 +131,7 @@ def test_a_file_without_a_classifier_is_taken(tmp_path):
         (lambda t: t | {"extra.weight": t["bn1.bias"]}, r"has in addition extra\.weight"),
         (
             lambda t: t | {"conv1.weight": t["conv1.weight"][..., :5]},
-            r"conv1\.weight has shape 7x5x2x2 .* takes 7x7x2x2",
+            r"conv1\.weight has shape 7x5x2x2 .* needs 7x7x2x2",
         ),
         (lambda t: t | {"bn1.bias": np.full(2, np.nan, np.float32)}, r"bn1\.bias holds numbers that are not finite"),
     ],
@@ -149,14 +149,14 @@ def test_another_architecture_is_recognised():
         load(stored("resnet50"), "resnet18", resnet_width=2)
     with pytest.raises(UserError, match="It looks like vgg16: give --model=vgg16"):
         load(stored("vgg16"), "resnet50")
-    with pytest.raises(UserError, match="has shape 2 in our layout, this resnet50 takes 4"):
+    with pytest.raises(UserError, match="has shape 2 in our layout, but this resnet50 needs 4"):
         load(stored("resnet50"), resnet_width=4)
 
 
 def test_a_stride_in_another_place_is_refused():
     with pytest.raises(
         UserError,
-        match="torchvision or timm's ResNet50 have their stride in the 3x3 convolution: give --resnet_stride=3x3",
+        match="of torchvision or timm, the stride of a block is in the 3x3 convolution: give --resnet_stride=3x3",
     ):
         load(stored("resnet50"), resnet_stride="1x1")
 
@@ -171,6 +171,7 @@ def test_published_weights_do_not_fit_a_cnn():
         load(stored("vgg16"), "cnn")
 
 
+@pytest.mark.slow
 def test_training_starts_from_the_file_and_goes_on_without_it(make_config, tmp_path):
     path = tmp_path / "weights.safetensors"
     path.write_bytes(stored("vgg16").read_bytes())
@@ -197,7 +198,7 @@ def test_training_starts_from_the_file_and_goes_on_without_it(make_config, tmp_p
 
 
 def randomise(network, torch):
-    """Random statistics and biases: with the initial ones, zeros and ones, a mixed-up tensor would not be seen."""
+    """Sets random statistics and biases. With the initial zeros and ones, swapped tensors would not be detected."""
     torch.manual_seed(0)
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -268,12 +269,12 @@ def test_keras_networks_give_the_same_logits(tmp_path, monkeypatch, name, suffix
     config = ModelConfig(model=name.lower(), resnet_stride="1x1", pretrained=str(path))
     assert_same_logits(compute_logits(path, config, images, 1000), expected)
     if name == "ResNet50":
-        with pytest.raises(UserError, match="Keras's ResNet50 have their stride in the 1x1 convolution"):
+        with pytest.raises(UserError, match="ResNet50 of Keras, the stride of a block is in the 1x1 convolution"):
             load_pretrained(path, ModelConfig(model="resnet50"), {}, PIXEL_MEAN, PIXEL_STD)
 
 
 def make_stored(name):
-    """Torchvision's network at a width of 2, five outputs: (weights, logits of `make_images(48)`)."""
+    """Makes torchvision's network with width 2 and five outputs. Returns (weights, logits of `make_images(48)`)."""
     import torch
     import torchvision
 

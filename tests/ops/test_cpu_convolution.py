@@ -12,8 +12,8 @@ from xla_reference import assert_near, compute_with_gradients, plain_convolve
 from pneumojax.ops import convolution, cpu_convolution, winograd
 
 
-# Up to 4 px, by stride 2 up to 8: by taps; above XLA's convolution, or with many channels Winograd's algorithm.
-# One channel and a small kernel: grey images.
+# Outputs up to 4 px are computed by taps, larger ones by XLA's convolution or Winograd's algorithm.
+# One channel and a small kernel, as for grey images.
 @pytest.mark.parametrize(
     ("size", "stride", "px", "channels"),
     [
@@ -64,7 +64,7 @@ def test_winograds_algorithm_is_xlas_convolution_with_its_gradients(monkeypatch,
         if size == 3
         else set()
     )
-    px += size - 1 - 2 * pad  # of the images, for px of the result
+    px += size - 1 - 2 * pad  # size of the images, for px of the result
     images = rng.normal(size=(2 * jax.device_count(), px, px + 1, channels)).astype(np.float32)
     kernel = rng.normal(size=(size, size, channels, features)).astype(np.float32)
     ours = compute_with_gradients(lambda i, k: convolution.convolve(i, k, 1, pad), images, kernel)
@@ -152,7 +152,7 @@ def test_batch_tiles_are_equal_and_give_each_device_enough_to_do(
 
 
 def test_convolve_compiles_to_the_fast_layout_inside_a_loop():
-    # The defect this guards against: gradients folded into a layout for which XLA's CPU backend has a loop nest only.
+    # Regression test: gradients were folded into a layout for which XLA's CPU backend has only a slow loop nest.
     images, kernel = jnp.ones((2, 16, 16, 4)), jnp.ones((3, 3, 4, 8))
 
     def step(kernel, images):

@@ -53,7 +53,7 @@ def test_pooling_before_an_activation_is_pooling_after_it(activate):
 
 
 def test_the_maximum_of_each_window_is_searched_for_once():
-    # The defect this guards against: XLA repeats the search for every use of what follows, as in a residual network.
+    # Regression test: XLA repeated the search for every use of the result, as in a residual network.
     def loss(images):
         kernel = jnp.ones((3, 3, 4, 4))
         pooled = nnx.relu(pooling.max_pool(jnp.tanh(images), 3))

@@ -1,4 +1,4 @@
-"""The pictures of a data set: right numbers, of the training images alone."""
+"""Tests of the data set report: its numbers are correct, and it shows training images only."""
 
 import json
 
@@ -21,7 +21,7 @@ def config(data_dir):
 
 @pytest.fixture(scope="module")
 def explored(config, draw_pictures, tmp_path_factory):
-    """(tables, folder, names of the splits that were loaded, average images that were drawn)."""
+    """Returns (tables, folder, names of the loaded splits, average images in the figure)."""
     folder, loaded, averages = tmp_path_factory.mktemp("explored") / "new", [], {}
     with draw_pictures(), pytest.MonkeyPatch.context() as patch:
         draw = dataset_report.save_average_images
@@ -62,7 +62,7 @@ def test_the_page_holds_all_pictures_and_needs_no_other_file(explored):
             assert min(image.size) > 200
     page = (folder / "explore.html").read_text()
     assert page.count('src="data:image/png;base64,') == page.count("<img") == len(PICTURES)
-    assert "http" not in page and "Synthetic radiographs" in page
+    assert "http" not in page and "synthetic radiographs" in page
 
 
 def test_only_training_images_are_looked_at_and_averages_are_means(config, explored):

@@ -1,4 +1,4 @@
-"""The report says in words what metrics.json holds, and hides nothing that a reader must know."""
+"""Tests of the report: its text agrees with metrics.json, and it shows all warnings."""
 
 import base64
 import copy
@@ -22,7 +22,7 @@ PICTURES = ("roc", "precision_recall", "reliability", "predictive_values", "deci
 
 
 def make_split(subtypes):
-    """Images of one patient each, which differ in brightness."""
+    """Makes a split with one image for each patient. The images differ in brightness."""
     n = len(subtypes)
     return Split(
         name="test",
@@ -51,7 +51,7 @@ def make_info(**fields):
 
 
 def make_results(split, scores, threshold=0.5, task="binary"):
-    """metrics.json of scores for pneumonia. With three classes, a third of each score is for VIRUS."""
+    """Makes metrics.json for given scores. With three classes, a third of each score is the probability of VIRUS."""
     scores = np.asarray(scores, np.float64)
     columns = [1 - scores, scores] if task == "binary" else [1 - scores, scores * 2 / 3, scores / 3]
     probabilities = np.stack(columns, axis=1)
@@ -101,7 +101,7 @@ def draw_report(results, split, scores, networks, directory):
 
 @pytest.fixture(scope="module")
 def report(directory):
-    """`report(subtypes, scores, ...)`: the page of these scores, as text."""
+    """`report(subtypes, scores, ...)`: the text of the report for these scores."""
 
     def make(subtypes, scores, networks=None, **choices):
         split = make_split(subtypes)
@@ -112,7 +112,7 @@ def report(directory):
 
 
 def read_text(page):
-    """All that is read on a page, in one line."""
+    """Returns the visible text of a page in one line."""
     text = re.sub(r"<style>.*?</style>|<[^>]+>", " ", page, flags=re.DOTALL)
     return " ".join(html.unescape(text).replace("\xa0", " ").split())
 
@@ -122,7 +122,7 @@ def read_rows(page):
     return [[read_text(cell) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL)] for row in rows]
 
 
-# Of 20 NORMAL and 20 of pneumonia: 2 false alarms and 5 misses at 0.5; at 0.25 7 and 2.
+# 20 NORMAL images and 20 of pneumonia: 2 false positives and 5 false negatives at 0.5, 7 and 2 at 0.25.
 SUBTYPES = [0] * 20 + [1] * 12 + [2] * 8
 SCORES = [0.1] * 13 + [0.3] * 5 + [0.6, 0.8] + [0.9] * 13 + [0.7] * 2 + [0.2, 0.05, 0.3, 0.4, 0.45]
 
@@ -171,7 +171,7 @@ def test_the_most_wrong_images_come_first_as_the_network_saw_them(report):
 
 def test_of_many_errors_the_worst_are_shown_and_of_none_the_page_says_so(report):
     text = read_text(report([0] * 12 + [1] * 12, [0.6 + i / 100 for i in range(12)] + [0.9] * 12))
-    assert "NORMAL images that were called pneumonia: 12, of which the 8 most wrong are shown." in text
+    assert "NORMAL images that were called pneumonia: 12, of which the 8 with the worst scores are shown." in text
     assert "score 0.71 image11.jpeg" in text and "image03.jpeg" not in text
     assert "Images with pneumonia that were called NORMAL: none." in text
 
@@ -183,9 +183,7 @@ def test_a_split_of_one_class_has_a_report_with_reasons(report, subtype):
     assert "AUROC does not exist. Needs images of pneumonia and others" in text
     reason = "Needs images of pneumonia and others; the split has only one of the two."
     assert ["AUROC", "-", reason] in read_rows(page)
-    lacking = (
-        "no NORMAL image that could raise a false alarm" if subtype else "there is no image with pneumonia to find"
-    )
+    lacking = "no NORMAL image that could raise a false alarm" if subtype else "no image with pneumonia can be found"
     assert lacking in text
 
 
@@ -210,7 +208,7 @@ def test_three_classes_have_their_matrix_and_metrics(report):
     (first,) = [i for i, row in enumerate(rows) if row[0] == "Each class against the others"]
     assert rows[first][1:] == ["Mean (macro)", "NORMAL", "BACTERIA", "VIRUS"]
     assert [row[0] for row in rows[first + 1 : first + 4]] == ["AUROC", "AUPRC", "Sensitivity"]
-    # NORMAL has the higher probability up to a score of 0.6: 19 of 20.
+    # NORMAL is the most probable class up to a score of 0.6, which 19 of 20 images have.
     assert rows[first + 3][2].startswith("0.950 (") and rows[first + 3][4] == "0.000 (0.000 to 0.369)"
     assert "Confusion matrix of three classes" not in report(SUBTYPES, SCORES)
 
@@ -219,22 +217,22 @@ def test_three_classes_have_their_matrix_and_metrics(report):
     ("change", "sentences"),
     [
         ({}, []),
-        ({"synthetic": True}, ["Synthetic radiographs, not patients"]),
-        ({"split": "validation"}, ["Epoch, threshold and temperature were chosen on the split that is scored"]),
+        ({"synthetic": True}, ["synthetic radiographs, not patients"]),
+        ({"split": "validation"}, ["Epoch, threshold and temperature were chosen on the evaluated split"]),
         (
             {"split": "validation", "rule_split": None},
-            ["Epoch and temperature were chosen on the split"],
+            ["Epoch and temperature were chosen on the evaluated split"],
         ),
         (
             {"split": "validation", "which": "latest", "rule_split": None},
-            ["Temperature was chosen on the split"],
+            ["Temperature was chosen on the evaluated split"],
         ),
         ({"split": "train"}, ["trained on these images"]),
         (
             {"selection_split": "test", "rule_split": "test"},
-            ["LEAKY: epoch, threshold and temperature were chosen on the split that is scored"],
+            ["LEAKY: epoch, threshold and temperature were chosen on the evaluated split"],
         ),
-        ({"trained": False, "synthetic": True}, ["Synthetic radiographs", "may have been trained on"]),
+        ({"trained": False, "synthetic": True}, ["synthetic radiographs", "may have been trained on"]),
     ],
 )
 def test_warnings_stand_where_they_must_and_nowhere_else(change, sentences, directory):

@@ -1,4 +1,4 @@
-"""pneumojax.reporting.figures: every split has all figures, and none is half-written."""
+"""Tests of pneumojax.reporting.figures: every split has all figures, and none is incomplete."""
 
 import subprocess
 import sys
@@ -21,7 +21,7 @@ def drawn(draw_pictures):
 
 
 def draw_all(folder, labels, probabilities, threshold):
-    """Draws a split as an evaluation does; returns the files."""
+    """Writes the figures of a split as an evaluation does, and returns the files."""
     bootstrap = PatientBootstrap(np.arange(len(labels)), 50)
     scores = point_metrics.compute_binary_scores(probabilities)
     result = metrics.compute_metrics(labels, probabilities, threshold, bootstrap)
@@ -48,7 +48,7 @@ def draw_all(folder, labels, probabilities, threshold):
 
 
 def is_picture(path, colour="#FFFFFF", top=1.0):
-    """Whether a PNG decodes and holds a colour in its upper part."""
+    """Returns whether a PNG can be decoded and has a colour in its upper part."""
     with Image.open(path) as image:
         assert image.format == "PNG"
         pixels = np.asarray(image.convert("RGB"))
@@ -64,7 +64,7 @@ def test_pictures_of_a_split(tmp_path, classes):
     assert draw_all(tmp_path, labels, probabilities, 0.5) == PICTURES
     for name in ("pr.png", "roc.png"):
         assert is_picture(tmp_path / name, style.BLUE)  # the curve
-        assert is_picture(tmp_path / name, style.ORANGE, top=0.5)  # the operating point; its text stands below
+        assert is_picture(tmp_path / name, style.ORANGE, top=0.5)  # the operating point, whose text is below
     assert is_picture(tmp_path / "confusion.png")
     assert is_picture(tmp_path / "reliability.png", style.BLUE)
     assert is_picture(tmp_path / "decision.png", style.BLUE, top=0.5)
@@ -80,7 +80,7 @@ def test_pictures_of_splits_that_lack_something(tmp_path, labels, threshold):
     assert is_picture(tmp_path / "roc.png", style.BLUE) == (len(set(labels)) == 2)
     assert is_picture(tmp_path / "pr.png", style.BLUE) == (1 in labels)
     assert is_picture(tmp_path / "reliability.png", style.BLUE)
-    # Images with equal scores are all predicted positive or all negative, so only one predictive value exists.
+    # All images have the same score and the same prediction, so only one predictive value exists.
     both, all_positive = len(set(labels)) == 2, threshold <= 0.5
     curves = [is_picture(tmp_path / "predictive.png", colour, top=0.7) for colour in (style.ORANGE, style.BLUE)]
     assert curves == [both and all_positive, both and not all_positive]
@@ -96,7 +96,7 @@ def test_predictive_values_with_their_bands(tmp_path):
     counts = {"images": 40, "classes": {"NORMAL": 20}}
     evaluation.save_predictive_values(tmp_path / "a.png", {"prevalence": [0.1, 0.5, 0.9]} | values, counts, 0.5)
     for colour in (style.BLUE, style.ORANGE):
-        assert is_picture(tmp_path / "a.png", colour, top=0.7)  # the curves; their text stands below
+        assert is_picture(tmp_path / "a.png", colour, top=0.7)  # the curves, whose text is below
 
 
 @pytest.mark.filterwarnings("error")
@@ -226,7 +226,7 @@ def test_averages_of_one_class_and_files_of_one_size_are_told_not_drawn(tmp_path
 
 
 def test_images_keep_their_greys(tmp_path):
-    """A constant image in black, in white and between is no stretched one."""
+    """Tests that constant images are shown with their own grey value."""
     images = [np.full((8, 8), grey, np.uint8) for grey in (0, 100, 255)]
     data.save_images(tmp_path / "images.png", images, 3)
     for grey in (0, 100, 255):

@@ -1,4 +1,4 @@
-"""Pages are one file, escape what they are given, and keep the order of their blocks."""
+"""Tests of HTML pages: they are self-contained, escape all text, and keep the order of their blocks."""
 
 import base64
 import html.parser
@@ -13,7 +13,7 @@ PIXEL = base64.b64decode(
 
 
 class _Balance(html.parser.HTMLParser):
-    """Checks that each element is closed by its own name."""
+    """Checks that each element has a closing tag."""
 
     def __init__(self):
         super().__init__()

@@ -16,7 +16,7 @@ SCRIPT = pathlib.Path(__file__).parents[2] / "scripts" / "prepare_data.py"
 
 @pytest.fixture(scope="module")
 def chest_xray(tmp_path_factory) -> pathlib.Path:
-    """A phantom set in Kaggle's layout; not to be changed."""
+    """A phantom set in Kaggle's layout. Tests must not change it."""
     return phantom.draw_folder(tmp_path_factory.mktemp("drawn"), 40)
 
 
@@ -76,7 +76,7 @@ def test_verify_reads_everything_again(chest_xray, tmp_path):
     assert run_script(f"--source={chest_xray}", f"--data_dir={tmp_path}").returncode == 0
     good = run_script("--verify", f"--data_dir={tmp_path}")
     assert good.returncode == 0
-    assert "is as its metadata say: 39 images were read" in good.stdout
+    assert "matches its metadata: 39 images were read" in good.stdout
     shard = next(dataset_dir("kermany", tmp_path).glob("*-test.*"))
     content = bytearray(shard.read_bytes())
     content[content.index(b"\xff\xd8\xff") + 1000] ^= 1

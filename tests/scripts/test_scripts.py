@@ -1,4 +1,4 @@
-"""The scripts that start training elsewhere: the commands that they give, and what they refuse."""
+"""Tests of the scripts that start training on other machines: their commands and their errors."""
 
 import os
 import pathlib
@@ -21,7 +21,7 @@ def run(script, *arguments, cwd=ROOT, **environment):
 
 
 def dry_run(*arguments):
-    """The commands as lists of words, as a shell reads them."""
+    """Returns the commands as lists of words."""
     done = run("tpu_vm.sh", "--dry_run", *arguments, TMPDIR="/tmp")
     assert done.returncode == 0, done.stderr
     return [shlex.split(line) for line in done.stdout.splitlines()]

@@ -1,4 +1,4 @@
-"""Peak rates of chips."""
+"""Tests of the peak rates of chips."""
 
 import jax
 import numpy as np
@@ -12,7 +12,7 @@ def test_peaks_are_of_known_chips_in_types_that_they_compute_in():
     assert find_peak_flops("Tesla T4", "float32") == 8.1e12
     assert find_peak_flops("Tesla T4", "bfloat16") is None
     assert find_peak_flops(jax.devices()[0].device_kind, "float32") is None
-    # No chip is faster in the longer type, and a product needs more FLOP than bytes to reach the peak.
+    # No chip is faster in float32 than in bfloat16, and reaching the peak takes more FLOP than bytes.
     for chip in chips.CHIPS.values():
         assert chip.flops["float32"] <= chip.flops.get("bfloat16", np.inf)
         assert 10 < chip.flops["float32"] / chip.bytes_per_second < 1000

@@ -1,4 +1,4 @@
-"""What a chunk costs, by its closed form, and how long the devices waited, on a made-up clock."""
+"""Compares the cost of a chunk with its closed form."""
 
 import jax
 import numpy as np
@@ -18,7 +18,7 @@ PLAIN = dict.fromkeys(("rotate_degrees", "shift", "zoom", "brightness", "contras
 
 
 def compile_mlp(chunk_steps, batch_size, parallel):
-    """(jit function, its arguments, compiled, costs) of a network of one hidden layer."""
+    """Returns (jit function, its arguments, compiled, costs) for a network with one hidden layer."""
     fields = {"model": "mlp", "mlp_widths": [UNITS], "image_px": PX, "batch_size": batch_size, "parallel": parallel}
     config = config_from_dict(PLAIN | fields)
     mesh = Mesh(np.array(jax.devices()[:DEVICES]), (AXIS,))
@@ -35,16 +35,16 @@ def compile_mlp(chunk_steps, batch_size, parallel):
 @pytest.mark.parametrize("parallel", ["jit", "shard_map", "pmap"])
 def test_flops_are_those_of_one_step_of_all_devices(parallel):
     of_batch = {size: compile_mlp(1, size, parallel)[3]["perf/flops_per_step"] for size in (32, 64)}
-    # What the batch does not change, as Adam, falls out of the difference.
+    # Work that does not depend on the batch, such as Adam, cancels in the difference.
     for_image = (of_batch[64] - of_batch[32]) / 32
-    # A product forward, one for the kernel's gradient; the images need none. The head has one for its input too.
+    # There is a product in the forward pass and one for the kernel's gradient. The head also has one for its input.
     products = 2 * 2 * PX**2 * UNITS + 3 * 2 * UNITS
     np.testing.assert_allclose(for_image, products, rtol=0.05)
     _, _, _, costs = compile_mlp(3, 32, parallel)
     np.testing.assert_allclose(costs["perf/flops_per_step"], of_batch[32], rtol=1e-3)
 
 
-# Winograd's form, turns of the kernel's gradient, phases of the images' gradient, grey images, products by tap.
+# Winograd's algorithm, batch tiles of the kernel gradient, phases of the image gradient, grey images, products by tap.
 @pytest.mark.parametrize(
     ("px", "size", "stride", "channels", "features"),
     [(28, 3, 1, 48, 48), (30, 4, 1, 8, 16), (29, 3, 2, 16, 16), (64, 3, 1, 1, 16), (4, 3, 1, 32, 32)],
@@ -62,7 +62,7 @@ def test_flops_of_a_convolution_are_those_of_its_closed_form(px, size, stride, c
     shapes = [(batch, px, px, channels), (size, size, channels, features), (batch, out, out, features)]
     arguments = tuple(jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes)
     _, costs = compile_chunk(pull_back, arguments, 1, False)
-    # One product for the gradient of the images, one for that of the kernel.
+    # There is one product for the image gradient and one for the kernel gradient.
     products = 2 * 2 * batch * out**2 * size**2 * channels * features
     np.testing.assert_allclose(costs["perf/flops_per_step"], products, rtol=0.02)
     assert jax.default_backend() != "cpu" or "perf/bytes_per_step" not in costs

@@ -1,4 +1,4 @@
-"""fit(): the loop, how it stops and goes on, and whose workdir it touches."""
+"""Tests of fit(): the loop, stopping and resuming, and which workdirs it accepts."""
 
 import dataclasses
 import json
@@ -32,7 +32,7 @@ from pneumojax.training.fit import fit
 
 @pytest.fixture(scope="module")
 def finished(make_config, tmp_path_factory):
-    """A run of 3 epochs of 6 steps that nobody interrupted; not to be changed."""
+    """An uninterrupted run of 3 epochs of 6 steps. Tests must not change it."""
     workdir = tmp_path_factory.mktemp("finished")
     return workdir, fit(make_config(), workdir)
 
@@ -79,7 +79,7 @@ def test_each_start_logs_what_its_chunk_costs_and_each_further_chunk_its_speed(m
             assert row["perf/flops_per_step"] > 0 and row["perf/peak_memory_bytes"] > 0
         else:
             assert row["perf/images_per_second"] > 0 and 0 <= row["perf/host_share"] <= 1
-        assert "perf/model_flop_utilisation" not in row  # The peak of a CPU is not known.
+        assert "perf/model_flop_utilisation" not in row  # The peak rate of a CPU is not known.
 
 
 def test_the_logged_auroc_of_the_best_checkpoint_is_the_one_it_has(finished):
@@ -100,7 +100,7 @@ def test_a_run_stopped_by_sigterm_goes_on_bitwise(finished, make_config, tmp_pat
     assert first.threshold is None
     assert checkpoint.load_run(tmp_path, "latest")[2] == first.step
     with (tmp_path / "metrics.jsonl").open("a") as log:
-        log.write('{"step": 1')  # as a crash would leave it
+        log.write('{"step": 1')  # as after a crash
     second = fit(make_config(), tmp_path)
     assert second.stopped_by is None
     assert second.trained_steps == 18 - first.step
@@ -116,6 +116,7 @@ def test_a_run_that_the_report_stops_can_be_opened_and_goes_on_bitwise(finished,
     assert_same_run(tmp_path, finished[0])
 
 
+@pytest.mark.slow
 def test_a_streamed_run_is_bitwise_the_resident_one_stopped_or_not(make_config, compile_as_users_do, tmp_path):
     config = make_config(loader="stream")
     with compile_as_users_do():
@@ -144,6 +145,7 @@ def test_mapped_streams_are_bitwise_the_resident_runs(make_config, tmp_path, par
     assert_same_run(tmp_path / "stream", tmp_path / "resident")
 
 
+@pytest.mark.slow
 def test_images_grow_with_the_epochs_each_size_compiles_once_and_a_stopped_run_goes_on_bitwise(
     make_config, tmp_path, monkeypatch
 ):
@@ -168,7 +170,7 @@ def test_images_grow_with_the_epochs_each_size_compiles_once_and_a_stopped_run_g
     assert calls == [16] * 6 + [32] * 6  # 3 chunks in an epoch.
     assert compiled == [16, 32]
     timed = [row["step"] for row in map(json.loads, (tmp_path / "whole/metrics.jsonl").open()) if has_speed(row)]
-    assert timed == [4, 6, 8, 10, 12, 16, 18, 20, 22, 24]  # Not the two chunks that compiled.
+    assert timed == [4, 6, 8, 10, 12, 16, 18, 20, 22, 24]  # The two chunks that include compilation are not counted.
     assert fit(config, tmp_path / "stopped", report=stop_at(10)).step < 24
     fit(config, tmp_path / "stopped")
     assert_same_run(tmp_path / "stopped", tmp_path / "whole")
@@ -192,7 +194,7 @@ def test_a_signal_before_the_first_step_leaves_a_workdir_to_go_on_in(finished, m
     monkeypatch.setattr(
         fit_module, "MetricLog", lambda *args: os.kill(os.getpid(), signal.SIGINT) or pytest.fail("ended")
     )
-    with pytest.raises(KeyboardInterrupt):  # Before the loop there is nothing to save, so it just ends.
+    with pytest.raises(KeyboardInterrupt):  # Before the loop there is nothing to save, so the command only ends.
         fit(make_config(), tmp_path)
     monkeypatch.undo()
     fit(make_config(), tmp_path)
@@ -205,7 +207,7 @@ def test_signal_handlers_are_put_back(finished):
 
 
 def fit_here(config, workdir):
-    """Runs in a process of its own with one device."""
+    """Runs in a process with one device."""
     fit(config, workdir)
 
 
@@ -216,7 +218,7 @@ def start(processes, function, *arguments):
 
 
 def wait_for(condition, process, seconds=60):
-    """Whether the condition came true before the process ended."""
+    """Waits for a condition. Returns whether it was true before the process ended."""
     end = time.monotonic() + seconds
     while not condition():
         if not process.is_alive():
@@ -334,7 +336,7 @@ def test_a_second_training_in_one_workdir_is_refused(make_config, tmp_path):
 
     def report(row, total_steps):
         if not refused:
-            # The report is called within the first training's guard, which stands for its process.
+            # The report is called while the first training holds its lock, which represents another process.
             with jax.transfer_guard("allow"), pytest.raises(UserError, match="another training is running in"):
                 fit(make_config(), tmp_path)
             refused.append(row)
@@ -398,7 +400,7 @@ def test_a_run_compiles_its_chunk_once(make_config, tmp_path):
         fit(make_config(epochs=3), tmp_path, report=lambda row, _: at_row.setdefault(row["step"], len(compiled)))
     finally:
         jax.monitoring.clear_event_listeners()
-    # The first row of an epoch is written when its second chunk is under way; the epoch before had validation.
+    # The first row of an epoch is written during its second chunk, after the validation of the previous epoch.
     assert at_row[8] == at_row[18]
 
 
@@ -409,7 +411,7 @@ def test_a_hidden_copy_in_the_loop_is_an_error(make_config, tmp_path, monkeypatc
 
 
 def join_processes(number, count, port, devices):
-    """Makes this process one of several, with its own devices."""
+    """Makes this process one of several, each with its own devices."""
     jax.config.update("jax_num_cpu_devices", devices)
     if number is not None:
         environment = {
@@ -421,7 +423,7 @@ def join_processes(number, count, port, devices):
 
 
 def start_together(processes, count, function, *arguments, devices=1):
-    """Starts several processes that find each other."""
+    """Starts several processes that connect to each other."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -429,7 +431,7 @@ def start_together(processes, count, function, *arguments, devices=1):
 
 
 def join_all(started, seconds=200):
-    """Their exit codes."""
+    """Returns the exit codes of the processes."""
     for process in started:
         process.join(seconds)
         if process.is_alive():
@@ -459,7 +461,7 @@ def count_rows(chosen):
 
 
 def fit_in_process(number, count, port, devices, config, workdir):
-    """One process of several; those above 0 must write nothing but their part of a checkpoint."""
+    """Runs as one process of several. Processes other than 0 must write only their part of a checkpoint."""
     join_processes(number, count, port, devices)
     reports, read = [], []
     stream.stream_rows = count_rows(read)
@@ -476,7 +478,7 @@ def fit_in_process(number, count, port, devices, config, workdir):
         assert sum(read) == result.trained_steps * config.train.batch_size // count
 
 
-# Compiles in a moment; how each draw depends on the device is tried in test_steps.py.
+# This compiles fast. test_steps.py tests that random numbers do not depend on the device.
 SPREAD = {
     "cnn_widths": (4,),
     "optimizer": "sgd",
@@ -487,7 +489,7 @@ SPREAD = {
 
 
 def fit_whole_and_stopped(number, count, port, devices, config, workdir):
-    """One of several, which train a run, and the same again with a stop and a second start."""
+    """Runs as one of several processes that train a run, and again with a stop and a second start."""
     fit_in_process(number, count, port, devices, config, workdir / "whole")
     in_epochs = metric_log.MetricLog.write_validation
     fit_and_stop(number, count, port, devices, config, workdir / "stopped")
@@ -496,7 +498,7 @@ def fit_whole_and_stopped(number, count, port, devices, config, workdir):
 
 
 def fit_and_stop(number, count, port, devices, config, workdir):
-    """One of several, of which the last is told to stop after the first epoch; which only it is told."""
+    """Runs as one of several processes. Only the last one receives a stop request, after the first epoch."""
     join_processes(number, count, port, devices)
     in_epochs = metric_log.MetricLog.write_validation
 
@@ -510,6 +512,7 @@ def fit_and_stop(number, count, port, devices, config, workdir):
     assert (result.step, result.total_steps) == (6, 18)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("parallel", "loader"),
     [
@@ -525,7 +528,7 @@ def test_two_processes_train_as_one_and_go_on_bitwise(make_config, tmp_path, pro
     fit(make_config(**fields), tmp_path / "one")  # with all devices of this process
     assert join_all(two) == [0, 0]
     assert_same_run(tmp_path / "stopped", tmp_path / "whole")
-    # Sums over devices in another order differ in the last bits of float32, and each step passes that on.
+    # Sums over devices in another order differ in the last bits of float32, and the difference grows with each step.
     assert_near_rows(tmp_path / "whole", tmp_path / "one", 1e-4)
     assert open_run(tmp_path / "whole", "latest").step == 18
 
@@ -537,6 +540,7 @@ def assert_near_rows(ours, theirs, tolerance):
         assert row == pytest.approx(other, rel=tolerance)
 
 
+@pytest.mark.slow
 def test_what_four_processes_began_one_opens_and_two_go_on_with_as_one_would(make_config, tmp_path, processes):
     fields = SPREAD | {"model": "mlp"}
     config = make_config(**fields, loader="stream", multihost=True)
@@ -549,7 +553,7 @@ def test_what_four_processes_began_one_opens_and_two_go_on_with_as_one_would(mak
 
 
 def fit_until_lost(number, count, port, devices, config, workdir):
-    """Ends with code 4, and the sentence in a file, if another process is lost."""
+    """Ends with code 4 if another process is lost, and writes the message to a file."""
     join_processes(number, count, port, devices)
     try:
         fit(config, workdir)
@@ -558,6 +562,7 @@ def fit_until_lost(number, count, port, devices, config, workdir):
         os._exit(4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_when_a_process_is_killed_the_other_ends_too_and_the_last_checkpoint_is_good(
     make_config, tmp_path, processes, victim
@@ -571,7 +576,7 @@ def test_when_a_process_is_killed_the_other_ends_too_and_the_last_checkpoint_is_
     if victim == 1:
         assert code == 4
         assert "another process of this run has ended" in (tmp_path / "sentence0").read_text()
-    else:  # JAX may abort by itself where its coordinator is gone.
+    else:  # JAX may abort by itself if its coordinator has ended.
         assert code in (4, -signal.SIGABRT)
     run = open_run(tmp_path, "latest")
     assert run.step >= 6
@@ -579,7 +584,7 @@ def test_when_a_process_is_killed_the_other_ends_too_and_the_last_checkpoint_is_
 
 
 def fit_and_tell(*arguments):
-    """Ends with code 3 if the workdir is refused."""
+    """Ends with code 3 if the workdir cannot be used."""
     try:
         fit_in_process(*arguments)
     except UserError:
@@ -602,7 +607,7 @@ def test_an_address_without_a_port_ends_in_a_sentence(processes):
 
 
 def fit_another_run(number, count, port, devices, configs, workdir):
-    """Ends with code 3 if the start is refused because each process has a config of its own."""
+    """Ends with code 3 if the start fails because the processes have different configs."""
     join_processes(number, count, port, devices)
     with pytest.raises(UserError, match="started with different configs or data"):
         fit(configs[number], workdir)
@@ -629,7 +634,7 @@ def small_disk(tmp_path):
 
 def test_a_full_disk_ends_in_a_sentence_and_the_run_goes_on_when_there_is_room(finished, make_config, small_disk):
     workdir = small_disk / "run"
-    with pytest.raises(UserError, match="cannot be written .* are kept. Make room there"):
+    with pytest.raises(UserError, match="cannot be written .* are kept. Free disk space there"):
         fit(make_config(), workdir, report=fill_at(6, small_disk))
     (small_disk / "filler").unlink()
     fit(make_config(), workdir)
@@ -637,7 +642,7 @@ def test_a_full_disk_ends_in_a_sentence_and_the_run_goes_on_when_there_is_room(f
 
 
 def fill_at(step, disk: pathlib.Path):
-    """A report that fills the disk when the row of `step` is written."""
+    """Makes a report that fills the disk when the row of `step` is written."""
 
     def report(row, total_steps):
         filler = disk / "filler"

@@ -1,4 +1,4 @@
-"""The rows of metrics.jsonl: speed, the share of the host, and utilisation."""
+"""Tests of the rows of metrics.jsonl: speed, host share and utilisation."""
 
 import json
 import time
@@ -33,8 +33,8 @@ def test_the_host_costs_what_the_devices_wait(tmp_path, monkeypatch):
     log = metric_log.MetricLog(tmp_path, config_from_dict({}), 4, 8, lambda row, total: None)
     log.costs = {"perf/flops_per_step": 40.0, "perf/compile_seconds": 9.0}
     sums = {name: np.ones(2, np.float32) for name in ("loss", "correct")} | {"count": np.full(2, 16.0, np.float32)}
-    # (the loop is at training, the chunk is dispatched, the devices are done): in time, late by 3, in time, and after
-    # a validation, which does not count, late by 1.
+    # Times of (start of the host's work, dispatch, end on the devices). The host is in time, late by 3, in time, and
+    # late by 1 after a validation, whose time does not count.
     for step, (started, dispatched, ended) in enumerate([(0, 1, 11), (2, 14, 21), (15, 16, 31), (40, 41, 45)]):
         moments[:] = [started]
         log.start_chunk()
@@ -45,6 +45,6 @@ def test_the_host_costs_what_the_devices_wait(tmp_path, monkeypatch):
     assert "perf/host_share" not in rows[0]
     assert [row["perf/host_share"] for row in rows[1:]] == [0.3, 0, 0.2]
     np.testing.assert_allclose([row["perf/images_per_second"] for row in rows[1:]], [3.2, 3.2, 6.4])
-    # Two steps of 40 FLOP in 10 and in 5 seconds, of 8 devices with 50 FLOP/s each.
+    # Two steps of 40 FLOP take 10 and 5 seconds, on 8 devices with 50 FLOP/s each.
     np.testing.assert_allclose([row["perf/model_flop_utilisation"] for row in rows[1:]], [0.02, 0.02, 0.04])
     assert not any(name in row for row in rows[1:] for name in log.costs)

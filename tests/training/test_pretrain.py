@@ -1,4 +1,4 @@
-"""Pretraining without labels: its step, its loop, and the file that it leaves."""
+"""Tests of pretraining without labels: its step, its loop and its weight file."""
 
 import dataclasses
 import functools
@@ -16,9 +16,8 @@ import pytest
 from flax import nnx
 from jax.sharding import Mesh
 
-from pneumojax import checkpoint, parallel, steps
+from pneumojax import checkpoint, parallel, preprocessing, steps
 from pneumojax.config import ModelConfig, config_from_dict
-from pneumojax.data.pixels import PIXEL_MEAN, PIXEL_STD
 from pneumojax.errors import UserError
 from pneumojax.evaluation.run import open_run
 from pneumojax.models import make_pretraining_model
@@ -31,7 +30,7 @@ from pneumojax.training.fit import fit
 
 ROOT = pathlib.Path(__file__).parents[2]
 FIELDS = {"image_px": 32, "cnn_widths": (4, 8), "batch_size": 32, "chunk_steps": 1, "epochs": 2}
-FIELDS |= {"rotate_degrees": 0.0, "shift": 0.0, "zoom": 0.0}  # They would compile longest.
+FIELDS |= {"rotate_degrees": 0.0, "shift": 0.0, "zoom": 0.0}  # Their compilation would take longest.
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +46,7 @@ def compiled_as_users_do(compile_as_users_do):
 
 @pytest.fixture(scope="module")
 def finished(config, tmp_path_factory):
-    """A run that nobody interrupted; not to be changed."""
+    """An uninterrupted run. Tests must not change it."""
     workdir = tmp_path_factory.mktemp("backbone")
     return workdir, pretrain.pretrain(config, workdir, count_flops=True)
 
@@ -59,19 +58,20 @@ def read_losses(workdir):
 
 
 def train_steps(config, devices):
-    """(state, metrics) after three steps, as numpy arrays."""
+    """Returns (state, metrics) after three steps, as numpy arrays."""
     mesh = Mesh(np.array(jax.devices()[:devices]), (AXIS,))
     tx = make_optimizer(config.optimizer, 10)
     chunk = make_pretrain_chunk(config, steps.make_graph(config, make_pretraining_model), tx, mesh)
     state = steps.init_state(config, tx, mesh, make_pretraining_model)
     draws = np.random.default_rng(0)
-    # Of different brightness: features that hardly differ would be normalised up to their rounding errors.
+    # Images of different brightness, because normalisation would amplify rounding errors of nearly equal features.
     images = draws.normal(draws.uniform(30, 220, (64, 1, 1)), 40, (64, 32, 32)).clip(0, 255).astype(np.uint8)
     batches = draws.permutation(64)[:48].reshape(3, 16).astype(np.int32)
     arrays = put(images, mesh), parallel.put_batches(batches, config, mesh), steps.make_key(config, mesh)
     return jax.device_get(chunk(state, *arrays))
 
 
+@pytest.mark.slow
 def test_eight_devices_pretrain_as_one_does(config):
     changed = {"optimizer": "sgd", "learning_rate": 1e-3, "warmup": 0.0, "crop_min_area": 0.5}
     config = config_from_dict(FIELDS | changed)
@@ -82,9 +82,10 @@ def test_eight_devices_pretrain_as_one_does(config):
         scale = max(np.abs(other).max(), 1e-3)
         np.testing.assert_allclose(mine / scale, other / scale, atol=1e-4, err_msg=jax.tree_util.keystr(path))
     assert (one_metrics["count"] == 16).all()
-    assert (one_metrics["loss"] / 16 < 1.2 * np.log(31)).all()  # One of 31 views by chance.
+    assert (one_metrics["loss"] / 16 < 1.2 * np.log(31)).all()  # By chance, one of 31 views is found.
 
 
+@pytest.mark.slow
 def test_a_streamed_run_is_bitwise_the_resident_one(finished, config, tmp_path):
     streamed = config_from_dict(FIELDS | {"data_dir": config.data.data_dir, "loader": "stream"})
     result = pretrain.pretrain(streamed, tmp_path)
@@ -124,20 +125,24 @@ def test_neither_labels_nor_other_splits_are_read(finished, config, tmp_path, mo
 
 
 @pytest.mark.parametrize(
-    "fields", [{"model": "cnn"}, {"model": "vgg16", "vgg_width": 2, "vgg_dense_widths": []}], ids=["cnn", "vgg16"]
+    "fields",
+    [
+        pytest.param({"model": "cnn"}, id="cnn"),
+        pytest.param({"model": "vgg16", "vgg_width": 2, "vgg_dense_widths": []}, id="vgg16", marks=pytest.mark.slow),
+    ],
 )
 def test_the_backbone_gives_the_same_features_in_the_network_that_starts_from_it(tmp_path, fields):
     mesh = Mesh(np.array(jax.devices()[:1]), (AXIS,))
     config = config_from_dict(FIELDS | fields)
     tx = make_optimizer(config.optimizer, 1)
     state = jax.device_get(steps.init_state(config, tx, mesh, make_pretraining_model))
-    draws = np.random.default_rng(0)  # Fresh statistics, zeros and ones, would hide that they were left out.
+    draws = np.random.default_rng(0)  # With the initial zeros and ones, missing statistics would not be detected.
     variables = jax.tree.map(lambda leaf: leaf + draws.random(leaf.shape, np.float32), state.eval_variables())
     path = tmp_path / "backbone.safetensors"
     save_backbone(path, config.model, variables, "fingerprint")
     tuned = config_from_dict(FIELDS | fields | {"pretrained": str(path)})
     fresh = jax.device_get(steps.init_state(tuned, tx, mesh)).eval_variables()
-    loaded = load_pretrained(path, tuned.model, fresh, PIXEL_MEAN, PIXEL_STD)
+    loaded = load_pretrained(path, tuned.model, fresh, preprocessing.PIXEL_MEAN, preprocessing.PIXEL_STD)
     jax.tree.map(np.testing.assert_array_equal, loaded["params"]["head"], fresh["params"]["head"])
     images = draws.normal(size=(2, 32, 32, 1)).astype(np.float32)
 
@@ -156,7 +161,7 @@ def test_the_backbone_gives_the_same_features_in_the_network_that_starts_from_it
 def test_another_network_or_width_is_refused_with_the_flags_that_fit(finished, config, tmp_path):
     path = finished[1].backbone
     with pytest.raises(UserError, match=r"backbone\.safetensors holds the backbone of a cnn: give --model=cnn\."):
-        load_pretrained(path, ModelConfig(model="resnet18"), {}, PIXEL_MEAN, PIXEL_STD)
+        load_pretrained(path, ModelConfig(model="resnet18"), {}, preprocessing.PIXEL_MEAN, preprocessing.PIXEL_STD)
     wider = FIELDS | {"data_dir": config.data.data_dir, "pretrained": str(path), "cnn_widths": [4, 16]}
     with pytest.raises(UserError, match=r"holds the backbone of another cnn: give --cnn_widths=4,8\."):
         fit(config_from_dict(wider), tmp_path / "run")

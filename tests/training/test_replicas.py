@@ -1,4 +1,4 @@
-"""Replicas: each is the run it stands for, in one program, on any number of devices, stopped or not."""
+"""Tests of replicas: each equals the single run with its config, on any number of devices, resumed or not."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ from pneumojax.training.fit import fit
 from pneumojax.training.replicas import fit_replicas
 from pneumojax.training.sweep import plan_replicas
 
-# Trains in a moment; what the step itself does is tried with all that draws random numbers.
+# This trains fast. test_replica_steps.py tests the step with all random operations.
 LIGHT = {
     "model": "mlp",
     "epochs": 2,
@@ -41,7 +41,7 @@ def sweep(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(make_config, sweep, tmp_path_factory):
-    """Two replicas that nobody interrupted, 2 epochs of 6 steps; not to be changed."""
+    """An uninterrupted run of two replicas, 2 epochs of 6 steps. Tests must not change it."""
     workdir = tmp_path_factory.mktemp("finished") / "run"
     config, rows = make_config(**LIGHT, replicas=2, sweep=sweep), []
     return (
@@ -64,7 +64,7 @@ def test_a_replica_is_left_as_the_run_it_stands_for(finished, tmp_path):
     ]
     assert flops[0] == pytest.approx(flops[1], rel=0.02)
     before = list_files(folder)
-    assert fit(plan, folder).trained_steps == 0  # The command of the run alone finds it finished.
+    assert fit(plan, folder).trained_steps == 0  # A start of the single run finds that it is finished.
     assert list_files(folder) == before
 
 
@@ -86,7 +86,7 @@ def test_the_log_of_all_is_the_mean_of_theirs(finished):
     assert logs[0] == reported
     for mean, *both in zip(*logs, strict=True):
         shares = [row.get("perf/host_share", 0) for row in both]
-        assert shares[0] == pytest.approx(shares[1], abs=0.1)  # They wait for the same chunk.
+        assert shares[0] == pytest.approx(shares[1], abs=0.1)  # All replicas wait for the same chunk.
         assert mean["step"] == both[0]["step"]
         for name in mean.keys() - {"step"}:
             times = 2 if name in ("perf/images_per_second", "perf/flops_per_step") else 1
@@ -112,7 +112,7 @@ def test_a_kill_between_two_replicas_saves_loses_no_step_that_both_have(finished
     save, saved = replicas.save_checkpoint, []
 
     def save_some(checkpoints, step, *rest):
-        if len(saved) == 3:  # both at step 6, the first at step 12
+        if len(saved) == 3:  # both have step 6, only the first has step 12
             raise KeyboardInterrupt
         saved.append(step)
         save(checkpoints, step, *rest)
@@ -154,7 +154,7 @@ def test_the_evaluation_of_the_folder_is_that_of_the_ensemble_of_its_parts(finis
     assert results["metrics"]["auroc"]["value"] == point_metrics.compute_auroc(split.labels("binary"), scores)
     assert results["threshold"]["value"] == load_or_choose_threshold(parts, parts.config.threshold)["value"]
     assert (workdir / "evaluation/validation/learning_curves.png").exists()
-    with pytest.raises(UserError, match="run holds 2 replicas. Open one, as .*replica_0, or their ensemble"):
+    with pytest.raises(UserError, match="run holds 2 replicas. Open one of them, such as .*replica_0"):
         open_run(workdir)
 
 
@@ -184,7 +184,7 @@ def test_where_all_diverge_the_run_ends_in_a_sentence(make_config, tmp_path):
     for _ in range(2):
         with pytest.raises(UserError, match="all replicas in .* have diverged.*--learning_rate"):
             fit_replicas(config, tmp_path)
-    with pytest.raises(UserError, match="no replica that has not diverged"):
+    with pytest.raises(UserError, match="all replicas in .* have diverged"):
         open_replicas(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Search spaces: what a good file says, and one sentence for each mistake."""
+"""Tests of search spaces: valid files, and the message for each mistake."""
 
 import pathlib
 import re
@@ -23,7 +23,7 @@ def test_each_value_has_its_fields_own_type(tmp_path):
     space = read(
         tmp_path,
         """
-        weight_decay = {low = 1, high = 2}  # whole numbers may stand for a float
+        weight_decay = {low = 1, high = 2}  # an integer is accepted for a float
         batch_size = {low = 8, high = 64, log = true}
         ema_decay = {choices = [0.99, 0.999]}
         flip = {choices = [true, false]}
@@ -51,11 +51,11 @@ def test_each_value_has_its_fields_own_type(tmp_path):
         ("[learning_rat]\nlow=1\nhigh=2", r"\[learning_rat\]: there is no such field. Did you mean learning_rate\?"),
         ("[zzz]\nlow=1\nhigh=2", r"\[zzz\]: there is no such field\.$"),
         ("learning_rate = 0.1", r"\[learning_rate\]: write it as a table"),
-        ("[learning_rate]\nlow = 1e-4", "needs low and high, and log if wished, or choices alone; it has low"),
-        ("[learning_rate]\nlow=1e-4\nhigh=1e-2\nchoices=[0.1]", "choices alone; it has choices, high, low"),
+        ("[learning_rate]\nlow = 1e-4", r"give low and high .* or only choices\. The table has low\."),
+        ("[learning_rate]\nlow=1e-4\nhigh=1e-2\nchoices=[0.1]", "The table has choices, high, low"),
         ("[learning_rate]\nlow = 0.1\nhigh = 0.1", "low must be less than high; they are 0.1 and 0.1"),
         ("[learning_rate]\nlow = 0\nhigh = 0.1", "learning_rate must be greater than 0.0, not 0.0"),
-        ("[weight_decay]\nlow = 0\nhigh = 0.1\nlog = true", "log = true needs a low above 0, not 0.0"),
+        ("[weight_decay]\nlow = 0\nhigh = 0.1\nlog = true", "log = true needs low > 0, but low is 0.0"),
         ("[dropout]\nlow = 0\nhigh = 1", "dropout must be less than 1.0, not 1.0"),
         ("[dropout]\nlow = 0\nhigh = nan", "low must be less than high; they are 0.0 and nan"),
         ("[dropout]\nlow = 0\nhigh = inf", "dropout must be a finite number"),
@@ -63,17 +63,17 @@ def test_each_value_has_its_fields_own_type(tmp_path):
         ("[dropout]\nlow = false\nhigh = 0.5", "False must be a number"),
         ("[epochs]\nlow = 1.5\nhigh = 3", "1.5 must be a whole number"),
         ("[epochs]\nlow = 1\nhigh = 3\nlog = 1", "1 must be true or false"),
-        ("[model]\nlow = 1\nhigh = 3", "low and high are for numbers; this field needs choices"),
-        ("[cnn_widths]\nlow = 1\nhigh = 3", "low and high are for numbers; this field needs choices"),
+        ("[model]\nlow = 1\nhigh = 3", "low and high are only for numbers. Give choices for this field"),
+        ("[cnn_widths]\nlow = 1\nhigh = 3", "low and high are only for numbers. Give choices for this field"),
         ("[cnn_widths]\nchoices = [8, 16]", "each of the choices must be a list"),
         ("[cnn_widths]\nchoices = [[8], [0]]", "cnn_widths must be at least 1, not 0"),
         ("[model]\nchoices = ['cnn', 'foo']", "model must be one of mlp, cnn"),
         ("[model]\nchoices = 'cnn'", "choices must be a list of values"),
         ("[model]\nchoices = []", "choices must be a list of values"),
-        ("[model]\nchoices = ['cnn', 'cnn']", "a choice stands there twice"),
-        ("[seed]\nlow = 0\nhigh = 9", r"\[seed\]: this field is not searched over"),
-        ("[folds]\nlow = 2\nhigh = 9", r"\[folds\]: this field is not searched over"),
-        ("[target_sensitivity]\nlow = 0.9\nhigh = 0.99", "this field is not searched over"),
+        ("[model]\nchoices = ['cnn', 'cnn']", "the same choice is listed twice"),
+        ("[seed]\nlow = 0\nhigh = 9", r"\[seed\]: this field cannot be searched"),
+        ("[folds]\nlow = 2\nhigh = 9", r"\[folds\]: this field cannot be searched"),
+        ("[target_sensitivity]\nlow = 0.9\nhigh = 0.99", "this field cannot be searched"),
         ("[batch_norm]\nchoices = ['global', 'local']", "batch_norm=local needs parallel="),
     ],
 )

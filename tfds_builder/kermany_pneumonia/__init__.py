@@ -1,4 +1,4 @@
-"""The Kermany chest X-rays of children as a TFDS data set, without TensorFlow.
+"""The Kermany chest X-rays of children as a TFDS data set. It does not need TensorFlow.
 
 `prepare` packages a folder or zip file of the images (or synthetic radiographs). `verify` compares a prepared data set
 with its metadata, which `read_metadata` reads. `choose_share` selects patients who hold a share of the images.

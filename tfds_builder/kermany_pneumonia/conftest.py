@@ -1,4 +1,4 @@
-"""Small sets of synthetic radiographs for the tests of the builder; no real X-ray is needed."""
+"""Fixtures with small sets of synthetic radiographs, so that the tests need no real X-rays."""
 
 import pathlib
 import shutil
@@ -11,11 +11,11 @@ from tfds_builder.kermany_pneumonia import phantom
 
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory) -> pathlib.Path:
-    """Synthetic radiographs in Kaggle's layout; not to be changed."""
+    """Synthetic radiographs in Kaggle's layout. Tests must not change them."""
     return phantom.draw_folder(tmp_path_factory.mktemp("drawn"), NUM_IMAGES)
 
 
 @pytest.fixture
 def chest_xray(drawn, tmp_path) -> pathlib.Path:
-    """A copy of them that a test may change."""
+    """A copy of the synthetic radiographs that a test may change."""
     return shutil.copytree(drawn, tmp_path / "source" / "chest_xray")

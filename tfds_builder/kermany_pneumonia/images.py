@@ -1,4 +1,4 @@
-"""Opens image files: the formats, the size limit and the orientation that the builder and the decoder agree on."""
+"""Opens image files, for the builder and the decoder: checks format and size, and reads the orientation."""
 
 import io
 
@@ -10,7 +10,7 @@ FORMATS = ("JPEG", "PNG")
 # take gigabytes of memory (a "decompression bomb").
 MAX_PIXELS = 50_000_000
 
-# What turns the stored pixels into the picture, by the value of EXIF's orientation tag (EXIF 2.32, section 4.6.4).
+# {value of the EXIF orientation tag: operation that turns the stored pixels upright} (EXIF 2.32, section 4.6.4).
 TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -28,26 +28,26 @@ PNG_GREY = 0
 
 
 def open_image(data: bytes) -> Image.Image:
-    """Reads the header of an image file; the pixels are not decoded yet.
+    """Reads the header of an image file. The pixels are not decoded yet.
 
     Args:
         data: the bytes of a JPEG or PNG file.
 
     Returns:
-        The image. Its `load` decodes the pixels and may raise nearly anything if the file is damaged.
+        The image. Its `load` decodes the pixels, and can raise any type of error if the file is damaged.
 
     Raises:
         OSError: the bytes are not a JPEG or PNG image, the image has more than MAX_PIXELS pixels, or it is a PNG with
-            16 bits per channel that is not plain grey. Pillow reads only the upper 8 bits of such a file, so that an
-            image with 12 bits of content would come out nearly black.
+            16 bits per channel that is not plain grey. Pillow reads only the upper 8 bits of such a file, so an image
+            that uses 12 bits would be nearly black.
     """
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.UnidentifiedImageError as error:  # Its message names a memory address.
+    except Image.UnidentifiedImageError as error:  # Its message contains a memory address.
         raise OSError("it is neither JPEG nor PNG") from error
     except Image.DecompressionBombError as error:
         raise OSError(f"it has more than {MAX_PIXELS:,} pixels") from error
-    except Exception as error:  # Damaged headers raise nearly anything, from SyntaxError to struct.error.
+    except Exception as error:  # Pillow raises many types for a damaged header, from SyntaxError to struct.error.
         raise OSError(str(error)) from error
     if image.width * image.height > MAX_PIXELS:
         raise OSError(f"it has {image.width} x {image.height} pixels, more than the limit of {MAX_PIXELS:,}")
@@ -57,17 +57,17 @@ def open_image(data: bytes) -> Image.Image:
 
 
 def read_orientation(image: Image.Image) -> int:
-    """Reads EXIF's orientation tag.
+    """Reads the EXIF orientation tag.
 
     Args:
-        image: an opened image.
+        image: an image from `open_image`.
 
     Returns:
-        1 (as stored) to 8. 1 where the tag is missing, unknown, or in an EXIF block that cannot be read: image viewers
-        ignore a damaged block, too.
+        1 (as stored) to 8. It is 1 if the tag is missing, has an unknown value, or is in an EXIF block that cannot be
+        read. Image viewers ignore a damaged block too.
     """
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # A damaged EXIF block raises nearly anything.
+    except Exception:  # Pillow raises many types for a damaged EXIF block.
         return 1
     return orientation if orientation in TRANSPOSITIONS else 1

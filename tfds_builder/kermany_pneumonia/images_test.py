@@ -1,4 +1,4 @@
-"""The builder's check of an image: the size that a viewer shows, and the limits."""
+"""Tests of the builder's check of an image: its size after rotation, and the limits."""
 
 import io
 import types

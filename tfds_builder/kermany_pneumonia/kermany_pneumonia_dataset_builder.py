@@ -40,7 +40,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     }
     BUILDER_CONFIGS: ClassVar = [
         tfds.core.BuilderConfig(name="kermany", description="The real images (Kermany, Zhang, Goldbaum 2018)."),
-        tfds.core.BuilderConfig(name="phantom", description="Synthetic: drawn by a program; no child was X-rayed."),
+        tfds.core.BuilderConfig(name="phantom", description="Synthetic radiographs, made by a program."),
     ]
 
     def __init__(
@@ -55,11 +55,12 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         """Makes a builder; see `tfds.core.GeneratorBasedBuilder`.
 
         Args:
-            source: folder or zip file of the real images; None downloads Mendeley v2. Not for the phantom set.
+            source: folder or zip file of the real images; None downloads Mendeley v2. Ignored for the phantom set.
             skip_bad_images: leave out images that do not decode, instead of raising an error.
             phantom_images: number of synthetic radiographs.
-            file_format: None chooses array_record on Linux, and parquet elsewhere, where array_record has no package.
-            **kwargs: of `tfds.core.GeneratorBasedBuilder`: data_dir, config, version.
+            file_format: a format of TFDS; None chooses array_record on Linux and parquet on other systems, for which
+                array_record has no package.
+            **kwargs: arguments of `tfds.core.GeneratorBasedBuilder`: data_dir, config, version.
         """
         self._source = source
         self._skip_bad_images = skip_bad_images
@@ -83,7 +84,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                     "height": scalar(doc="Pixels, as EXIF orients the image."),
                     "width": scalar(doc="Pixels, as EXIF orients the image."),
                     "channels": scalar(doc="1 is grey, 3 is RGB."),
-                    "sha256": text(doc="Of the image's bytes, in hex."),
+                    "sha256": text(doc="Checksum of the image's bytes, in hex."),
                     "duplicate_of": text(doc="First byte-identical file of the test split, or empty."),
                 }
             ),
@@ -93,12 +94,12 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             metadata=tfds.core.MetadataDict(),
             disable_shuffling=True,
         )
-        # TFDS would ask its own cloud bucket about this data set, and leave an empty temporary folder each time.
+        # Otherwise TFDS looks for this data set in its cloud bucket, and leaves an empty temporary folder each time.
         info.initialize_from_bucket = lambda: None
         return info
 
     def _log_download_bytes(self) -> None:
-        """Prints nothing, as the folder that TFDS would print is temporary."""
+        """Prints nothing, because the folder that TFDS would print is temporary."""
 
     def _log_download_done(self) -> None:
         """Prints nothing, for the same reason."""
@@ -110,8 +111,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             tempfile.TemporaryDirectory(prefix="phantom") as scratch,
             sources.Source(self._locate_source(dl_manager, scratch)) as self._images,
         ):
-            # TFDS's loop for generators holds a whole split in memory to shuffle it, and needs TensorFlow above
-            # 1,000 MiB. Its loop for shards writes them one after the other. Readers need no shuffled files, as
+            # TFDS's loop for generators keeps a whole split in memory to shuffle it, and needs TensorFlow above
+            # 1,000 MiB. Its loop for shards writes one shard after another. The files need no shuffling, because
             # array_record has random access.
             tfds.core.ShardBasedBuilder._download_and_prepare(self, dl_manager, download_config)
 
@@ -156,7 +157,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         return by_split
 
     def _generate_examples(self, xrays: Iterator[splits.Xray]) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yields the examples of one shard. Reads the images again, so that memory holds one shard only."""
+        """Yields the examples of one shard. Reads the images again, so that only one shard is in memory."""
         for xray in xrays:
             example = {
                 "image": self._images.read(xray.path),
@@ -179,7 +180,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 
 def name_source(dataset: str, source: str | os.PathLike[str] | None, phantom_images: int) -> str:
-    """Names a source as the metadata do: by its base name, without a path of this machine."""
+    """Returns the name of a source for the metadata: its base name, without the path on this machine."""
     if dataset == "phantom":
         return f"{phantom_images} synthetic radiographs"
     return DOWNLOAD_NAME if source is None else os.path.basename(os.path.realpath(os.path.expanduser(source)))
@@ -189,7 +190,7 @@ def _download(dl_manager: tfds.download.DownloadManager) -> os.PathLike[str]:
     """Downloads Mendeley v2 and checks its sha256.
 
     Raises:
-        SourceError: the server cannot be reached, or sends another file than the registered one.
+        SourceError: the server cannot be reached, or the file has a wrong checksum.
     """
     by_hand = f"Or download {DOWNLOAD_NAME} by hand and pass it as source."
     tfds.display_progress_bar(sys.stderr.isatty())
@@ -209,7 +210,7 @@ def _download(dl_manager: tfds.download.DownloadManager) -> os.PathLike[str]:
 
 
 def _shard_lengths(xrays: list[splits.Xray]) -> list[int]:
-    """Partitions a split into shards of about SHARD_BYTES. Returns the number of images of each."""
+    """Partitions a split into shards of about SHARD_BYTES. Returns the number of images in each shard."""
     lengths, filled = [0], 0
     for xray in xrays:
         if filled > SHARD_BYTES:

@@ -1,4 +1,4 @@
-"""What the builder stores, where it finds its images, and its download, on synthetic radiographs."""
+"""Tests of the builder on synthetic radiographs: stored examples, sources, and download."""
 
 import hashlib
 import http.server
@@ -34,7 +34,7 @@ from tfds_builder.kermany_pneumonia import kermany_pneumonia_dataset_builder as 
 def test_image_bytes_and_facts_are_those_of_the_files(chest_xray, tmp_path):
     Image.new("RGB", (31, 17)).save(chest_xray / "train" / "NORMAL" / "IM-9999-0001.PNG", "PNG")
     directory = prepare("kermany", tmp_path / "data", source=chest_xray)
-    # A file of the test folder may have the name of one in train.
+    # A file of the test folder may have the same name as one in train.
     files = {(path.parts[-3] == "test", path.name): path for path in chest_xray.rglob("*.*")}
     for split in ("train", "validation", "test"):
         for example in read_split(directory, split):
@@ -167,7 +167,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(drawn, tmp_path, monkeypatch):
-    """A server on this machine in Mendeley's place, with the phantom set as the registered zip."""
+    """A local server that replaces Mendeley's, with the phantom set as the registered zip file."""
     _Handler.content = write_zip(tmp_path / "served.zip", read_files(drawn, "chest_xray/")).read_bytes()
     _Handler.missing_bytes, _Handler.status = 0, 200
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as running:
@@ -190,7 +190,7 @@ def test_download_is_checked_and_kept(server, drawn, tmp_path):
     assert read_metadata(directory)["source"] == "ChestXRay2017.zip"
     kept = [path for path in (tmp_path / "data" / "downloads").rglob("*") if path.stat().st_size > 10_000]
     assert [path.read_bytes() for path in kept] == [server.content]
-    server.status = 500  # Not asked again: the set is there.
+    server.status = 500  # The server is not used again because the data set exists.
     assert prepare("kermany", tmp_path / "data") == directory
 
 

@@ -1,7 +1,7 @@
-"""Draws synthetic chest radiographs of children, as a data set in Kaggle's layout for tests and a first run.
+"""Makes synthetic chest radiographs of children in Kaggle's layout, for tests and a first run.
 
 The attenuation of each organ is added on a grid (x is 0 at the spine; y is 0 at the neck and 1 below the diaphragm).
-The sum is converted to grey values as an exposure would do it. Bacterial pneumonia is an opacity in one or two lobes.
+A simulated exposure converts the sum to grey values. Bacterial pneumonia is an opacity in one or two lobes.
 Viral pneumonia is a diffuse pattern around both hila. The severity varies, and the mildest cases are hardly visible.
 Exposure, pose and noise do not depend on the class.
 """
@@ -24,24 +24,24 @@ LOBES |= {"left upper": (0.42, 0.32), "left lower": (0.48, 0.66)}
 
 
 def _soft(distance: np.ndarray, width: float) -> np.ndarray:
-    """1 inside, where the distance is negative, and 0 outside, with a soft edge of the given width."""
+    """Returns a mask: 1 where the distance is negative (inside), 0 outside, with a soft edge of the given width."""
     return 1.0 / (1.0 + np.exp(np.clip(distance / width, -30.0, 30.0)))
 
 
 def _ellipse(x: np.ndarray, y: np.ndarray, center: tuple[float, float], radii: tuple[float, float]) -> np.ndarray:
-    """Negative inside an ellipse, 0 on its outline, positive outside."""
+    """Returns a signed distance: negative inside an ellipse, 0 on its outline, positive outside."""
     return np.hypot((x - center[0]) / radii[0], (y - center[1]) / radii[1]) - 1.0
 
 
 def _line(x: np.ndarray, y: np.ndarray, start: tuple[float, float], end: tuple[float, float]) -> np.ndarray:
-    """Distance to a line segment."""
+    """Returns the distance to a line segment."""
     dx, dy = end[0] - start[0], end[1] - start[1]
     along = np.clip(((x - start[0]) * dx + (y - start[1]) * dy) / (dx * dx + dy * dy), 0.0, 1.0)
     return np.hypot(x - start[0] - along * dx, y - start[1] - along * dy)
 
 
 def _texture(rng: np.random.Generator, shape: tuple[int, int], cells: int) -> np.ndarray:
-    """Smooth noise of mean 0 and standard deviation about 1, interpolated from `cells` random values across."""
+    """Returns smooth noise with mean 0 and standard deviation 1, interpolated from a grid of `cells` random values."""
     coarse = rng.standard_normal((cells + 2, cells + 2)).astype(np.float32)
     smooth = np.asarray(Image.fromarray(coarse).resize(shape[::-1], Image.Resampling.BICUBIC))
     return smooth / smooth.std()
@@ -52,8 +52,8 @@ def draw_radiograph(subtype: str, patient: np.random.Generator, view: np.random.
 
     Args:
         subtype: NORMAL, BACTERIA or VIRUS.
-        patient: draws anatomy and disease; the same state gives the same patient.
-        view: draws size, pose, exposure and noise.
+        patient: random generator for anatomy and disease. Generators with the same seed give the same patient.
+        view: random generator for size, pose, exposure and noise.
 
     Returns:
         [H, W] uint8, 0..255, bright where X-rays are absorbed, without a side marker.
@@ -118,7 +118,7 @@ def draw_radiograph(subtype: str, patient: np.random.Generator, view: np.random.
 def _draw_disease(
     subtype: str, patient: np.random.Generator, x: np.ndarray, y: np.ndarray, lungs: np.ndarray, hila: np.ndarray
 ) -> np.ndarray:
-    """The attenuation that pneumonia adds. A severity near 0 is hardly visible."""
+    """Returns the attenuation that pneumonia adds. A severity near 0 is hardly visible."""
     severity = patient.beta(1.6, 1.8)
     if subtype == "BACTERIA":
         added = np.zeros_like(x)
@@ -149,7 +149,7 @@ def _expose(absorbed: np.ndarray, view: np.random.Generator) -> np.ndarray:
 
 
 def _name_images(folder: str, num_images: int, rng: np.random.Generator) -> list[tuple[str, str, int]]:
-    """Makes up (file name, subtype, patient) for each image of an official folder; many patients have several."""
+    """Makes (file name, subtype, patient number) for each image of an official folder. Patients can have several."""
     shares = CLASS_SHARES[folder]
     counts = [round(num_images * share) for share in shares[:2]]
     names = []
@@ -173,15 +173,15 @@ def _name_images(folder: str, num_images: int, rng: np.random.Generator) -> list
 def draw_folder(folder: str | os.PathLike[str], num_images: int = NUM_IMAGES, seed: int = 0) -> pathlib.Path:
     """Writes synthetic radiographs as JPEG files in Kaggle's layout: train, a small val, and test.
 
-    train and test hold one byte-identical copy each, as the real images do.
+    train and test contain one byte-identical copy each, because the real images have such copies too.
 
     Args:
-        folder: where the folder `chest_xray` is made.
-        num_images: number of images; a quarter of them is in test.
-        seed: another seed draws other patients.
+        folder: the folder in which the folder `chest_xray` is made.
+        num_images: number of images. A quarter of them is in test.
+        seed: seed of all patients.
 
     Returns:
-        The folder `chest_xray`.
+        Path of the folder `chest_xray`.
     """
     root = pathlib.Path(folder, "chest_xray")
     num_test = round(num_images * TEST_FRACTION)

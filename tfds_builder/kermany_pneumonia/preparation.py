@@ -1,4 +1,4 @@
-"""Prepares a data set in a data folder, completely or not at all, and verifies a prepared one."""
+"""Prepares a data set atomically in a data folder, and verifies a prepared one."""
 
 import collections
 import contextlib
@@ -21,10 +21,13 @@ STAGING_PREFIX = "incomplete."  # TFDS uses this prefix for unfinished folders, 
 
 
 def read_metadata(directory: str | os.PathLike[str]) -> dict[str, Any]:
-    """Returns the metadata of a prepared data set: fingerprints, source, counts, sizes, and what was left out.
+    """Reads the metadata of a prepared data set: fingerprints, source, counts, sizes and numbers of left-out images.
+
+    Args:
+        directory: folder of the data set, from `dataset_dir`.
 
     Raises:
-        SourceError: the folder holds no data set, or its metadata are damaged.
+        SourceError: the folder has no data set, or its metadata are damaged.
     """
     path = pathlib.Path(directory) / "metadata.json"
     try:
@@ -48,8 +51,9 @@ def prepare(
 ) -> pathlib.Path:
     """Prepares a data set, unless it has already been prepared from the same source.
 
-    The data set is built and verified in a temporary folder of the data folder, and then renamed. A failure or a signal
-    leaves the data folder as it was. If another process prepares the same data set, this one waits for it.
+    The data set is built and verified in a temporary subfolder of the data folder, which is then renamed. If this fails
+    or is stopped by a signal, the data folder is not changed. If another process is preparing the same data set, this
+    one waits for it.
 
     Args:
         dataset: kermany (real images) or phantom (synthetic radiographs).
@@ -60,7 +64,7 @@ def prepare(
         phantom_images: number of synthetic radiographs.
 
     Returns:
-        The folder that holds the data set. Its metadata are in the file metadata.json.
+        The folder of the data set. Its metadata are in the file metadata.json.
 
     Raises:
         SourceError: the source or the data folder can't be used, or the data set was prepared from another source.
@@ -104,7 +108,7 @@ def verify(directory: str | os.PathLike[str]) -> list[str]:
         directory: folder of the data set, as `prepare` returns it.
 
     Returns:
-        A sentence for each problem; an empty list if the data set is as its metadata say.
+        A sentence for each problem. The list is empty if the data set matches its metadata.
     """
     import tensorflow_datasets as tfds
 
@@ -140,7 +144,8 @@ def verify(directory: str | os.PathLike[str]) -> list[str]:
 
 def _read_rows(split: str, data: Sequence[dict[str, Any]]) -> tuple[list[tuple[str, ...]], list[str]]:
     """Returns the rows of a split for its fingerprint, and the names of images whose sha256 does not match."""
-    rows, damaged = [], []
+    rows: list[tuple[str, ...]] = []
+    damaged = []
     for example in show_progress(data, f"verifying {split}"):
         filename, digest, patient_id, duplicate_of = (
             example[key].decode() for key in ("filename", "sha256", "patient_id", "duplicate_of")
@@ -153,7 +158,7 @@ def _read_rows(split: str, data: Sequence[dict[str, Any]]) -> tuple[list[tuple[s
 
 
 def _find_straddling(rows: list[tuple[str, ...]]) -> list[str]:
-    """Returns a sentence each if a patient or an image is in two splits."""
+    """Returns a sentence if a patient is in two splits, and another if an image is."""
     problems = []
     for what, column in (("patient", 5), ("image with sha256", 2)):
         splits_of = collections.defaultdict(set)
@@ -168,7 +173,7 @@ def _find_straddling(rows: list[tuple[str, ...]]) -> list[str]:
 def _check_same(
     directory: pathlib.Path, dataset: str, source: str | os.PathLike[str] | None, phantom_images: int
 ) -> None:
-    """Raises SourceError unless the prepared data set is from this source."""
+    """Raises a SourceError if the data set was prepared from another source."""
     from tfds_builder.kermany_pneumonia.kermany_pneumonia_dataset_builder import name_source
 
     remedy = "Pass --overwrite to replace it, or another --data_dir."
@@ -190,7 +195,7 @@ def _check_same(
 
 @contextlib.contextmanager
 def _locked_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Makes a folder, waits for its lock, and removes the folders it made if they stay empty."""
+    """Makes a folder and waits for its lock. At the end, removes the folders that it made if they are still empty."""
     made = [part for part in (folder, *folder.parents) if not part.exists()]
     while True:
         folder.mkdir(parents=True, exist_ok=True)
@@ -247,7 +252,7 @@ def _build(
 
 
 def _move_into_place(built: pathlib.Path, directory: pathlib.Path, replaced: pathlib.Path) -> None:
-    """Moves an earlier data set away and the new one into its place, or changes nothing."""
+    """Replaces an earlier data set by the new one. After an error, the earlier one is in its place again."""
     try:
         if directory.exists():
             directory.rename(replaced)

@@ -1,4 +1,4 @@
-"""What `prepare` leaves in the data folder, after success and failure, and what `verify` finds."""
+"""Tests of `prepare`, which changes the data folder completely or not at all, and of `verify`."""
 
 import errno
 import fcntl
@@ -22,6 +22,8 @@ from tfds_builder.kermany_pneumonia import (
     sources,
     verify,
 )
+
+pytest.importorskip("tensorflow_datasets")
 from tfds_builder.kermany_pneumonia import kermany_pneumonia_dataset_builder as builder_module
 
 
@@ -86,7 +88,7 @@ def spoil_second_set(folder):
         (spoil_no_xrays, "holds no chest X-rays"),
         (spoil_pointing_below, "point to the folder above"),
         (spoil_class_folder, "class folder train/NORMAL of chest_xray is missing"),
-        (spoil_name, "No layout knows the file name holiday.jpeg. Known are: person1"),
+        (spoil_name, "The file name holiday.jpeg has no known pattern. Known patterns are: person1"),
         (spoil_class, "IM-0001-0001.jpeg is in a PNEUMONIA folder, but its name says NORMAL"),
         (spoil_truncated, "-0001.jpeg in chest_xray does not decode: .*truncated"),
         (spoil_zero, "-0001.jpeg in chest_xray is empty"),
@@ -163,7 +165,7 @@ def test_same_source_is_accepted_another_refused_and_overwrite_replaces(drawn, c
     ("error", "expected", "sentence"),
     [
         (OSError(errno.ENOSPC, "No space left on device"), SourceError, "data: No space left on device.$"),
-        # As array_record says it.
+        # This is the format of array_record's messages.
         (
             RuntimeError("write() failed: No space left on device; writing F"),
             SourceError,
@@ -232,6 +234,7 @@ def test_leftovers_of_a_killed_run_are_removed(drawn, tmp_path):
     assert os.listdir(directory.parent) == [VERSION]
 
 
+@pytest.mark.slow
 def test_two_at_once_give_one_good_set(drawn, tmp_path):
     code = "import sys; from tfds_builder.kermany_pneumonia import prepare; prepare('kermany', *sys.argv[1:])"
     command = [sys.executable, "-c", code, tmp_path / "data", drawn]
@@ -261,7 +264,7 @@ def test_second_process_waits_for_the_first(drawn, tmp_path):
 
 @pytest.fixture(scope="session")
 def prepared(drawn, tmp_path_factory) -> pathlib.Path:
-    """A prepared set; not to be changed."""
+    """A prepared data set. Tests must not change it."""
     return prepare("kermany", tmp_path_factory.mktemp("prepared"), source=drawn)
 
 
@@ -314,7 +317,7 @@ def test_verify_compares_with_the_metadata(prepared, tmp_path, change, sentence)
 
 
 def test_verify_finds_patients_and_bytes_in_two_splits(prepared, tmp_path):
-    """Gives the set the train shard as validation shard, with a metadata that agrees."""
+    """Replaces the validation shard by the train shard, with consistent metadata."""
     directory = shutil.copytree(prepared, tmp_path / "set")
     train, validation = (next(directory.glob(f"*-{split}.*")) for split in ("train", "validation"))
     shutil.copyfile(train, validation)

@@ -15,11 +15,11 @@ LINE_EVERY_SECONDS = 10.0
 
 
 def show_progress(items: Sequence[Item], doing: str) -> Iterator[Item]:
-    """Yields the items, and shows a progress bar on a terminal, or else a line on stderr every ten seconds.
+    """Yields the items and shows the progress: a bar on a terminal, otherwise a line on stderr every ten seconds.
 
     Args:
-        items: what the loop iterates over.
-        doing: what is done with them, such as "reading images".
+        items: the items of the loop.
+        doing: description of the work, such as "reading images".
     """
     if sys.stderr.isatty():
         yield from tqdm.tqdm(items, desc=doing, leave=False)
@@ -33,16 +33,18 @@ def show_progress(items: Sequence[Item], doing: str) -> Iterator[Item]:
 
 
 def map_in_threads(function: Callable[[Item], Result], items: Sequence[Item], doing: str) -> Iterator[Result]:
-    """Yields function(item) for each item, in order, computed on all cores (numpy and Pillow work outside the GIL).
+    """Yields function(item) for each item, in order. The calls run in threads on all cores.
+
+    Threads suffice because numpy and Pillow release the GIL.
 
     Args:
-        function: what to do with one item.
-        items: what the loop iterates over.
-        doing: what is done with them, such as "reading images".
+        function: the work for one item.
+        items: the items.
+        doing: description of the work, such as "reading images".
     """
     executor = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
     try:
         for _, result in zip(show_progress(items, doing), executor.map(function, items), strict=True):
             yield result
     finally:
-        executor.shutdown(cancel_futures=True)  # After an error or a signal, drops what has not begun.
+        executor.shutdown(cancel_futures=True)  # After an error or a signal, calls that have not started are dropped.

@@ -1,4 +1,4 @@
-"""Finds the chest X-rays in a folder or zip file, whatever its layout, and parses their file names."""
+"""Finds the chest X-rays in a folder or zip file of any known layout, and parses their file names."""
 
 import collections
 import dataclasses
@@ -16,13 +16,13 @@ LABELS = ("NORMAL", "PNEUMONIA")
 SUBTYPES = ("NORMAL", "BACTERIA", "VIRUS")
 FOLDERS = ("train", "val", "test")
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png")
-OCT_CLASSES = ("CNV", "DME", "DRUSEN")  # v3's zip also holds retinal scans in OCT/train/{CNV,DME,DRUSEN,NORMAL}.
+OCT_CLASSES = ("CNV", "DME", "DRUSEN")  # v3's zip also has retinal scans in OCT/train/{CNV,DME,DRUSEN,NORMAL}.
 
 # The largest image that is accepted, 50 megapixels of 16 bits, takes 100 MB without any compression.
 MAX_FILE_BYTES = 128 << 20
 
-# Series and number identify a patient as far as file names can: v2 counts numbers anew in each folder, class and
-# series.
+# The patterns of file names. Series and number identify a patient as far as file names can. In v2, the numbers start
+# again in each folder, class and series.
 LAYOUTS = {
     "person1_bacteria_2": re.compile(
         r"(?P<series>person)(?P<number>\d+)_(?P<subtype>bacteria|virus)_\d+(_\d+)*", re.ASCII
@@ -35,19 +35,19 @@ LAYOUTS = {
 
 
 class SourceError(ValueError):
-    """The source or the data folder can't be used. The message is a sentence for the user."""
+    """An error of the source or of the data folder that the user can correct. The message is a full sentence."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageFile:
-    """One image of the source, as its path describes it.
+    """A file of the source with an image, and the parts of its path.
 
     Attributes:
-        path: relative to the source, with slashes.
-        folder: the official folder that holds it: train, val or test.
-        label: the class folder that holds it: NORMAL or PNEUMONIA.
-        filename: base name.
-        size: bytes.
+        path: path relative to the source, with slashes.
+        folder: the official folder of the file: train, val or test.
+        label: the class folder of the file: NORMAL or PNEUMONIA.
+        filename: base name of the file.
+        size: size of the file in bytes.
     """
 
     path: str
@@ -59,7 +59,7 @@ class ImageFile:
 
 @dataclasses.dataclass(frozen=True)
 class Name:
-    """What a file name says: the subtype, and the patient as a series and a number in it."""
+    """The parts of a file name: the subtype, and the series and number that identify the patient."""
 
     subtype: str
     series: str
@@ -71,10 +71,10 @@ def parse_name(filename: str, label: str) -> Name:
 
     Args:
         filename: base name, such as `person1_bacteria_2.jpeg`.
-        label: class folder that holds it, NORMAL or PNEUMONIA.
+        label: class folder of the file, NORMAL or PNEUMONIA.
 
     Raises:
-        SourceError: no layout knows the name, or it contradicts the class folder.
+        SourceError: the name has no known pattern, or it contradicts the class folder.
     """
     stem = filename.rsplit(".", 1)[0]
     for pattern in LAYOUTS.values():
@@ -89,24 +89,24 @@ def parse_name(filename: str, label: str) -> Name:
             if (name.subtype == "NORMAL") != (label == "NORMAL"):
                 raise SourceError(f"{filename} is in a {label} folder, but its name says {name.subtype}.")
             return name
-    raise SourceError(f"No layout knows the file name {filename}. Known are: {', '.join(LAYOUTS)}.")
+    raise SourceError(f"The file name {filename} has no known pattern. Known patterns are: {', '.join(LAYOUTS)}.")
 
 
 class Source:
-    """A folder or zip file that is opened for reading. It lists its chest X-rays and reads their bytes.
+    """An open folder or zip file. It lists its chest X-rays and reads their bytes.
 
-    Nothing is unpacked: members of a zip file are read into memory, so their paths cannot lead out of any folder.
+    A zip file is not unpacked. Its members are read into memory, so a malicious path cannot write outside of a folder.
 
     Attributes:
         name: base name of the folder or zip file.
-        images: every chest X-ray, in the order of official folder, class and name.
-        skipped: number of files that are ignored, by reason.
+        images: all chest X-rays, sorted by official folder, class and name.
+        skipped: {reason: number of files that are ignored}.
         layout: Mendeley v2, Kaggle or Mendeley v3.
-        listing: sha256 of folders, classes, names and sizes; the same for a zip file and its unpacked folder.
+        listing: sha256 of the folders, classes, names and sizes. It is the same for a zip file and its unpacked folder.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
-        """Opens the source and lists it.
+        """Opens the source and lists its images.
 
         Args:
             path: a folder at any level above `train`, or a zip file.
@@ -121,7 +121,7 @@ class Source:
             files = _list_folder(self._path)
         elif self._path.exists():
             self._zip = _open_zip(self._path)
-            # Zip files made on Windows may hold backslashes.
+            # Paths in zip files that were made on Windows may have backslashes.
             self._members = {member.filename.replace("\\", "/"): member for member in self._zip.infolist()}
             files = [(name, member.file_size) for name, member in self._members.items() if not name.endswith("/")]
         else:
@@ -135,11 +135,11 @@ class Source:
     def __enter__(self) -> "Source":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """Closes the zip file. A folder needs no closing."""
+        """Closes the zip file. Does nothing for a folder."""
         if self._zip:
             self._zip.close()
 
@@ -150,23 +150,23 @@ class Source:
             SourceError: the file or the member of the zip file can't be read, or is larger than MAX_FILE_BYTES.
         """
         try:
-            data = self._read_member(self._members[path]) if self._zip else _read_file(self._path / path)
-        except Exception as error:  # A damaged zip file makes zipfile raise nearly anything.
+            data = self._read_member(self._zip, self._members[path]) if self._zip else _read_file(self._path / path)
+        except Exception as error:  # zipfile raises many types for a damaged file.
             raise SourceError(f"{path} in {self.name} can't be read: {error}.") from error
         return data
 
-    def _read_member(self, member: zipfile.ZipInfo) -> bytes:
-        # A few compressed bytes can stand for gigabytes. Only deflate is decompressed by zipfile in limited steps.
+    def _read_member(self, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+        # A few compressed bytes can expand to gigabytes. zipfile limits the output of a read only for deflate.
         _check_size(member.file_size)
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise OSError("its compression is not supported; use deflate")
-        with self._zip.open(member) as file:
-            # Without the number of bytes, a member that is longer than it says would be decompressed completely.
+        with archive.open(member) as file:
+            # Without this limit, a member that is longer than its header declares would be decompressed completely.
             return file.read(member.file_size)
 
     def _find_images(self, files: list[tuple[str, int]]) -> None:
-        self.skipped = collections.Counter()
-        # The tree of class folders at each place: Kaggle's zip file holds two.
+        self.skipped: collections.Counter[str] = collections.Counter()
+        # {root: images in its class folders}. Kaggle's zip file has two such roots.
         roots: dict[tuple[str, ...], list[ImageFile]] = collections.defaultdict(list)
         split_paths = [(tuple(path.split("/")), size) for path, size in sorted(files)]
         oct_roots = {parts[:-3] for parts, _ in split_paths if len(parts) >= 3 and parts[-2].upper() in OCT_CLASSES}
@@ -195,7 +195,7 @@ class Source:
         self.listing = hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
 
     def _keep_one_copy(self, roots: dict[tuple[str, ...], list[ImageFile]]) -> list[ImageFile]:
-        """Keeps the outermost copy: Kaggle's zip file holds a second one in chest_xray/chest_xray."""
+        """Keeps only the outermost copy of the images. Kaggle's zip file has a second one in chest_xray/chest_xray."""
         outermost = min(roots, key=lambda root: (len(root), root))
         images = roots.pop(outermost)
         known = {(image.folder, image.label, image.filename) for image in images}
@@ -221,7 +221,7 @@ class Source:
                         raise SourceError(f"The class folder {folder}/{label} of {self.name} is missing or empty.")
 
     def _nothing_found(self, files: list[tuple[str, int]]) -> str:
-        """The message for a source without chest X-rays: what is wrong, and what to point to instead."""
+        """Returns the error message for a source without chest X-rays, with advice where they may be."""
         if not files:
             return f"The source {self._path} is empty."
         message = f"The source {self._path} holds no chest X-rays in train/NORMAL and train/PNEUMONIA"
@@ -236,7 +236,7 @@ class Source:
 
 
 def _litter(parts: tuple[str, ...]) -> str | None:
-    """The reason to ignore a file, judged by its path, or None."""
+    """Returns the reason to ignore a file because of its path, or None."""
     if parts == ("",):
         return "no name"
     if parts[0] == "" or ".." in parts:
@@ -258,7 +258,7 @@ def _open_zip(path: pathlib.Path) -> zipfile.ZipFile:
         return zipfile.ZipFile(path)
     except OSError as error:
         raise SourceError(f"The source {path} can't be read: {error.strerror}.") from error
-    except Exception as error:  # Damage makes zipfile raise nearly anything, from BadZipFile to UnicodeDecodeError.
+    except Exception as error:  # zipfile raises many types for a damaged file, from BadZipFile to UnicodeDecodeError.
         if not begins_as_zip:
             raise no_zip from error
         raise SourceError(f"The zip file {path} is cut short or damaged: {error}.") from error
@@ -277,7 +277,7 @@ def _check_size(size: int) -> None:
 
 
 def _list_folder(folder: pathlib.Path) -> list[tuple[str, int]]:
-    """Lists (relative path, size in bytes) of every file. Follows links to folders, but not in circles."""
+    """Lists (relative path, size in bytes) of every file. Follows links to folders, but enters each folder once."""
     files = []
     seen = set()
     top = folder.resolve()
@@ -302,11 +302,11 @@ def _list_folder(folder: pathlib.Path) -> list[tuple[str, int]]:
 
 @dataclasses.dataclass
 class ImageFacts:
-    """What the bytes of an image say.
+    """Properties of an image that are read from its bytes.
 
     Attributes:
-        sha256: of the bytes, in hex.
-        height, width: in pixels, of the image as its EXIF orientation shows it.
+        sha256: checksum of the bytes, in hex.
+        height, width: size in pixels, after the rotation by the EXIF orientation.
         channels: 1 is grey, 3 is RGB.
     """
 
@@ -317,10 +317,14 @@ class ImageFacts:
 
 
 def read_facts(source: Source, path: str) -> ImageFacts:
-    """Reads one image, decodes it completely and describes it.
+    """Reads one image, decodes it completely and returns its facts.
+
+    Args:
+        source: an open source.
+        path: path of the image in the source.
 
     Raises:
-        SourceError: the file can't be read, or is not an image that `images.open_image` accepts and Pillow decodes.
+        SourceError: the file can't be read, `images.open_image` does not accept it, or Pillow can't decode it.
     """
     data = source.read(path)
     if not data:
@@ -328,7 +332,7 @@ def read_facts(source: Source, path: str) -> ImageFacts:
     try:
         image = open_image(data)
         image.load()
-    except Exception as error:  # Damaged bytes make Pillow raise nearly anything, from SyntaxError to struct.error.
+    except Exception as error:  # Pillow raises many types for damaged bytes, from SyntaxError to struct.error.
         raise SourceError(f"{path} in {source.name} does not decode: {error}.") from error
     width, height = image.size
     if read_orientation(image) in SWAPPED_SIDES:
@@ -337,7 +341,11 @@ def read_facts(source: Source, path: str) -> ImageFacts:
 
 
 def map_images(source: Source) -> Iterator[tuple[ImageFile, ImageFacts | SourceError]]:
-    """Yields each image of the source with its facts, or with the error from reading it."""
+    """Reads all images of a source in threads.
+
+    Yields:
+        (image, facts) for each image, in order. If reading the image failed, its error is yielded instead of facts.
+    """
 
     def describe(image: ImageFile) -> ImageFacts | SourceError:
         try:

@@ -1,4 +1,4 @@
-"""File names, and hostile and damaged sources, which tests/faults/test_fuzz.py or reading zipfile's code found."""
+"""Tests of file names, and of hostile and damaged sources that tests/faults/test_fuzz.py found."""
 
 import io
 import os
@@ -57,7 +57,7 @@ def test_file_names(filename, label, expected):
 
 def test_a_member_without_a_name_is_passed_over(tmp_path):
     path = write_zip(tmp_path / "source.zip", TREE | {"x": b"data"})
-    replace_bytes(path, b"x", b"\0")  # zipfile cuts a name at the first zero byte.
+    replace_bytes(path, b"x", b"\0")  # zipfile truncates a name at the first zero byte.
     with sources.Source(path) as source:
         assert [image.path for image in source.images] == list(TREE)
 
@@ -72,7 +72,7 @@ def test_a_zip_with_damaged_names_is_a_sentence(tmp_path):
 def test_a_zip_of_a_future_version_is_a_sentence(tmp_path):
     path = write_zip(tmp_path / "source.zip", TREE)
     data = bytearray(path.read_bytes())
-    struct.pack_into("<H", data, data.index(b"PK\1\2") + 6, 255)  # The version that is needed to extract the member.
+    struct.pack_into("<H", data, data.index(b"PK\1\2") + 6, 255)  # the version that is needed to extract the member
     path.write_bytes(data)
     with pytest.raises(SourceError, match="is cut short or damaged: zip file version 25.5"):
         sources.Source(path)
@@ -83,14 +83,14 @@ def test_file_names_that_are_not_unicode_are_a_sentence(tmp_path):
     (tmp_path / "train" / "NORMAL" / os.fsdecode(b"IM-\xff.jpeg")).write_bytes(encode_jpeg())
     with sources.Source(tmp_path) as source:
         (image,) = (image for image in source.images if "IM-0" not in image.filename and image.label == "NORMAL")
-        with pytest.raises(SourceError, match="No layout knows the file name"):
+        with pytest.raises(SourceError, match="The file name .* has no known pattern"):
             sources.parse_name(image.filename, image.label)
 
 
 @pytest.mark.parametrize("filename", ["IM-\u0661\u0662-0001.jpeg", "person\u0661_virus_1.jpeg"])
 def test_numbers_are_of_ascii_digits(filename):
-    """Else one patient could have two names."""
-    with pytest.raises(SourceError, match="No layout knows the file name"):
+    """Otherwise one patient could have two names."""
+    with pytest.raises(SourceError, match="The file name .* has no known pattern"):
         sources.parse_name(filename, "PNEUMONIA" if "person" in filename else "NORMAL")
 
 

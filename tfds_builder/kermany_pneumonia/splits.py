@@ -16,17 +16,17 @@ VALIDATION_FRACTION = 0.15
 
 @dataclasses.dataclass
 class Xray:
-    """One image as the data set holds it, without its bytes.
+    """An image of the data set, without its bytes.
 
     Attributes:
-        path: where the file is in the source.
-        folder: official folder, train (with Kaggle's val) or test.
+        path: path of the file in the source.
+        folder: official folder, train (which includes Kaggle's val) or test.
         label: NORMAL or PNEUMONIA.
         subtype: NORMAL, BACTERIA or VIRUS.
         patient_id: official folder, series and number of the file name, such as `train/person/135`.
-        filename: base name.
-        facts: sha256, height, width, channels.
-        size: bytes.
+        filename: base name of the file.
+        facts: sha256, height, width and channels of the image.
+        size: size of the file in bytes.
         duplicate_of: file name of the first byte-identical image of the test split, or empty.
     """
 
@@ -42,13 +42,13 @@ class Xray:
 
 
 def make_xray(image: sources.ImageFile, facts: sources.ImageFacts) -> Xray:
-    """Joins what path, name and bytes say about one image.
+    """Combines the path, the parsed file name and the decoded facts of one image.
 
     Raises:
-        SourceError: no layout knows the file name, or it contradicts the class folder.
+        SourceError: the file name has no known pattern, or it contradicts the class folder.
     """
     name = sources.parse_name(image.filename, image.label)
-    folder = "test" if image.folder == "test" else "train"  # Kaggle's val holds 16 images of train.
+    folder = "test" if image.folder == "test" else "train"  # Kaggle's val has 16 images of the training folder.
     return Xray(
         path=image.path,
         folder=folder,
@@ -62,19 +62,19 @@ def make_xray(image: sources.ImageFile, facts: sources.ImageFacts) -> Xray:
 
 
 def assign_splits(xrays: Iterable[Xray]) -> tuple[dict[str, list[Xray]], dict[str, int]]:
-    """Assigns each image to a split; no patient is in two splits. The order of the xrays does not matter.
+    """Assigns each image to a split, so that no patient is in two splits.
 
-    Patients of one official folder who share a byte-identical image become one patient: `patient_id` is set to the
-    first name among them. The official test images all stay, and redundant ones are marked in `duplicate_of`. Three
-    kinds of training images are left out: redundant copies (the first by file name stays), copies of a test image, and
-    copies filed under two subtypes, since their true subtype is unknown.
+    Two patients of the same official folder who have a byte-identical image are merged: both get the `patient_id` that
+    is first in alphabetical order. All official test images are kept, and copies of earlier ones are marked in
+    `duplicate_of`. Three kinds of training images are left out: copies of an earlier training image, copies of a test
+    image, and copies that are labelled with two subtypes, because their true subtype is unknown.
 
     Args:
-        xrays: every image of the source.
+        xrays: all images of the source, in any order.
 
     Returns:
-        The xrays of each split, sorted by file name (no "test" if the source has none), and how many images were left
-        out or marked, by reason.
+        (splits, duplicates): {split: its xrays, sorted by file name}, without "test" if the source has no test folder;
+        and {reason: number of images that were left out or marked}.
 
     Raises:
         SourceError: too few patients for a validation split, or two images of one split share a file name.
@@ -107,7 +107,7 @@ def assign_splits(xrays: Iterable[Xray]) -> tuple[dict[str, list[Xray]], dict[st
 
 
 def _join_patients(xrays: list[Xray]) -> None:
-    """Gives patients of one official folder who share an image's bytes the same patient_id, the first of theirs."""
+    """Merges patients of one official folder who have a byte-identical image. They get the first of their ids."""
     parent = {xray.patient_id: xray.patient_id for xray in xrays}
 
     def find(patient_id: str) -> str:
@@ -125,7 +125,7 @@ def _join_patients(xrays: list[Xray]) -> None:
 
 
 def _drop_copies(xrays: list[Xray], test_digests: set[str]) -> tuple[list[Xray], dict[str, int]]:
-    """The training images that are kept, in the given order, and how many are left out, by reason."""
+    """Returns the training images that are kept, in the given order, and {reason: number of images left out}."""
     subtypes_of_bytes = collections.defaultdict(set)
     for xray in xrays:
         subtypes_of_bytes[xray.facts.sha256].add(xray.subtype)
@@ -148,28 +148,28 @@ def _drop_copies(xrays: list[Xray], test_digests: set[str]) -> tuple[list[Xray],
 
 
 def choose_share(patient_ids: Sequence[str], subtypes: Sequence[str], share: float, salt: str = "") -> set[str]:
-    """Chooses patients who hold a share of the images.
+    """Chooses patients who together have a given share of the images.
 
-    Patients are stratified by the set of subtypes they have, since half of the pneumonia patients have images of
-    bacteria and of virus. Each stratum is ordered by a hash of the patient's name, and gives its first patients until
-    they hold the share of its images. A few images more or less in the source therefore change the choice by a patient
-    or two, instead of shuffling everything.
+    Patients are stratified by the set of subtypes of their images, because half of the pneumonia patients have images
+    of both bacteria and virus. In each stratum, patients are sorted by a hash of their id, and the first ones are
+    chosen until they have the share of the stratum's images. The hash makes the choice stable: if a few images are
+    added to the source or removed from it, only a patient or two change.
 
     Args:
-        patient_ids: of each image.
-        subtypes: of each image.
+        patient_ids: patient id of each image.
+        subtypes: subtype of each image.
         share: share of the images, between 0 and 1.
-        salt: another salt gives another order.
+        salt: prefix of the hashed text. A different salt gives a different choice.
 
     Returns:
         The chosen patient_ids. At least one patient of each stratum is not chosen.
     """
-    held, sizes = collections.defaultdict(set), collections.Counter(patient_ids)
+    subtypes_of, sizes = collections.defaultdict(set), collections.Counter(patient_ids)
     for patient_id, subtype in zip(patient_ids, subtypes, strict=True):
-        held[patient_id].add(subtype)
+        subtypes_of[patient_id].add(subtype)
     strata = collections.defaultdict(list)
-    for patient_id, of_patient in held.items():
-        strata[tuple(sorted(of_patient))].append(patient_id)
+    for patient_id, found in subtypes_of.items():
+        strata[tuple(sorted(found))].append(patient_id)
     chosen = set()
     for members in strata.values():
         members.sort(key=lambda patient_id: (_hash_name(patient_id, salt), patient_id))
@@ -184,7 +184,7 @@ def choose_share(patient_ids: Sequence[str], subtypes: Sequence[str], share: flo
 
 
 def _hash_name(patient_id: str, salt: str) -> str:
-    """Hashes series and number without the official folder, as version 1.0.0 did: the splits stay the same."""
+    """Hashes series and number without the official folder, as in version 1.0.0, so that the splits stay the same."""
     return hashlib.sha256((salt + patient_id.partition("/")[2]).encode()).hexdigest()
 
 
@@ -218,7 +218,7 @@ def describe_splits(splits: dict[str, list[Xray]]) -> dict[str, Any]:
 
 
 def compute_fingerprint(rows: Iterable[tuple[str, ...]]) -> str:
-    """Identifies what a data set holds, whatever the order of its rows.
+    """Computes a checksum of the content of a data set. It does not depend on the order of the rows.
 
     Args:
         rows: (split, filename, sha256, label, subtype, patient_id, duplicate_of) of each image.
@@ -228,8 +228,8 @@ def compute_fingerprint(rows: Iterable[tuple[str, ...]]) -> str:
     """
     lines = []
     for *facts, subtype, patient_id, duplicate_of in rows:
-        # Version 1.0.0 had the subtype in patient_id. It stays in the hashed text, so that the same images in the same
-        # splits keep their fingerprint.
+        # Version 1.0.0 had the subtype in patient_id. The hashed text still contains it, so that data sets of both
+        # versions with the same images and splits have the same fingerprint.
         folder, _, name = patient_id.partition("/")
         lines.append("\t".join((*facts, subtype, f"{folder}/{subtype}/{name}", duplicate_of)))
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()

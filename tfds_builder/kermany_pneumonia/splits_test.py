@@ -1,4 +1,4 @@
-"""Properties of the splits that hold for any file names and any byte-identical images."""
+"""Tests of properties of the splits, for generated file names and byte-identical images."""
 
 import collections
 import copy
@@ -21,7 +21,7 @@ from tfds_builder.kermany_pneumonia import (
 
 
 def make_xrays(people: int = 400) -> list[splits.Xray]:
-    """A set of records without images: v2 names, half of the persons with bacteria and virus, a few shared bytes."""
+    """Makes metadata without images: v2 names, half of the patients with bacteria and virus, some equal bytes."""
     rng = random.Random(0)
     xrays = []
     for person in range(people):
@@ -50,7 +50,7 @@ def test_splits_follow_persons_strata_and_fraction_but_not_order():
     patients = {split: {xray.patient_id for xray in by_split[split]} for split in by_split}
     assert not patients["train"] & patients["validation"]
     numbers = [int(patient.split("/")[2]) for patient in patients["validation"] if "/person/" in patient]
-    assert 150 < sum(numbers) / len(numbers) < 250  # Not the first of the 400 by name.
+    assert 150 < sum(numbers) / len(numbers) < 250  # This is not the first of the 400 names.
     random.Random(1).shuffle(xrays)
     assert splits.assign_splits(xrays)[0] == by_split
 
@@ -64,7 +64,7 @@ def test_adding_a_few_images_hardly_moves_the_cut():
 
 def test_identical_bytes_stay_once_and_tie_their_persons():
     xrays = make_xrays()
-    for offset in range(1, 60):  # Persons far apart share an image; the first by name stays.
+    for offset in range(1, 60):  # Patients with distant names have the same image. The first by name is kept.
         xrays[-offset] = share_bytes(xrays[-offset], xrays[-offset - 60])
     by_split, left_out = splits.assign_splits(xrays)
     kept = {xray.filename: split for split, members in by_split.items() for xray in members}
@@ -72,7 +72,7 @@ def test_identical_bytes_stay_once_and_tie_their_persons():
     assert xrays[-61].filename in kept
     assert xrays[-1].filename not in kept
     tied = make_xrays(40)
-    # Two normals with two images each: the second images are the same picture.
+    # Two NORMAL patients with two images each. Their second images are equal.
     repeat = functools.partial(dataclasses.replace, facts=sources.ImageFacts("f" * 64, 1, 1, 1))
     tied += [repeat(xray, filename=xray.filename.replace("-0001.", "-0002.")) for xray in tied[-20:-10]]
     by_split, _ = splits.assign_splits(tied)
@@ -81,7 +81,7 @@ def test_identical_bytes_stay_once_and_tie_their_persons():
 
 
 def test_patients_are_counted_as_they_are_split():
-    """Patient 1 has bacteria and virus; an image of patient 3 is byte-identical to one of patient 2."""
+    """Patient 1 has bacteria and virus. An image of patient 3 is byte-identical to one of patient 2."""
     names = ["person1_bacteria_1", "person1_virus_2", "person2_virus_3", "person3_virus_4", "person3_virus_5"]
     xrays = make_xrays(40)
     for i, name in enumerate(names):
@@ -103,11 +103,11 @@ def test_patients_are_counted_as_they_are_split():
     metadata = splits.describe_splits(by_split)
     assert metadata["groups"]["test"] == 3
     ids = [xray.patient_id for xray in by_split["train"] + by_split["validation"]]
-    assert sum(metadata["groups"].values()) - 3 == len(set(ids)) == 60  # 40 with pneumonia, 20 without.
+    assert sum(metadata["groups"].values()) - 3 == len(set(ids)) == 60  # 40 patients have pneumonia, 20 do not.
 
 
 def test_splits_keep_the_members_and_fingerprints_of_version_1_0_0():
-    """Published figures rest on them. The values are those that version 1.0.0 computed for these images."""
+    """The splits must not change, because published results depend on them. The values are those of version 1.0.0."""
     metadata = splits.describe_splits(splits.assign_splits(make_xrays())[0])
     assert {split: fingerprint[:16] for split, fingerprint in metadata["fingerprints"].items()} == {
         "train": "3c6fa2c0eb4b3f1b",
@@ -157,7 +157,7 @@ def test_resized_copies_of_the_images_get_the_same_splits(drawn, chest_xray, tmp
 
 THOROUGH = hypothesis.settings(max_examples=300, deadline=None, derandomize=True)
 
-# Short lists of numbers and digests, so that patients have several images and images have copies.
+# The lists of numbers and digests are short, so that patients have several images and images have copies.
 NAMES = st.one_of(
     st.builds("person{}_{}_{}".format, st.integers(0, 12), st.sampled_from(["bacteria", "virus"]), st.integers(0, 9)),
     st.builds("{}-{:04d}-{:04d}".format, st.sampled_from(["IM", "NORMAL2-IM"]), st.integers(0, 12), st.integers(0, 9)),
@@ -198,7 +198,7 @@ def test_no_patient_and_no_image_is_in_two_splits_whatever_the_names(files, orde
     split_of = {}
     for split, members in by_split.items():
         for xray in members:
-            # By the id that is stored, by the name that the file has, and by the bytes.
+            # Compared by the stored id, by the file name, and by the bytes.
             for key in (xray.patient_id, parse_patient(xray), xray.facts.sha256):
                 assert split_of.setdefault(key, split) == split
     stored = sum(len(members) for members in by_split.values())
@@ -224,7 +224,7 @@ def test_training_patients_who_share_bytes_stay_on_one_side(files, links):
     for one, other in links:
         if max(one, other) < len(xrays):
             xrays[one].facts = xrays[other].facts
-    named = collections.defaultdict(set)  # Patients, by their file name, of each image.
+    named = collections.defaultdict(set)  # The patient of each image, by its file name.
     for xray in xrays:
         if xray.folder == "train":
             named[xray.facts.sha256].add(parse_patient(xray))
@@ -254,7 +254,7 @@ def test_a_share_is_near_the_wish_in_each_stratum_and_needs_no_order(images, sha
         total = sum(sizes[patient] for patient in members)
         largest = max(sizes[patient] for patient in members)
         assert taken < total
-        # The last patient who was taken, or the one who always stays, may be as large as this.
+        # The last patient who was chosen, or the one who is never chosen, may have this share.
         assert abs(taken - share * total) <= largest
     mixed = random.Random(0).sample(images, len(images))
     assert splits.choose_share(*zip(*mixed, strict=True), share, salt) == chosen if images else not chosen

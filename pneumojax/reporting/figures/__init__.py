@@ -1,5 +1,5 @@
-"""Figures as PNG files, in one style; each module holds the figures of one subject.
+"""Figures as PNG files in a common style. Each module contains the figures of one topic.
 
-Each function draws one figure and replaces its file atomically, so that a reader never finds an incomplete one. Where
-there is nothing to draw, the figure says why, so every split has the same set of files.
+Each function plots one figure and replaces its file atomically, so that a reader never finds an incomplete one. If
+there is nothing to plot, the figure shows the reason. Every split therefore has the same set of files.
 """

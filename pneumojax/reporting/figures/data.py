@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from pneumojax.reporting.figures.style import (
     use_style,
 )
 
-# For NORMAL, BACTERIA, VIRUS. Markers and dashes tell the classes apart in a grey print.
+# For NORMAL, BACTERIA, VIRUS. Markers and dashes distinguish the classes in a grey print.
 CLASS_COLOURS = (BLUE, ORANGE, GREEN)
 CLASS_MARKERS = ("o", "s", "^")
 CLASS_LINES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
@@ -26,13 +27,13 @@ CLASS_LINES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
 def save_images(
     path: str | Path, images: Sequence[np.ndarray], columns: int, captions: Sequence[str] = (), title: str = ""
 ) -> None:
-    """Draws grey images side by side, without interpolation.
+    """Shows grey images side by side, without interpolation.
 
     Args:
-      path: PNG file to write; its folder exists.
-      images: [H, W] uint8 each, 0..255.
+      path: PNG file to write. Its folder must exist.
+      images: a list of [H, W] uint8 images, 0..255.
       columns: number of images in a row.
-      captions: one above each image, or none.
+      captions: the caption above each image; empty for none.
       title: heading of the figure.
 
     Raises:
@@ -42,7 +43,7 @@ def save_images(
     side = 5.4 / columns
     with use_style():
         figure = make_figure(5.4, rows * side + 0.2 * rows * (len(captions) > 0) + 0.3 * (title != ""))
-        figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)
+        figure.set_layout_engine("constrained", w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)
         if title:
             figure.suptitle(title, x=0.01, ha="left", size=10)
         for i, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
@@ -55,12 +56,12 @@ def save_images(
 
 
 def save_class_counts(path: str | Path, counts: Mapping[str, Mapping[str, int]], title: str = "") -> None:
-    """Draws the share of each class in each split as one bar, with the numbers of images.
+    """Plots a bar for each split, which is divided by the shares of the classes, with the numbers of images.
 
     Args:
-      path: PNG file to write; its folder exists.
+      path: PNG file to write. Its folder must exist.
       counts: {split: {class: number of images}}. All splits have the same classes, at most three.
-      title: what was counted.
+      title: description of the images.
 
     Raises:
       OSError: the file cannot be written.
@@ -69,7 +70,7 @@ def save_class_counts(path: str | Path, counts: Mapping[str, Mapping[str, int]],
         figure = make_figure(6.4, 1.1 + 0.55 * len(counts))
         axes = figure.add_subplot()
         axes.set_title(join_heading("Classes", title))
-        on_bar = {"color": "white", "weight": "bold"}
+        on_bar: dict[str, Any] = {"color": "white", "weight": "bold"}
         for position, numbers in enumerate(counts.values()):
             total, left = max(1, sum(numbers.values())), 0.0
             for colour, (name, number) in zip(CLASS_COLOURS, numbers.items(), strict=False):
@@ -89,13 +90,13 @@ def save_class_counts(path: str | Path, counts: Mapping[str, Mapping[str, int]],
 
 
 def save_average_images(path: str | Path, averages: Mapping[str, np.ndarray], title: str = "") -> None:
-    """Draws the average image of each class and, below, the difference of each pair on one symmetric colour scale.
+    """Shows the average image of each class and, below, the difference of each pair on a common colour scale.
 
     Args:
-      path: PNG file to write; its folder exists.
-      averages: {class: [H, W] float, 0..255}, at most three. With one class there is nothing to
-        compare, and the figure says so.
-      title: what was averaged.
+      path: PNG file to write. Its folder must exist.
+      averages: {class: [H, W] float, 0..255}, at most three classes. With one class there is nothing to compare, and
+        the figure shows this as the reason.
+      title: description of the images.
 
     Raises:
       OSError: the file cannot be written.
@@ -132,15 +133,15 @@ def save_sizes(
     names: Sequence[str],
     title: str = "",
 ) -> None:
-    """Draws the size of each original file as a point. Where all files have one size, the figure says so.
+    """Plots the size of each original image as a point. If all have the same size, the figure shows this as the reason.
 
     Args:
-      path: PNG file to write; its folder exists.
+      path: PNG file to write. Its folder must exist.
       widths: [N] int, in pixels.
       heights: [N] int, in pixels.
       classes: [N] int, 0..C - 1.
       names: C class names, at most three.
-      title: whose files.
+      title: description of the images.
 
     Raises:
       OSError: the file cannot be written.
@@ -160,8 +161,8 @@ def save_sizes(
         for part in np.array_split(order, 20):
             for c in range(len(names)):
                 of_class = part[classes[part] == c]
-                marker = {"marker": CLASS_MARKERS[c], "color": CLASS_COLOURS[c], "s": 12, "linewidths": 0}
-                axes.scatter(widths[of_class], heights[of_class], alpha=0.55, **marker)
+                marker: dict[str, Any] = {"marker": CLASS_MARKERS[c], "color": CLASS_COLOURS[c]}
+                axes.scatter(widths[of_class], heights[of_class], s=12, linewidths=0, alpha=0.55, **marker)
         for c, name in enumerate(names):
             axes.scatter([], [], marker=CLASS_MARKERS[c], color=CLASS_COLOURS[c], s=24, label=name)
         axes.set(xlabel="Width in pixels", ylabel="Height in pixels")
@@ -173,14 +174,14 @@ def save_sizes(
 def save_distributions(
     path: str | Path, values: np.ndarray, classes: np.ndarray, names: Sequence[str], label: str, title: str = ""
 ) -> None:
-    """Draws the distribution of a number in each class: a histogram of 32 equal bins, as shares of the class's images.
+    """Plots the distribution of a value in each class, as a histogram of 32 equal bins.
 
     Args:
-      path: PNG file to write; its folder exists.
+      path: PNG file to write. Its folder must exist.
       values: [N] float.
       classes: [N] int, 0..C - 1.
       names: C class names, at most three.
-      label: the number's name and unit.
+      label: name and unit of the value.
       title: heading of the figure.
 
     Raises:
@@ -202,12 +203,12 @@ def save_distributions(
 
 
 def save_images_per_patient(path: str | Path, numbers: np.ndarray, title: str = "") -> None:
-    """Draws the number of patients with one image, two images and so on, on a logarithmic scale.
+    """Plots the number of patients with one image, two images and so on, on a logarithmic scale.
 
     Args:
-      path: PNG file to write; its folder exists.
+      path: PNG file to write. Its folder must exist.
       numbers: [patients] int, number of images of each patient, 1 or more.
-      title: whose images.
+      title: description of the images.
 
     Raises:
       OSError: the file cannot be written.
@@ -221,7 +222,7 @@ def save_images_per_patient(path: str | Path, numbers: np.ndarray, title: str = 
         axes.bar_label(bars, [f"{count:,}" if count else "" for count in counts], size=7, padding=1)
         axes.set(xlabel="Images of a patient", ylabel="Patients", yscale="log", ylim=(0.5, counts.max() * 2))
         axes.set_xlim(0.3, len(counts) + 0.7)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.locator_params(axis="x", integer=True)
         axes.yaxis.set_major_formatter("{x:,.0f}")
         axes.grid(visible=False, axis="x")
         save_figure(figure, path)

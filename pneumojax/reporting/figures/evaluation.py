@@ -1,8 +1,8 @@
-"""Figures of a scored split."""
+"""Figures of an evaluation."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 def save_roc(
     path: str | Path, curve: Mapping | None, metrics: Mapping, threshold: float | Sequence[float], title: str = ""
 ) -> None:
-    """Draws the ROC curve with its 95 % band, the area with its interval, and the operating point.
+    """Plots the ROC curve with its 95 % band, the area with its interval, and the operating point.
 
     Args:
-      path: PNG file to write; its folder exists.
-      curve: of `metrics.compute_roc_curve`; None draws the reason instead.
-      metrics: of `metrics.compute_metrics`; auroc, sensitivity and specificity are read.
+      path: PNG file to write. Its folder must exist.
+      curve: from `curves.compute_roc_curve`. If it is None, the figure shows the reason.
+      metrics: from `metrics.compute_metrics`. The figure shows auroc, sensitivity and specificity.
       threshold: the threshold of the operating point, or that of each fold.
-      title: what was scored, as "test, 624 images".
+      title: description of the evaluated data, such as "test, 624 images".
 
     Raises:
       OSError: the file cannot be written.
@@ -69,15 +69,15 @@ def save_roc(
 def save_precision_recall(
     path: str | Path, curve: Mapping | None, metrics: Mapping, threshold: float | Sequence[float], title: str = ""
 ) -> None:
-    """Draws precision over sensitivity with its 95 % band, the prevalence, and the operating point.
+    """Plots precision against sensitivity with its 95 % band, the prevalence, and the operating point.
 
     Args:
-      path: PNG file to write; its folder exists.
-      curve: of `metrics.compute_pr_curve`; None draws the reason instead.
-      metrics: of `metrics.compute_metrics`; auprc, sensitivity and precision are read. Where no image is
-        predicted positive, the operating point has no precision and is not drawn.
+      path: PNG file to write. Its folder must exist.
+      curve: from `curves.compute_pr_curve`. If it is None, the figure shows the reason.
+      metrics: from `metrics.compute_metrics`. The figure shows auprc, sensitivity and precision. If no image is
+        predicted positive, the operating point has no precision and is left out.
       threshold: the threshold of the operating point, or that of each fold.
-      title: what was scored, as "test, 624 images".
+      title: description of the evaluated data, such as "test, 624 images".
 
     Raises:
       OSError: the file cannot be written.
@@ -109,14 +109,14 @@ def save_precision_recall(
 
 
 def save_confusion_matrix(path: str | Path, confusion: np.ndarray, class_names: Sequence[str], title: str = "") -> None:
-    """Draws the number of images by true and predicted class, coloured by the share of the true class.
+    """Plots a confusion matrix: numbers of images by true and predicted class, coloured by their share of the row.
 
     Args:
       path: PNG file to write; its folder exists.
       confusion: [C, C] int of `point_metrics.compute_confusion`; rows are the true class. A class without images has no
         shares.
       class_names: C names.
-      title: what was scored, as "test, 624 images, threshold 0.31".
+      title: description of the evaluated data, such as "test, 624 images, threshold 0.31".
 
     Raises:
       OSError: the file cannot be written.
@@ -152,13 +152,13 @@ def save_confusion_matrix(path: str | Path, confusion: np.ndarray, class_names: 
 
 
 def save_reliability(path: str | Path, reliability: Mapping, calibration: Mapping, title: str = "") -> None:
-    """Draws the share of pneumonia over the score, before and after temperature scaling.
+    """Plots the share of pneumonia against the score, before and after temperature scaling.
 
     Args:
-      path: PNG file to write; its folder exists.
-      reliability: {"before", "after": of `calibration.compute_reliability`}.
-      calibration: {"before", "after": of `calibration.compute_calibration`, "temperature": float}.
-      title: what was scored, as "test, 624 images".
+      path: PNG file to write. Its folder must exist.
+      reliability: {"before", "after": from `calibration.compute_reliability`}.
+      calibration: {"before", "after": from `calibration.compute_calibration`, "temperature": float}.
+      title: description of the evaluated data, such as "test, 624 images".
 
     Raises:
       OSError: the file cannot be written.
@@ -172,7 +172,8 @@ def save_reliability(path: str | Path, reliability: Mapping, calibration: Mappin
             bins = reliability[when]
             below, above = (np.abs(np.subtract(bins[bound], bins["share"])) for bound in ("low", "high"))
             # Where the temperature is near 1 the two curves coincide, so the first has small open markers.
-            marker = {"marker": "o", "markersize": size, "markerfacecolor": colour if when == "after" else "white"}
+            face = colour if when == "after" else "white"
+            marker: dict[str, Any] = {"marker": "o", "markersize": size, "markerfacecolor": face}
             axes.errorbar(
                 bins["mean_score"], bins["share"], [below, above], color=colour, linewidth=1.4, elinewidth=0.9, **marker
             )
@@ -188,26 +189,24 @@ def save_reliability(path: str | Path, reliability: Mapping, calibration: Mappin
         lines.append((GREY, "bars: 95 % interval of the share"))
         # The text stands on the side of the diagonal that the curve leaves free.
         is_below = np.mean(np.subtract(reliability["after"]["share"], reliability["after"]["mean_score"])) < 0
-        corner = (
-            {"x": 0.03, "bottom": 0.77, "align": "left"} if is_below else {"x": 0.97, "bottom": 0.04, "align": "right"}
-        )
-        write_lines(axes, lines, **corner)
+        x, bottom, align = (0.03, 0.77, "left") if is_below else (0.97, 0.04, "right")
+        write_lines(axes, lines, x, bottom, align)
         save_figure(figure, path)
 
 
 def save_predictive_values(
     path: str | Path, values: Mapping, counts: Mapping, threshold: float | Sequence[float], title: str = ""
 ) -> None:
-    """Draws the predictive values at the threshold over the prevalence of pneumonia, with 95 % bands.
+    """Plots the predictive values at the threshold against the prevalence of pneumonia, with 95 % bands.
 
     Args:
-      path: PNG file to write; its folder exists.
-      values: {"prevalence": G floats, "ppv", "npv": G times {"value", "ci95"}}, of
-        `calibration.compute_predictive_values`. Missing values are not drawn; where all are missing, the figure
-        says why.
-      counts: "counts" of metrics.json; images and classes are read for the prevalence of the split.
+      path: PNG file to write. Its folder must exist.
+      values: {"prevalence": G floats, "ppv", "npv": list of G dicts {"value", "ci95"}}, from
+        `calibration.compute_predictive_values`. Missing values are left out. If all are missing, the figure shows the
+        reason.
+      counts: "counts" of metrics.json, from which the prevalence of the split is computed.
       threshold: the threshold of the operating point, or that of each fold.
-      title: what was scored, as "test, 624 images".
+      title: description of the evaluated data, such as "test, 624 images".
 
     Raises:
       OSError: the file cannot be written.
@@ -240,12 +239,12 @@ def save_predictive_values(
 
 
 def save_decision_curve(path: str | Path, curve: Mapping, title: str = "") -> None:
-    """Draws the net benefit of the score over the threshold probability, with those of treating all and treating none.
+    """Plots the net benefit of the score, of treating all and of treating none, against the threshold probability.
 
     Args:
-      path: PNG file to write; its folder exists.
-      curve: of `decision_curve.compute_decision_curve`.
-      title: what was scored, as "test, 624 images".
+      path: PNG file to write. Its folder must exist.
+      curve: from `decision_curve.compute_decision_curve`.
+      title: description of the evaluated data, such as "test, 624 images".
 
     Raises:
       OSError: the file cannot be written.
@@ -263,7 +262,7 @@ def save_decision_curve(path: str | Path, curve: Mapping, title: str = "") -> No
             axes.fill_between(curve["threshold"], curve["band"]["low"], curve["band"]["high"], **BAND)
         axes.plot(curve["threshold"], curve["net_benefit"], color=BLUE)
         lines = [
-            (BLUE, "decided by the calibrated score"),
+            (BLUE, "decision by the calibrated score"),
             (ORANGE, "all called pneumonia"),
             (GREY, "all called NORMAL (dashed)"),
         ]

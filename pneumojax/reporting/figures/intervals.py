@@ -1,4 +1,4 @@
-"""Figures of numbers with their intervals, one below the other."""
+"""Figures with a row for each number and its interval."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,9 +27,9 @@ def save_intervals(
     """Draws areas under the ROC curve as dots with their 95 % intervals, one below the other, and a reference line.
 
     Args:
-      path: PNG file to write; its folder exists.
-      groups: {heading: {row: {"value", "ci95"}}}, in order. A missing value is written, not drawn.
-      title: what was scored, as "test, 624 images".
+      path: PNG file to write. Its folder must exist.
+      groups: {heading: {row: {"value", "ci95"}}}, in order. A row whose value is None is listed without a dot.
+      title: description of the evaluated data, such as "test, 624 images".
       reference: position and name of the line.
 
     Raises:
@@ -43,7 +43,9 @@ def save_intervals(
         axes = figure.add_subplot()
         axes.set_title(join_heading("AUROC, pneumonia against NORMAL", title))
         axes.axvline(reference[0], **REFERENCE)
-        y, positions, names = 0.0, [], []
+        y = 0.0
+        positions: list[float] = []
+        names: list[str] = []
         for colour, (heading, metrics) in zip((BLUE, ORANGE), groups.items(), strict=True):
             margin = axes.get_yaxis_transform()
             axes.text(-0.02, y, heading, color=colour, ha="right", va="center", weight="bold", transform=margin)
@@ -65,12 +67,12 @@ def save_intervals(
 
 
 def save_reported(path: str | Path, rows: Sequence[Mapping], split: str) -> None:
-    """Draws figures that other projects report together with ours, one in each line.
+    """Plots the metrics that other projects report together with ours, with a row for each metric.
 
     Args:
-      path: PNG file to write; its folder exists.
-      rows: {"name", "reported": float, "ours": {"value", "ci95"}} each, from top to bottom.
-      split: the split that ours were scored on.
+      path: PNG file to write. Its folder must exist.
+      rows: {"name", "reported": float, "ours": {"value", "ci95"}} for each metric, from top to bottom.
+      split: the split on which our systems were evaluated.
 
     Raises:
       OSError: the file cannot be written.

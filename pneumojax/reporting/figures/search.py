@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 
 def save_search(path: str | Path, rows: Sequence[Mapping], scales: Mapping, importances: Mapping | None) -> None:
-    """Draws a search: the trials in order, the validation AUROC over each field, and the importance of each field.
+    """Plots a search: the trials in order, the validation AUROC against each field, and the importance of each field.
 
     Args:
-      path: PNG file to write; its folder exists.
-      rows: returned by `search.list_trials`.
-      scales: {field: "linear", "log" or "choices"}; each field has a panel.
-      importances: returned by `search.compute_importances`; None where there are too few trials.
+      path: PNG file to write. Its folder must exist.
+      rows: from `search.list_trials`.
+      scales: {field: "linear", "log" or "choices"}. Each field has a panel.
+      importances: from `search.compute_importances`; None if there are too few trials.
 
     Raises:
       OSError: the file cannot be written.
@@ -31,7 +31,7 @@ def save_search(path: str | Path, rows: Sequence[Mapping], scales: Mapping, impo
     lines = math.ceil(len(scales) / 3)
     with use_style():
         figure = make_figure(10.4, 3.2 + 2.7 * lines)
-        above, below = figure.subfigures(2, 1, height_ratios=(3.2, 2.7 * lines))
+        above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(3.2, 2.7 * lines))[:, 0]
         history, bars = above.subplots(1, 2, width_ratios=(2, 1))
         complete = [(i, row["auroc"]) for i, row in numbered if row["state"] == "complete"]
         if complete:
@@ -42,7 +42,7 @@ def save_search(path: str | Path, rows: Sequence[Mapping], scales: Mapping, impo
             )
         _draw_trials(history, numbered)
         history.set(title="Trials", xlabel="Trial", ylabel="Validation AUROC", xlim=(0.5, len(rows) + 0.5))
-        history.xaxis.get_major_locator().set_params(integer=True)
+        history.locator_params(axis="x", integer=True)
         legend = {"loc": "lower right", "bbox_to_anchor": (1, 1), "ncols": 4, "handlelength": 1.2, "borderaxespad": 0.3}
         history.legend(frameon=False, **legend)
         _draw_importances(bars, importances)
@@ -71,7 +71,7 @@ def _draw_trials(axes: "Axes", points: Sequence[tuple[float, Mapping]]) -> None:
     ):
         chosen = [(x, row["auroc"]) for x, row in points if row["state"] == state]
         if chosen:
-            marker = {"markerfacecolor": face, "markeredgecolor": edge, "markersize": 7}
+            marker: dict[str, Any] = {"markerfacecolor": face, "markeredgecolor": edge, "markersize": 7}
             axes.plot(*zip(*chosen, strict=True), "o", label=state, **marker)
 
 
@@ -83,7 +83,7 @@ def _draw_importances(axes: "Axes", importances: Mapping | None) -> None:
         axes.text(0, 0.9, "Needs at least four complete\ntrials that differ.", color=GREY, va="top")
         return
     names = list(importances)
-    axes.barh(range(len(names)), importances.values(), color=BLUE, height=0.6)
+    axes.barh(range(len(names)), list(importances.values()), color=BLUE, height=0.6)
     axes.set_yticks(range(len(names)), names)
     axes.set(ylim=(len(names) - 0.4, -0.6), xlim=(0, 1), xlabel="Share of the variance explained")
     axes.tick_params(axis="y", length=0)

@@ -1,25 +1,26 @@
-"""What all figures share: colours, layout, headings, text, and how a file is written."""
+"""The common style of all figures: colours, layout, headings, text, and writing of the file."""
 
 import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.typing import RcKeyType
 
-# Okabe and Ito, Color universal design, 2008: colour-blind readers can tell these apart.
+# Okabe and Ito, Color universal design, 2008: colours that colour-blind readers can distinguish.
 BLUE, ORANGE, GREEN, GREY, INK = "#0072B2", "#D55E00", "#009E73", "#767676", "#222222"
 
 # The same palette, in the order in which curves use it.
 COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#E69F00")
 
-BAND = {"color": BLUE, "alpha": 0.18, "linewidth": 0}
-REFERENCE = {"color": GREY, "linewidth": 1, "linestyle": (0, (4, 3))}
+BAND: dict[str, Any] = {"color": BLUE, "alpha": 0.18, "linewidth": 0}
+REFERENCE: dict[str, Any] = {"color": GREY, "linewidth": 1, "linestyle": (0, (4, 3))}
 
-STYLE = {
+STYLE: "dict[RcKeyType, Any]" = {
     "font.family": "DejaVu Sans",  # Ships with matplotlib, so a figure looks the same everywhere.
     "font.size": 9,
     "text.color": INK,
@@ -47,22 +48,22 @@ STYLE = {
 
 
 def use_style() -> AbstractContextManager:
-    """Returns a context in which matplotlib draws in STYLE."""
+    """Returns a context in which matplotlib uses STYLE."""
     import matplotlib
 
     return matplotlib.rc_context(STYLE)
 
 
 def make_figure(width_inches: float, height_inches: float) -> "Figure":
-    """Returns an empty figure whose layout fits axes and texts into its size."""
-    # A figure of pyplot would have to be closed, and would look for a window system.
+    """Returns an empty figure, whose layout fits axes and texts into its size."""
+    # Figures of pyplot would have to be closed, and pyplot would look for a window system.
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width_inches, height_inches), layout="constrained")
 
 
 def make_unit_square(heading: str, x_label: str, y_label: str) -> tuple["Figure", "Axes"]:
-    """Returns a figure and its axes: one square from 0 to 1 in both directions."""
+    """Returns a figure and its axes, which are a square from 0 to 1 in both directions."""
     figure = make_figure(4.8, 5.0)
     axes = figure.add_subplot()
     # A small margin, because the curves of good models run along the edges.
@@ -72,10 +73,10 @@ def make_unit_square(heading: str, x_label: str, y_label: str) -> tuple["Figure"
 
 
 def write_lines(axes: "Axes", lines: list[tuple[str, str]], x: float, bottom: float, align: str) -> None:
-    """Writes coloured lines of text into the axes, upwards from the last line.
+    """Writes coloured lines of text into the axes.
 
     Args:
-      axes: where to write.
+      axes: the axes.
       lines: (colour, text) of each line, from top to bottom.
       x: horizontal position in axes coordinates, 0..1.
       bottom: position of the last line in axes coordinates, 0..1.
@@ -95,16 +96,16 @@ def write_lines(axes: "Axes", lines: list[tuple[str, str]], x: float, bottom: fl
 
 
 def join_heading(what: str, title: str) -> str:
-    """Returns a heading of two lines: what is drawn and, below, what it was computed from."""
+    """Returns a heading of two lines: the name of the figure and, below, the description of its data."""
     return f"{what}\n{title}" if title else what
 
 
 def save_figure(figure: "Figure", path: str | Path) -> None:
-    """Writes a PNG file atomically: if writing fails, an earlier file is unchanged."""
+    """Writes a PNG file atomically. If writing fails, an earlier file is not changed."""
     path = Path(path)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        # Without the software's version in the file, equal numbers give equal files.
+        # Without the version of matplotlib in the file, the same figure always gives the same bytes.
         figure.savefig(unfinished, format="png", metadata={"Software": None})
         os.replace(unfinished, path)
     finally:
@@ -112,7 +113,7 @@ def save_figure(figure: "Figure", path: str | Path) -> None:
 
 
 def save_reason(path: str | Path, heading: str, metric: Mapping) -> None:
-    """Draws a figure that says why there is no plot: the metric's "reason"."""
+    """Writes a figure that shows the "reason" of a metric, because there is nothing to plot."""
     with use_style():
         figure = make_figure(4.8, 1.6)
         figure.text(0.04, 0.9, heading, size=10, va="top")

@@ -22,17 +22,18 @@ PANELS = {"loss": "Loss", "auroc": "AUROC", "accuracy": "Accuracy"}
 def save_learning_curves(
     path: str | Path, rows: Iterable[Mapping], selection_split: str = "validation", title: str = ""
 ) -> None:
-    """Draws loss, AUROC and accuracy of training and validation over the epochs, and marks the best epoch.
+    """Plots loss, AUROC and accuracy of training and validation against the epoch, and marks the best epoch.
 
-    The best epoch has the largest val/auroc; of equal ones it is the last, as in the checkpoints.
+    The best epoch has the largest val/auroc. If several have the same value, the last of them is marked, because its
+    checkpoint is the best one.
 
     Args:
-      path: PNG file to write; its folder exists.
-      rows: the run's log: {"step": int, "epoch": float, "train/loss": float, "val/auroc": float, ...}. Every key but
-        step and epoch may be missing or None. Of rows with the same step the last one counts, because a resumed run
-        may log a step again. A panel without values is left out.
-      selection_split: the split that the values named val/ were computed on.
-      title: what was trained.
+      path: PNG file to write. Its folder must exist.
+      rows: rows of metrics.jsonl: {"step": int, "epoch": float, "train/loss": float, "val/auroc": float, ...}. Every
+        key except step and epoch may be missing or None. Of several rows with the same step the last one counts,
+        because a resumed run may log a step again. A panel without values is left out.
+      selection_split: the split of the values named val/.
+      title: description of the run.
 
     Raises:
       OSError: the file cannot be written.
@@ -53,7 +54,7 @@ def save_learning_curves(
         for axes, panel in zip(row_of_axes, panels, strict=True):
             for part, label, colour in (("train", "training", BLUE), ("val", selection_split, ORANGE)):
                 x, y = curves[f"{part}/{panel}"]
-                # A line of one point is invisible, so a short curve has markers.
+                # A line with one point is invisible, so a short curve has markers.
                 axes.plot(x, y, color=colour, label=label, marker="o" if len(x) <= 40 else None, markersize=3.5)
             panel_title = PANELS[panel]
             if best is not None:
@@ -61,17 +62,17 @@ def save_learning_curves(
                 if panel == "auroc":
                     panel_title += f": best {aurocs[best]:.4f} at epoch {epochs[best]:.3g} (dashed)"
             axes.set(title=panel_title, xlabel="Epoch", xlim=(0, last * 1.03 or 1))
-            axes.xaxis.get_major_locator().set_params(integer=last >= 1)
+            axes.locator_params(axis="x", integer=last >= 1)
             if panel == "loss":
                 axes.set_ylim(bottom=0)
-        # In the line of the title, where no curve can cross it.
+        # The legend is next to the title, where no curve can cross it.
         legend = {"loc": "lower right", "bbox_to_anchor": (1, 1), "ncols": 2, "handlelength": 1.2, "borderaxespad": 0.3}
         row_of_axes[0].legend(frameon=False, **legend)
         save_figure(figure, path)
 
 
 def _read_curve(rows: list[Mapping], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Epochs and values of one logged name, in the order of the steps."""
+    """Returns the epochs and values of a logged metric, in the order of the steps."""
     by_step = {row["step"]: (row["epoch"], row[name]) for row in rows if row.get(name) is not None}
     points = np.array([by_step[step] for step in sorted(by_step)], np.float64).reshape(-1, 2)
     points = points[np.isfinite(points[:, 1])]

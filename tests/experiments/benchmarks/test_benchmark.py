@@ -1,4 +1,4 @@
-"""experiments/benchmark.py: planned cases, the summary of samples, and each measure once in miniature."""
+"""Tests of experiments/benchmark.py: planned cases, the summary of samples, and each measurement on small inputs."""
 
 import functools
 import json
@@ -25,7 +25,7 @@ def plan(*words):
 
 @pytest.fixture
 def run_benchmark(processes, tmp_path):
-    """`run_benchmark(...)`: the script."""
+    """`run_benchmark(...)`: runs the script."""
     return functools.partial(run_script, processes, tmp_path, "experiments/benchmark.py")
 
 
@@ -84,7 +84,7 @@ def test_a_python_without_the_peer_is_named():
 
 
 def fake_workers(monkeypatch, seconds, parameters=None):
-    """Replaces the processes; returns the list of who measured, in order."""
+    """Replaces the worker processes. Returns the list of frameworks that measured, in order."""
     order = []
 
     class Worker:
@@ -165,7 +165,7 @@ def test_each_measure_has_its_word():
 @pytest.mark.parametrize("what", [what for what in measure.MEASURES if what != "start"])
 def test_each_measure_runs(what, data_dir, tmp_path):
     fields = {"data_dir": str(data_dir), "eval_batch_size": "8", "epochs": "2", "chunk_steps": "4"}
-    fields |= {"rotate_degrees": "0", "shift": "0", "zoom": "0"}  # They would compile longest.
+    fields |= {"rotate_degrees": "0", "shift": "0", "zoom": "0"}  # Their compilation would take longest.
     (case,) = plan(f"--what={what}", "--steps=2", *(f"--{name}={value}" for name, value in (TINY | fields).items()))
     if what in ("epoch", "decode"):
         case |= {"files": str(cases.list_files(None, 17, tmp_path)), "framework": "pneumojax"}
@@ -242,7 +242,7 @@ def test_the_page_shows_ratios_speeds_roofline_and_growth(tmp_path, draw_picture
     rows[0]["load"] = 7.0
     with draw_pictures():
         page = benchmark_page.write_page(tmp_path / "rows.jsonl", rows).read_text()
-    for text in ("Compared with PyTorch and Keras", "1.25", "How cost grows", "Roofline", "1 of 8 cases began", "2.00"):
+    for text in ("Compared with PyTorch and Keras", "1.25", "How cost grows", "Roofline", "1 of 8 cases", "2.00"):
         assert text in page
     assert {path.name for path in tmp_path.glob("*.png")} == {"step_image_px.png", "step_devices.png", "roofline.png"}
     assert page.count("data:image/png") == 3
