@@ -9,7 +9,16 @@ import pytest
 import scipy.ndimage
 
 from pneumojax.config import AugmentConfig
-from pneumojax.data.augment import change_intensity, draw_transform, erase, make_augment, mixup, resample, shrink
+from pneumojax.data.augment import (
+    change_intensity,
+    change_tone,
+    draw_transform,
+    erase,
+    make_augment,
+    mixup,
+    resample,
+    shrink,
+)
 
 DRAWS = 512
 KEYS = jax.random.split(jax.random.key(0), DRAWS)
@@ -357,3 +366,36 @@ def test_a_strength_of_zero_changes_nothing_but_the_flip(seed):
     key = jax.random.key(seed)[None]
     augmented = np.asarray(augment_with_no_strength(key, image))
     assert any(np.allclose(augmented, one, atol=1e-5) for one in (image, image[..., ::-1]))
+
+
+def test_stretch_scales_both_axes_independently_within_its_range():
+    transforms = draw_transforms(stretch=0.5)
+    logs = np.log([transforms[:, 0, 0], transforms[:, 1, 1]])
+    assert np.all(np.abs(logs) <= math.log(1.5) + 1e-6)
+    np.testing.assert_allclose(logs.std(1), math.log(1.5) / math.sqrt(3), rtol=0.1)  # uniform in the logarithm
+    assert abs(np.corrcoef(logs)[0, 1]) < 0.15
+    assert not transforms[:, [0, 1], [1, 0]].any() and not transforms[:, :, 2].any()
+
+
+@pytest.mark.parametrize("largest", [4 / 3, 2.0])
+def test_crops_reach_the_largest_aspect_and_stay_in_the_image(largest):
+    transforms = draw_transforms(crop_min_area=0.2, crop_max_aspect=largest)
+    width, height = transforms[:, 0, 0], transforms[:, 1, 1]
+    aspects = np.maximum(width / height, height / width)
+    assert 0.9 * largest < aspects.max() <= largest + 1e-5
+    corners = np.abs(transforms[:, :, 2]) + transforms[:, [0, 1], [0, 1]]
+    assert corners.max() <= 1 + 1e-5
+
+
+def test_a_tone_curve_of_no_strength_is_the_identity():
+    image = random_image(16, 16)
+    np.testing.assert_allclose(change_tone(KEYS[0], image, 0.0), image, atol=1e-6)
+
+
+def test_tone_curves_are_increasing_and_keep_black_and_white():
+    ramp = np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16)
+    curves = np.asarray(jax.vmap(lambda key: change_tone(key, ramp, 1.0))(KEYS[:64])).reshape(64, 256)
+    assert np.all(np.diff(curves) >= -1e-6)
+    np.testing.assert_allclose(curves[:, 0], 0, atol=1e-6)
+    np.testing.assert_allclose(curves[:, -1], 1, atol=1e-6)
+    assert curves[:, 128].std() > 0.1, "curves must differ"
