@@ -212,5 +212,6 @@ def _draw(predictor: Predictor, split: Split, curves: dict, results: dict, direc
             predictor.info["class_names"],
             split.name,
         )
-    rows, selection_split = read_rows(predictor.workdir / "metrics.jsonl"), predictor.config.data.selection_split
-    save_learning_curves(directory / "learning_curves.png", rows, selection_split)
+    rows, config = read_rows(predictor.workdir / "metrics.jsonl"), predictor.config
+    picture = directory / "learning_curves.png"
+    save_learning_curves(picture, rows, config.data.selection_split, select_by=config.train.select_by)

@@ -206,7 +206,8 @@ def finish_run(
         threshold = load_or_choose_threshold(open_run(workdir, "best", config.data.data_dir), config.threshold)
     curves = workdir / "learning_curves.png"
     if jax.process_index() == 0 and (trained_steps or not curves.exists()):
-        save_learning_curves(curves, read_rows(workdir / "metrics.jsonl"), config.data.selection_split)
+        rows = read_rows(workdir / "metrics.jsonl")
+        save_learning_curves(curves, rows, config.data.selection_split, select_by=config.train.select_by)
     return FitResult(
         step=step,
         total_steps=plan.total_steps,

@@ -116,7 +116,8 @@ def _finish_runs(
     curves = workdir / "learning_curves.png"
     if trained_steps or not curves.exists():
         rows = read_rows(workdir / "metrics.jsonl")
-        save_learning_curves(curves, rows, plan.config.data.selection_split, f"mean of {len(replicas)} replicas")
+        split, title = plan.config.data.selection_split, f"mean of {len(replicas)} replicas"
+        save_learning_curves(curves, rows, split, title, plan.config.train.select_by)
     return results
 
 

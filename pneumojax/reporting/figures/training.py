@@ -19,13 +19,22 @@ from pneumojax.reporting.figures.style import (
 PANELS = {"loss": "Loss", "auroc": "AUROC", "accuracy": "Accuracy"}
 
 
+# The curve whose largest value marks the best epoch, for each value of select_by.
+CHOSEN_BY = {"auroc": "val/auroc", "shift": "val/shift_auroc", "last": None}
+
+
 def save_learning_curves(
-    path: str | Path, rows: Iterable[Mapping], selection_split: str = "validation", title: str = ""
+    path: str | Path,
+    rows: Iterable[Mapping],
+    selection_split: str = "validation",
+    title: str = "",
+    select_by: str = "auroc",
 ) -> None:
     """Plots loss, AUROC and accuracy of training and validation against the epoch, and marks the best epoch.
 
-    The best epoch has the largest val/auroc. If several have the same value, the last of them is marked, because its
-    checkpoint is the best one.
+    The panel of the AUROC also shows that of the images with swapped aspects. The best epoch is the one that
+    `select_by` chooses. If several have the same value, the last of them is marked, because its checkpoint is the best
+    one.
 
     Args:
       path: PNG file to write. Its folder must exist.
@@ -34,6 +43,7 @@ def save_learning_curves(
         because a resumed run may log a step again. A panel without values is left out.
       selection_split: the split of the values named val/.
       title: description of the run.
+      select_by: the config's.
 
     Raises:
       OSError: the file cannot be written.
@@ -41,6 +51,7 @@ def save_learning_curves(
     rows = list(rows)
     heading = join_heading("Learning curves", title)
     curves = {name: _read_curve(rows, name) for panel in PANELS for name in (f"train/{panel}", f"val/{panel}")}
+    curves["val/shift_auroc"] = _read_curve(rows, "val/shift_auroc")
     panels = [panel for panel in PANELS if len(curves[f"train/{panel}"][0]) + len(curves[f"val/{panel}"][0])]
     if not panels:
         return save_reason(path, heading, {"reason": "The log holds no values yet."})
@@ -48,7 +59,9 @@ def save_learning_curves(
         figure = make_figure(0.6 + 3.4 * len(panels), 3.3)
         figure.suptitle(heading, x=0.01, ha="left", size=10)
         epochs, aurocs = curves["val/auroc"]
-        best = len(aurocs) - 1 - int(np.argmax(aurocs[::-1])) if len(aurocs) else None
+        chosen_by = CHOSEN_BY[select_by]
+        scores = curves[chosen_by][1] if chosen_by else epochs
+        best = len(scores) - 1 - int(np.argmax(scores[::-1])) if len(scores) else None
         last = max(epochs[-1] for epochs, _ in curves.values() if len(epochs))
         row_of_axes = figure.subplots(1, len(panels), squeeze=False)[0]
         for axes, panel in zip(row_of_axes, panels, strict=True):
@@ -56,6 +69,9 @@ def save_learning_curves(
                 x, y = curves[f"{part}/{panel}"]
                 # A line with one point is invisible, so a short curve has markers.
                 axes.plot(x, y, color=colour, label=label, marker="o" if len(x) <= 40 else None, markersize=3.5)
+            if panel == "auroc" and len(curves["val/shift_auroc"][0]):
+                [swapped] = axes.plot(*curves["val/shift_auroc"], color=ORANGE, linestyle=":", label="aspects swapped")
+                axes.legend(handles=[swapped], loc="lower right", frameon=False)
             panel_title = PANELS[panel]
             if best is not None:
                 axes.axvline(epochs[best], **REFERENCE)
