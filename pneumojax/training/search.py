@@ -48,11 +48,7 @@ REDUCTION = 3
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal ended a trial.
-
-    Attributes:
-      number: number of the signal.
-    """
+    """A signal, whose number is the attribute `number`, ended a trial."""
 
     def __init__(self, number: int):
         super().__init__()
@@ -300,9 +296,9 @@ def _train(
     # Rows of an earlier start, up to its checkpoint. The training logs the later ones once more.
     saved = find_latest_step(workdir) or 0
     rows = [row for row in read_rows(workdir / "metrics.jsonl") if row["step"] <= saved]
-    pruned = any([report_validation(row) for row in rows])
-    if pruned and not (workdir / "learning_curves.png").exists():
-        save_learning_curves(workdir / "learning_curves.png", rows, config.data.selection_split)
+    pruned, curves = any([report_validation(row) for row in rows]), workdir / "learning_curves.png"
+    if pruned and not curves.exists():
+        save_learning_curves(curves, rows, config.data.selection_split)
     if not pruned:
         result = fit(config, workdir, report=report_row)
         if result.stopped_by:
@@ -368,9 +364,9 @@ def _check_file(storage: pathlib.Path) -> None:
         if problem != "ok":
             raise sqlite3.DatabaseError(problem)
         tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        studies = (
-            {name for (name,) in database.execute("SELECT study_name FROM studies")} if "studies" in tables else ()
-        )
+        studies = set()
+        if "studies" in tables:
+            studies = {name for (name,) in database.execute("SELECT study_name FROM studies")}
         if tables and ("studies" not in tables or (studies and STUDY not in studies)):
             raise UserError(f"{storage} is a database of another program. Use another --storage.")
 
