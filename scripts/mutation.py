@@ -94,7 +94,8 @@ MODULES = [
         f"{EVALUATION}/calibration.py",
         40,
         f"{TESTS}/test_calibration.py {PROPERTIES}_reliability_bins {PROPERTIES}_calibration_measures "
-        f"{PROPERTIES}_temperature_maximises_the_likelihood {PROPERTIES}_prevalence_shift_is_bayes_rule_and_its_own_inverse",
+        f"{PROPERTIES}_temperature_maximises_the_likelihood "
+        f"{PROPERTIES}_prevalence_shift_is_bayes_rule_and_its_own_inverse",
     ),
     Module("splits", f"{SPLITS}.py", 30, f"{SPLITS}_test.py"),
     Module("checkpoint", "pneumojax/checkpoint.py", 26, "tests/test_checkpoint.py"),
