@@ -5,8 +5,8 @@ disk (open to create, write, fsync, rename, mkdir and their variants) on a file 
 k-th call fail as on a full disk. So it also sees what TensorFlow, array_record, Orbax and SQLite write. It does not see
 stores to mapped memory; the small disks of test_full_disk.py do.
 
-FAULTS_WRITES sets how many calls, evenly spaced, are tried for each command (10; 0: all). Each is tried twice: this call
-alone fails, and this and all later ones fail.
+FAULTS_WRITES sets how many calls, evenly spaced, are tried for each command (10; 0: all). Each is tried twice: this
+call alone fails, and this and all later ones fail.
 """
 
 import multiprocessing.forkserver
