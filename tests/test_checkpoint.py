@@ -70,7 +70,7 @@ def test_the_latest_and_the_best_are_kept_and_no_others(tmp_path, scores, kept, 
     save(tmp_path, [init_state()] * len(scores), scores)
     with checkpoint.open_checkpoints(tmp_path) as checkpoints:
         found = checkpoint.find_best(checkpoints)
-    assert (found and found[0]) == best
+    assert found == (best and (best, scores[best // 10 - 1]))
     assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == kept
     _, _, step = checkpoint.load_run(tmp_path, "best")
     assert step == (best or kept[-1])
@@ -175,6 +175,7 @@ def test_a_damaged_checkpoint_is_named_or_does_no_harm(tmp_path, how):
         path.write_bytes(content)
     assert {"state", "run", "checksum"} <= set(refusals)
     assert all(str(tmp_path / "checkpoints") in sentence and "damaged" in sentence for sentence in refusals.values())
+    assert all("Delete the folder of that step" in refusals[item] for item in ("state", "run", "checksum"))
 
 
 @pytest.mark.parametrize("which", ["best", "latest"])
@@ -195,6 +196,24 @@ def test_a_checkpoint_that_training_removes_while_it_is_read_is_replaced_by_the_
     _, variables, step = checkpoint.load_run(tmp_path, which)
     assert (loaded, step) == ([10, 20], 20)
     assert_equal(variables, states[1].eval_variables())
+
+
+def test_a_read_that_fails_while_training_saves_is_repeated(tmp_path, monkeypatch):
+    state = init_state()
+    save(tmp_path, [state], [0.5])
+    load_arrays, loaded = checkpoint._load_arrays, []
+
+    def fail_first(checkpoints, step):
+        loaded.append(step)
+        if len(loaded) == 1:
+            with checkpoint.open_checkpoints(tmp_path) as training:
+                checkpoint.save_checkpoint(training, 20, state, RUN, 0.4)
+            raise UserError("half of it is removed")
+        return load_arrays(checkpoints, step)
+
+    monkeypatch.setattr(checkpoint, "_load_arrays", fail_first)
+    assert checkpoint.load_run(tmp_path, "best")[2] == 10
+    assert loaded == [10, 10]
 
 
 def test_a_checkpoint_of_another_network_is_refused_with_the_first_name_that_differs(tmp_path):
