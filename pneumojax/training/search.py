@@ -20,6 +20,7 @@ import jax
 import numpy as np
 import optuna
 import sqlalchemy
+from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState
 
 from pneumojax.checkpoint import find_latest_step
@@ -29,7 +30,7 @@ from pneumojax.errors import Diverged, UserError
 from pneumojax.files import lock_folder, read_rows
 from pneumojax.reporting.figures.training import save_learning_curves
 from pneumojax.training.fit import fit
-from pneumojax.training.search_resume import Halving, count_begun, fail_dead_trials, take_up
+from pneumojax.training.search_resume import Halving, Storage, count_begun, fail_dead_trials, take_up
 from pneumojax.training.search_space import Choices, Range, apply_values
 
 logger = logging.getLogger(__name__)
@@ -102,7 +103,7 @@ def open_search(
     storage.parent.mkdir(parents=True, exist_ok=True)
     with _sentences(storage), _hold(storage):
         _check_file(storage)
-        backend = optuna.storages.RDBStorage(
+        backend = Storage(
             f"sqlite:///{storage.resolve()}",
             engine_kwargs={"connect_args": {"timeout": LOCK_SECONDS}},
             heartbeat_interval=HEARTBEAT_SECONDS,
@@ -370,24 +371,30 @@ def _sentences(storage: pathlib.Path) -> Iterator[None]:
     """Turns what SQLite and its two wrappers raise into a sentence."""
     try:
         yield
-    except (sqlite3.Error, sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
-        if "locked" in reason:
-            raise UserError(
-                f"{storage} was locked by another process for more than {LOCK_SECONDS} s. "
-                "Start the same command again once that process is done with it."
-            ) from error
-        raise UserError(
-            f"{storage} cannot be used as the storage of a search ({reason}). "
-            "It is damaged, not of SQLite, or may not be written; use another --storage and --workdir."
-        ) from error
-    except AssertionError as error:  # optuna's, if it could not store the outcome of a trial.
-        if not isinstance(error.__context__, optuna.exceptions.StorageInternalError):
+    except (sqlite3.Error, sqlalchemy.exc.SQLAlchemyError, StorageInternalError) as error:
+        raise _describe(storage, error) from error
+    except (AssertionError, UnboundLocalError) as error:  # optuna's, if it could not store the outcome of a trial.
+        if not isinstance(error.__context__, StorageInternalError):
             raise
-        raise UserError(
-            f"{storage} cannot be written ({error.__context__}). Make room there and start the same command again."
-        ) from error
+        raise _describe(storage, error.__context__) from error
     except RuntimeError as error:
         if "optuna" not in str(error):
             raise
         raise UserError(f"{storage} was written by another version of optuna ({error}).") from error
+
+
+def _describe(storage: pathlib.Path, error: BaseException) -> UserError:
+    reason = str(error.__cause__ or error).splitlines()[0]
+    if "locked" in reason:
+        sentence = (
+            f"{storage} was locked by another process for more than {LOCK_SECONDS} s. "
+            "Start the same command again once that process is done with it."
+        )
+    elif "full" in reason or "I/O" in reason:
+        sentence = f"{storage} cannot be written ({reason}). Make room there and start the same command again."
+    else:
+        sentence = (
+            f"{storage} cannot be used as the storage of a search ({reason}). "
+            "It is damaged, not of SQLite, or may not be written; use another --storage and --workdir."
+        )
+    return UserError(sentence)

@@ -5,6 +5,7 @@ names the folder of its run.
 """
 
 import collections
+import contextlib
 import logging
 import pathlib
 
@@ -17,6 +18,15 @@ logger = logging.getLogger(__name__)
 
 # A trial whose process was killed, or which failed, so often is given up: the cause may be the trial itself.
 MAX_KILLED = 3
+
+
+class Storage(optuna.storages.RDBStorage):
+    """The file of a study. A heartbeat that cannot be stored, because the disk is full, does not end the next ones."""
+
+    def record_heartbeat(self, trial_id: int) -> None:
+        """Stores that a trial is alive, as `optuna.storages.RDBStorage`. The other writes report that they fail."""
+        with contextlib.suppress(optuna.exceptions.StorageInternalError):
+            super().record_heartbeat(trial_id)
 
 
 def count_begun(study: optuna.Study) -> int:
