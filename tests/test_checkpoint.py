@@ -178,6 +178,15 @@ def test_a_damaged_checkpoint_is_named_or_does_no_harm(tmp_path, how):
     assert all("Delete the folder of that step" in refusals[item] for item in ("state", "run", "checksum"))
 
 
+@pytest.mark.parametrize("checksum", ["0" * 64, "f" * 64])
+def test_arrays_with_another_checksum_are_refused(tmp_path, monkeypatch, checksum):
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_compute_checksum", lambda arrays: checksum)
+        save(tmp_path, [init_state()], [0.5])
+    with pytest.raises(UserError, match="its arrays are not those that were saved"):
+        checkpoint.load_run(tmp_path, "best")
+
+
 @pytest.mark.parametrize("which", ["best", "latest"])
 def test_a_checkpoint_that_training_removes_while_it_is_read_is_replaced_by_the_next(tmp_path, monkeypatch, which):
     states = [init_state(), init_state(seed=1)]
@@ -244,6 +253,15 @@ def test_another_config_is_refused_with_each_field_and_both_values(tmp_path):
     assert "data_dir" not in str(refusal.value).split("Use another")[0]
     with pytest.raises(UserError, match="the data was f1, is f2"):
         checkpoint.check_same_run(path, RUN | {"data": {"fingerprint": "f2"}})
+
+
+def test_other_pretrained_weights_are_refused_where_both_are_known(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(RUN | {"pretrained_sha256": "abc"}))
+    checkpoint.check_same_run(path, RUN | {"pretrained_sha256": "abc"})
+    checkpoint.check_same_run(path, RUN)
+    with pytest.raises(UserError, match="the content of .* was abc, is def"):
+        checkpoint.check_same_run(path, RUN | {"pretrained_sha256": "def"})
 
 
 def test_a_run_from_before_a_field_existed_had_its_default(tmp_path):
