@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import json
 import pathlib
 
@@ -176,6 +177,13 @@ def test_a_damaged_checkpoint_is_named_or_does_no_harm(tmp_path, how):
     assert {"state", "run", "checksum"} <= set(refusals)
     assert all(str(tmp_path / "checkpoints") in sentence and "damaged" in sentence for sentence in refusals.values())
     assert all("Delete the folder of that step" in refusals[item] for item in ("state", "run", "checksum"))
+
+
+def test_the_checksum_is_that_of_names_and_contents():
+    # Another one would make all earlier checkpoints damaged.
+    arrays = {"a": {"b": np.arange(3, dtype=np.float32)}, "c": [np.int32(7)]}
+    content = b"a/b" + np.arange(3, dtype=np.float32).tobytes() + b"c/0" + np.int32(7).tobytes()
+    assert checkpoint._compute_checksum(arrays) == hashlib.sha256(content).hexdigest()
 
 
 @pytest.mark.parametrize("checksum", ["0" * 64, "f" * 64])
