@@ -99,7 +99,7 @@ MODULES = [
     ),
     Module("splits", f"{SPLITS}.py", 30, f"{SPLITS}_test.py"),
     Module("checkpoint", "pneumojax/checkpoint.py", 26, "tests/test_checkpoint.py"),
-    Module("steps", "pneumojax/steps.py", 26, "tests/test_steps.py"),
+    Module("steps", "pneumojax/steps.py", 26, "tests/test_steps.py tests/training/test_pretrain.py"),
 ]
 
 
