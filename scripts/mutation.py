@@ -32,10 +32,6 @@ from absl import app, flags
 
 from pneumojax.files import append_row, read_rows
 
-_RESULTS = flags.DEFINE_string("results", None, "File of JSON lines to which the results are appended.", required=True)
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of the sample.")
-_SURVIVORS = flags.DEFINE_bool("survivors", False, "Try the mutants that survived so far once more.")
-
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 # Tests of the longest module take a minute. A slower machine gets more: see `measure_limit`.
@@ -114,15 +110,15 @@ class Mutant(NamedTuple):
 def main(argv: list[str]) -> None:
     """Tries the mutants that have no result yet, and prints the table."""
     del argv
-    results = pathlib.Path(_RESULTS.value).resolve()
+    results = pathlib.Path(flags.FLAGS.results).resolve()
     history = read_history(results)
     tests = {module.path: module.tests for module in MODULES}
     limits: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="pneumojax-mutants-") as folder:
         use_copy(pathlib.Path(folder))
-        for mutant in draw_sample(_SEED.value):
+        for mutant in draw_sample(flags.FLAGS.seed):
             outcomes = history.get(mutant, [])
-            if outcomes and not (_SURVIVORS.value and outcomes[-1] == "survived"):
+            if outcomes and not (flags.FLAGS.survivors and outcomes[-1] == "survived"):
                 continue
             command = f"{shlex.quote(sys.executable)} -m pytest -x -q -n 0 -p no:cacheprovider {tests[mutant.path]}"
             if mutant.path not in limits:
@@ -242,4 +238,8 @@ def format_table(history: dict[Mutant, list[str]]) -> str:
 
 
 if __name__ == "__main__":
+    # Not at the top, because a test imports this file, and flags of other commands have the same names.
+    flags.DEFINE_string("results", None, "File of JSON lines to which the results are appended.", required=True)
+    flags.DEFINE_integer("seed", 0, "Seed of the sample.")
+    flags.DEFINE_bool("survivors", False, "Try the mutants that survived so far once more.")
     app.run(main)
