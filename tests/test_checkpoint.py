@@ -1,10 +1,13 @@
 """Checkpoints: what is kept, what opens where, and what is refused."""
 
 import dataclasses
+import errno
 import functools
 import hashlib
 import json
+import os
 import pathlib
+import threading
 
 import jax
 import numpy as np
@@ -293,6 +296,24 @@ def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
         save(tmp_path, [good, bad], [0.5, None])
     with checkpoint.open_checkpoints(tmp_path) as checkpoints:
         assert list(checkpoints.all_steps()) == [10]
+
+
+@pytest.mark.parametrize("item", ["10", "state", "checksum", "run"])
+def test_a_folder_that_cannot_be_created_ends_the_save_and_leaves_no_thread(tmp_path, monkeypatch, item):
+    mkdir, threads = os.mkdir, set(threading.enumerate())
+
+    def fail(path, *arguments, **options):
+        if os.fspath(path).endswith(f"/{item}.orbax-checkpoint-tmp"):
+            raise OSError(errno.ENOSPC, "No space left on device", path)
+        mkdir(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "mkdir", fail)
+    with pytest.raises(UserError, match="cannot be written .*No space left on device.* Make room there"):
+        save(tmp_path, [init_state()], [0.5])
+    waiting = [thread for thread in set(threading.enumerate()) - threads if type(thread).__name__ == "_SignalingThread"]
+    for thread in waiting:
+        thread.join(1)
+    assert not any(thread.is_alive() for thread in waiting)  # At exit, Python would wait for it.
 
 
 @pytest.mark.parametrize(("reason", "closes"), [("Gloo all-reduce failed", False), ("out of memory", True)])
