@@ -56,6 +56,7 @@ class Module(NamedTuple):
 
 EVALUATION, TESTS = "pneumojax/evaluation", "tests/evaluation"
 PROPERTIES = f"{TESTS}/test_properties.py::test"
+STEPS = "tests/test_steps.py"
 SPLITS = "tfds_builder/kermany_pneumonia/splits"
 MODULES = [
     Module(
@@ -95,7 +96,13 @@ MODULES = [
     ),
     Module("splits", f"{SPLITS}.py", 30, f"{SPLITS}_test.py"),
     Module("checkpoint", "pneumojax/checkpoint.py", 26, "tests/test_checkpoint.py"),
-    Module("steps", "pneumojax/steps.py", 26, "tests/test_steps.py tests/training/test_pretrain.py"),
+    Module(
+        "steps",
+        "pneumojax/steps.py",
+        26,
+        f"{STEPS}::test_a_pretraining_step_reports_sums_over_images {STEPS}::test_the_moving_average_follows_its_rule "
+        f"{STEPS} tests/training/test_pretrain.py",
+    ),
 ]
 
 
