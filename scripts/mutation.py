@@ -117,7 +117,7 @@ class Mutant(NamedTuple):
 def main(argv: list[str]) -> None:
     """Tries the mutants that have no result yet, and prints the table."""
     del argv
-    results = pathlib.Path(flags.FLAGS.results).resolve()
+    results, commit = pathlib.Path(flags.FLAGS.results).resolve(), read_commit()
     history = read_history(results)
     tests = {module.path: module.tests for module in MODULES}
     limits: dict[str, float] = {}
@@ -130,7 +130,7 @@ def main(argv: list[str]) -> None:
             command = f"{shlex.quote(sys.executable)} -m pytest -x -q -n 0 -p no:cacheprovider {tests[mutant.path]}"
             if mutant.path not in limits:
                 limits[mutant.path] = measure_limit(command)
-            row = {**mutant._asdict(), **try_mutant(mutant, command, limits[mutant.path]), "commit": read_commit()}
+            row = {**mutant._asdict(), **try_mutant(mutant, command, limits[mutant.path]), "commit": commit}
             append_row(results, row)
             print(f"{row['outcome']:9} {row['seconds']:4.0f} s  {mutant.path} {row['line']}", flush=True)
     print(format_table(read_history(results)))
