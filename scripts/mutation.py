@@ -26,7 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from absl import app, flags
 
@@ -172,7 +172,7 @@ def draw_sample(seed: int) -> list[Mutant]:
         excluded = list(find_excluded(ast.parse(pathlib.Path(module.path).read_text())))
         specs = [item.mutations[0] for item in _all_work_items([pathlib.Path(module.path)], {})]
         random.Random(f"{seed} {module.path}").shuffle(specs)
-        places: dict[tuple, object] = {}
+        places: dict[tuple, Any] = {}
         for spec in specs:
             if not any(start <= spec.start_pos and spec.end_pos <= end for start, end in excluded):
                 places.setdefault((spec.start_pos, spec.end_pos), spec)

@@ -171,7 +171,7 @@ def test_a_full_disk_is_named_and_does_not_end_the_heartbeats(open_search, train
 
     opened = open_search()
     monkeypatch.setattr(search, "_run_trial", fill_the_disk)
-    with pytest.raises(UserError, match="study.db cannot be written .*disk is full.*Make room"):
+    with pytest.raises(UserError, match="study.db cannot be written .*disk is full.*Free some disk space"):
         run_trials(opened, 1)
 
 
