@@ -73,6 +73,8 @@ def open_checkpoints(
         cleanup_tmp_directories=not read_only,  # Removes what a process left that was killed while it saved.
         create=not read_only,
         read_only=read_only,
+        # Otherwise, if a folder cannot be created in the background, threads wait for it 20 minutes, even at exit.
+        async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
     )
     with _sentences(_directory(workdir)):
         checkpoints = ocp.CheckpointManager(

@@ -91,7 +91,7 @@ def make_mesh() -> Mesh:
 
 
 def replicas_partitioned(replicas: int, mesh: Mesh) -> bool:
-    """Whether the replicas are partitioned over the devices; otherwise each batch is, and each device has them all."""
+    """Returns whether the replicas are partitioned over the devices. Otherwise each batch is sharded instead."""
     return replicas % mesh.size == 0
 
 

@@ -93,7 +93,7 @@ def make_folder(command: Command, folder: pathlib.Path, data_dir: pathlib.Path, 
         shutil.copytree(trained, folder / "run")
 
 
-def start(processes, command: Command, folder: pathlib.Path, number: int = 0):
+def start(processes, command: Command, folder: pathlib.Path, number: int = 0, **environment: str):
     """Starts a command in its own process group.
 
     Args:
@@ -101,12 +101,13 @@ def start(processes, command: Command, folder: pathlib.Path, number: int = 0):
       command: the command.
       folder: from `make_folder`.
       number: distinguishes commands that are started in the same folder.
+      **environment: variables.
 
     Returns:
       The process.
     """
     printed = [_name_printed(folder, number, what) for what in ("stdout", "stderr")]
-    process = processes.Process(target=_run, args=(command.script, command.arguments(folder), printed))
+    process = processes.Process(target=_run, args=(command.script, command.arguments(folder), printed, environment))
     process.start()
     return process
 
@@ -117,12 +118,12 @@ def _name_printed(folder: pathlib.Path, number: int, what: str) -> pathlib.Path:
     return parent / f"{folder.name}_{number}.{what}"
 
 
-def _run(script, arguments, printed):
+def _run(script, arguments, printed, environment):
     os.setpgid(0, 0)
     from pneumojax.training import search
 
     search.HEARTBEAT_SECONDS, search.GRACE_SECONDS, search.POLL_SECONDS = 1, GRACE_SECONDS, 0.2
-    forked._start(printed, script, arguments, 1, {})
+    forked._start(printed, script, arguments, 1, environment)
 
 
 def read_errors(folder: pathlib.Path, number: int = 0) -> str:

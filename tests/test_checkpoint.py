@@ -1,9 +1,13 @@
 """Tests of checkpoints: which are kept, where they can be opened, and which raise errors."""
 
 import dataclasses
+import errno
 import functools
+import hashlib
 import json
+import os
 import pathlib
+import threading
 
 import jax
 import numpy as np
@@ -70,7 +74,7 @@ def test_the_latest_and_the_best_are_kept_and_no_others(tmp_path, scores, kept, 
     save(tmp_path, [init_state()] * len(scores), scores)
     with checkpoint.open_checkpoints(tmp_path) as checkpoints:
         found = checkpoint.find_best(checkpoints)
-    assert (found and found[0]) == best
+    assert found == (best and (best, scores[best // 10 - 1]))
     assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == kept
     _, _, step = checkpoint.load_run(tmp_path, "best")
     assert step == (best or kept[-1])
@@ -175,6 +179,23 @@ def test_a_damaged_checkpoint_is_named_or_does_no_harm(tmp_path, how):
         path.write_bytes(content)
     assert {"state", "run", "checksum"} <= set(refusals)
     assert all(str(tmp_path / "checkpoints") in sentence and "damaged" in sentence for sentence in refusals.values())
+    assert all("Delete the folder of that step" in refusals[item] for item in ("state", "run", "checksum"))
+
+
+def test_the_checksum_is_that_of_names_and_contents():
+    # Another one would make all earlier checkpoints damaged.
+    arrays = {"a": {"b": np.arange(3, dtype=np.float32)}, "c": [np.int32(7)]}
+    content = b"a/b" + np.arange(3, dtype=np.float32).tobytes() + b"c/0" + np.int32(7).tobytes()
+    assert checkpoint._compute_checksum(arrays) == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize("checksum", ["0" * 64, "f" * 64])
+def test_arrays_with_another_checksum_are_refused(tmp_path, monkeypatch, checksum):
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_compute_checksum", lambda arrays: checksum)
+        save(tmp_path, [init_state()], [0.5])
+    with pytest.raises(UserError, match="its arrays are not those that were saved"):
+        checkpoint.load_run(tmp_path, "best")
 
 
 @pytest.mark.parametrize("which", ["best", "latest"])
@@ -195,6 +216,24 @@ def test_a_checkpoint_that_training_removes_while_it_is_read_is_replaced_by_the_
     _, variables, step = checkpoint.load_run(tmp_path, which)
     assert (loaded, step) == ([10, 20], 20)
     assert_equal(variables, states[1].eval_variables())
+
+
+def test_a_read_that_fails_while_training_saves_is_repeated(tmp_path, monkeypatch):
+    state = init_state()
+    save(tmp_path, [state], [0.5])
+    load_arrays, loaded = checkpoint._load_arrays, []
+
+    def fail_first(checkpoints, step):
+        loaded.append(step)
+        if len(loaded) == 1:
+            with checkpoint.open_checkpoints(tmp_path) as training:
+                checkpoint.save_checkpoint(training, 20, state, RUN, 0.4)
+            raise UserError("half of it is removed")
+        return load_arrays(checkpoints, step)
+
+    monkeypatch.setattr(checkpoint, "_load_arrays", fail_first)
+    assert checkpoint.load_run(tmp_path, "best")[2] == 10
+    assert loaded == [10, 10]
 
 
 def test_a_checkpoint_of_another_network_is_refused_with_the_first_name_that_differs(tmp_path):
@@ -227,6 +266,15 @@ def test_another_config_is_refused_with_each_field_and_both_values(tmp_path):
         checkpoint.check_same_run(path, RUN | {"data": {"fingerprint": "f2"}})
 
 
+def test_other_pretrained_weights_are_refused_where_both_are_known(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(RUN | {"pretrained_sha256": "abc"}))
+    checkpoint.check_same_run(path, RUN | {"pretrained_sha256": "abc"})
+    checkpoint.check_same_run(path, RUN)
+    with pytest.raises(UserError, match="the content of .* was abc, is def"):
+        checkpoint.check_same_run(path, RUN | {"pretrained_sha256": "def"})
+
+
 def test_a_run_from_before_a_field_existed_had_its_default(tmp_path):
     path = tmp_path / "config.json"
     path.write_text(json.dumps(RUN | {"config": {k: v for k, v in RUN["config"].items() if k != "mixup_alpha"}}))
@@ -248,6 +296,24 @@ def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
         save(tmp_path, [good, bad], [0.5, None])
     with checkpoint.open_checkpoints(tmp_path) as checkpoints:
         assert list(checkpoints.all_steps()) == [10]
+
+
+@pytest.mark.parametrize("item", ["10", "state", "checksum", "run"])
+def test_a_folder_that_cannot_be_created_ends_the_save_and_leaves_no_thread(tmp_path, monkeypatch, item):
+    mkdir, threads = os.mkdir, set(threading.enumerate())
+
+    def fail(path, *arguments, **options):
+        if os.fspath(path).endswith(f"/{item}.orbax-checkpoint-tmp"):
+            raise OSError(errno.ENOSPC, "No space left on device", path)
+        mkdir(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "mkdir", fail)
+    with pytest.raises(UserError, match="cannot be written .*No space left on device.* Make room there"):
+        save(tmp_path, [init_state()], [0.5])
+    waiting = [thread for thread in set(threading.enumerate()) - threads if type(thread).__name__ == "_SignalingThread"]
+    for thread in waiting:
+        thread.join(1)
+    assert not any(thread.is_alive() for thread in waiting)  # At exit, Python would wait for it.
 
 
 @pytest.mark.parametrize(("reason", "closes"), [("Gloo all-reduce failed", False), ("out of memory", True)])

@@ -220,7 +220,7 @@ def _cache_dir(config: DataConfig, name: str, fingerprint: str) -> pathlib.Path:
 
 
 def _decode_split(config: DataConfig, name: str) -> tuple[np.ndarray, dict[str, list]]:
-    """Reads the stored bytes and decodes them: [N, H, W] uint8, and the columns of the examples."""
+    """Decodes the images of a split. Returns them, [N, H, W] uint8, with {column: list of N values}."""
     # Imported here, as a start from the cache needs neither.
     import tensorflow_datasets as tfds
 

@@ -42,12 +42,12 @@ def compute_binary_scores(probabilities: ArrayLike) -> np.ndarray:
 def compute_decisions(scores: ArrayLike, threshold: ArrayLike) -> np.ndarray:
     """Predicts pneumonia where score >= threshold.
 
-    The comparison is done in float64. NumPy would round a Python float to the dtype of float32 scores, and so could
-    move the threshold to a score that is slightly smaller.
+    The comparison is done in float64. With float32 scores, NumPy would round the threshold to float32, which could
+    change the decision for a score close to it.
 
     Args:
       scores: [N] float.
-      threshold: one for all images, or [N].
+      threshold: a float, or [N] with one for each image.
 
     Returns:
       [N] int64: 1 for pneumonia, 0 for NORMAL.
@@ -86,14 +86,14 @@ def compute_confusion(labels: ArrayLike, decisions: ArrayLike, classes: int) -> 
 def compute_auroc(labels: ArrayLike, scores: ArrayLike) -> float | None:
     """Computes the area under the ROC curve.
 
-    It is the probability that a positive image scores higher than a negative image; a tie counts as one half.
+    It is the probability that a positive image has a higher score than a negative image. A tie counts as one half.
 
     Args:
       labels: [N] int or bool; 0 is negative (NORMAL), all others are positive.
       scores: [N] float, higher for positive.
 
     Returns:
-      The area, 0..1, or None where all images are positive or all are negative.
+      The area, 0..1, or None if all images are positive or all are negative.
 
     Raises:
       ValueError: lengths differ, there are no images, or a score is not finite.
@@ -108,15 +108,15 @@ def compute_auroc(labels: ArrayLike, scores: ArrayLike) -> float | None:
 def compute_auprc(labels: ArrayLike, scores: ArrayLike) -> float | None:
     """Computes the area under the precision-recall curve, as average precision.
 
-    Average precision is the precision at each distinct score, weighted by the recall gained there. It does not
-    interpolate between points, which would overestimate the area. Images of equal score enter together.
+    Average precision is the mean of the precision at each distinct score, weighted by the gain in recall at that score.
+    It does not interpolate between points, because that would overestimate the area.
 
     Args:
       labels: [N] int or bool; 0 is negative (NORMAL), all others are positive.
       scores: [N] float, higher for positive.
 
     Returns:
-      Average precision, 0..1, or None without positive images. It equals the prevalence where all scores are equal.
+      Average precision, 0..1, or None without positive images. If all scores are equal, it is the prevalence.
 
     Raises:
       ValueError: lengths differ, there are no images, or a score is not finite.
@@ -134,11 +134,11 @@ def compute_threshold_metrics(labels: ArrayLike, scores: ArrayLike, threshold: A
     Args:
       labels: [N] int or bool; 0 is negative (NORMAL), all others are positive.
       scores: [N] float, higher for positive.
-      threshold: one for all images, or [N].
+      threshold: a float, or [N] with one for each image.
 
     Returns:
-      accuracy, sensitivity, specificity, precision, f1, npv (the precision of the decision for NORMAL) and
-      balanced_accuracy: each 0..1, or None where it does not exist.
+      {name: value} for accuracy, sensitivity, specificity, precision, f1, npv (the negative predictive value) and
+      balanced_accuracy. Each value is in 0..1, or None if it does not exist.
 
     Raises:
       ValueError: lengths differ, there are no images, or a score is not finite.
@@ -156,8 +156,8 @@ def compute_decision_values(
     Args:
       positive: [N] bool.
       scores: [N] float, higher for positive.
-      threshold: one for all images, or [N].
-      weights: [R, N] float, 0 or more: how often each image counts.
+      threshold: a float, or [N] with one for each image.
+      weights: [R, N] float, at least 0: how often each image counts in each resample.
 
     Returns:
       {name: [R] float64}, NaN where the metric does not exist.

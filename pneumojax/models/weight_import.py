@@ -169,7 +169,10 @@ def check_pretraining_images(path: str | pathlib.Path, data_fingerprint: str) ->
 
 
 def _name(source: str, model: str, key: tuple[str, ...]) -> str:
-    """Our name in the naming of the source: ("params", "stage1_block2", "conv1", "kernel") -> layer1.1.conv1.weight."""
+    """Returns the source's name of one of our arrays.
+
+    For example, ("params", "stage1_block2", "conv1", "kernel") is layer1.1.conv1.weight in torchvision.
+    """
     if source == "pneumojax":
         return "/".join(key)
     *modules, leaf = key[1:]

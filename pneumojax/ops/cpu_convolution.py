@@ -77,7 +77,7 @@ def convolve(images: jax.Array, kernel: jax.Array, stride: int, pad: int) -> jax
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _convolve_few_pixels(images: jax.Array, kernel: jax.Array, pad: int) -> jax.Array:
-    """Winograd's algorithm over the rows, with a matrix product for each tap of the columns."""
+    """Applies Winograd's algorithm to the rows, with a matrix product for each kernel column."""
 
     def convolve_columns(rows: jax.Array, kernel: jax.Array) -> jax.Array:
         return _convolve_by_taps(rows, kernel, 1, (0, pad))
@@ -100,7 +100,11 @@ def _convolve_by_taps(images: jax.Array, kernel: jax.Array, stride: int, pads: t
     output_shape = [(px + 2 * pad - k) // stride + 1 for px, pad, k in zip(image_shape, pads, size, strict=True)]
 
     def find_overlap(tap: int, px: int, out: int, pad: int) -> tuple[slice, tuple[int, int], bool]:
-        """(pixels of the image that a tap meets, output positions before and after those, whether there are any)."""
+        """Returns (pixels, margins, meets) of a tap in one spatial dimension.
+
+        pixels is the slice of the image under the tap. margins are the numbers of output positions before and after
+        those where the tap meets the image. meets is whether there are such positions.
+        """
         first, end = max(0, -((tap - pad) // stride)), min(out, (px - 1 + pad - tap) // stride + 1)
         start = first * stride + tap - pad
         return slice(start, start + stride * (end - first - 1) + 1, stride), (first, out - end), end > first
@@ -156,7 +160,7 @@ def _convolve_grey_by_rows(images: jax.Array, kernel: jax.Array, stride: int, pa
 
 
 def _is_for_winograd(height: int, kernel_shape: tuple[int, ...], stride: int, dtype: np.dtype) -> bool:
-    """Whether Winograd's algorithm is the faster one at this output height, and exact enough in this dtype."""
+    """Returns whether Winograd's algorithm is faster at this output height and precise enough in this dtype."""
     size, _, channels, features = kernel_shape
     if stride > 1 or size not in WINOGRAD_SIZES or height < MIN_WINOGRAD_PX or dtype != jnp.float32:
         return False
@@ -168,7 +172,7 @@ def _is_for_winograd(height: int, kernel_shape: tuple[int, ...], stride: int, dt
 def _convolve_by_winograd(images: jax.Array, kernel: jax.Array, pad: int) -> jax.Array:
     """Applies Winograd's algorithm to one batch tile at a time, so that its sums stay in the cache.
 
-    A single tile would have no loop around it, and XLA would repeat the operations that produced the images.
+    A single tile would need no loop. Without one, XLA would repeat the operations that produced the images.
     """
     batch, *image_shape = images.shape[:3]
     shape = [px + 2 * pad + 1 - len(kernel) for px in image_shape]
@@ -210,7 +214,7 @@ def _compute_image_grads(
         return _convolve_by_winograd(grads, flipped, len(kernel) - 1 - pad)
 
     def plan(phase: int, px: int, out: int) -> tuple[int, tuple[int, int]]:
-        """(first tap that meets the pixels phase, phase + stride, ..., padding of the gradients)."""
+        """Returns (first tap, padding of the gradients) for the pixels phase, phase + stride, ... of one dimension."""
         first = (phase + pad) % stride
         last = (kernel.shape[0] - 1 - first) // stride  # Index of the last one of first, first + stride, ...
         reach = (phase + pad) // stride
@@ -263,16 +267,16 @@ def _compute_kernel_grads(images: jax.Array, grads: jax.Array, stride: int, pad:
 
 
 def _take_batch_tile(x: jax.Array, tiles: int, i: jax.Array) -> jax.Array:
-    """The i-th of equal batch tiles. A tile takes every `tiles`-th image: each device has a part of each tile."""
+    """Returns the i-th of equal batch tiles. It has every `tiles`-th image, so each device has a part of each tile."""
     return lax.dynamic_index_in_dim(x.reshape(-1, tiles, *x.shape[1:]), i, 1, keepdims=False)
 
 
 def _count_batch_tiles(batch: int, positions: int, min_images: int, min_positions: int) -> int:
-    """The largest number of equal batch tiles in which each device has `min_images` and `min_positions` at least.
+    """Returns the largest number of equal batch tiles that give each device `min_images` and `min_positions` at least.
 
-    Where no number above 1 fits, a single device takes two tiles: without a loop XLA fuses the operations that produced
-    the images into their transposition, where they are many times slower. Several devices take one tile, as each tile
-    costs a sum over the devices.
+    If no number above 1 does, a single device uses two tiles. Without a loop, XLA would fuse the operations that
+    produced the images into their transposition, where they are many times slower. Several devices use one tile,
+    because each tile costs a sum over the devices.
     """
     devices = jax.device_count()
 

@@ -32,13 +32,13 @@ def describe_warnings(results: Mapping) -> list[str]:
         verb = "were" if "and" in choices else "was"
         if split == "test":
             warnings.append(
-                f"LEAKY: {choices} {verb} chosen on the split that is scored. These figures are worth nothing but to "
-                "show what the leak adds."
+                f"LEAKY: {choices} {verb} chosen on the evaluated split. The results are invalid; they only show how "
+                "much the leak adds."
             )
         else:
             warnings.append(
-                f"{choices.capitalize()} {verb} chosen on the split that is scored, so its figures are optimistic. "
-                "Score test."
+                f"{choices.capitalize()} {verb} chosen on the evaluated split, so the results are optimistic. "
+                "Evaluate the run on test."
             )
     if split == "train":
         warnings.append(

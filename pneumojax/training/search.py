@@ -7,20 +7,16 @@ by val/auroc only. The test split is never used.
 
 import contextlib
 import dataclasses
-import fcntl
 import logging
 import pathlib
-import sqlite3
 import time
-import urllib.parse
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 import optuna
-import sqlalchemy
 from optuna.trial import FrozenTrial, TrialState
 
 from pneumojax.checkpoint import find_latest_step
@@ -29,15 +25,13 @@ from pneumojax.data.dataset import ensure_prepared
 from pneumojax.errors import Diverged, UserError
 from pneumojax.files import lock_folder, read_rows
 from pneumojax.reporting.figures.training import save_learning_curves
+from pneumojax.training import search_storage
 from pneumojax.training.fit import fit
-from pneumojax.training.search_resume import Halving, count_begun, fail_dead_trials, take_up
+from pneumojax.training.search_resume import Halving, Storage, count_begun, fail_dead_trials, take_up
 from pneumojax.training.search_space import Choices, Range, apply_values
 
 logger = logging.getLogger(__name__)
 
-STUDY = "pneumojax"
-
-LOCK_SECONDS = 60  # longest wait for a storage file that another process has locked
 HEARTBEAT_SECONDS = 10  # interval at which a running trial records that its process is alive
 GRACE_SECONDS = 60  # a trial without a heartbeat for this long counts as dead
 POLL_SECONDS = 2  # interval of the checks for trials of other processes that have finished
@@ -48,11 +42,7 @@ REDUCTION = 3
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal ended a trial.
-
-    Attributes:
-      number: number of the signal.
-    """
+    """A signal, whose number is the attribute `number`, ended a trial."""
 
     def __init__(self, number: int):
         super().__init__()
@@ -101,17 +91,17 @@ def open_search(
     # optuna has marked heartbeats as experimental since 2021.
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     storage.parent.mkdir(parents=True, exist_ok=True)
-    with _sentences(storage), _hold(storage):
-        _check_file(storage)
-        backend = optuna.storages.RDBStorage(
+    with search_storage.explain_errors(storage), search_storage.hold(storage):
+        search_storage.check_file(storage)
+        backend = Storage(
             f"sqlite:///{storage.resolve()}",
-            engine_kwargs={"connect_args": {"timeout": LOCK_SECONDS}},
+            engine_kwargs={"connect_args": {"timeout": search_storage.LOCK_SECONDS}},
             heartbeat_interval=HEARTBEAT_SECONDS,
             grace_period=GRACE_SECONDS,
         )
         pruner = Halving(min_resource=max(1, base.train.epochs // REDUCTION**2), reduction_factor=REDUCTION)
         study = optuna.create_study(
-            storage=backend, study_name=STUDY, direction="maximize", pruner=pruner, load_if_exists=True
+            storage=backend, study_name=search_storage.STUDY, direction="maximize", pruner=pruner, load_if_exists=True
         )
         if "definition" not in study.user_attrs:
             if any(workdir.glob("trial_*")):
@@ -138,7 +128,7 @@ def run_trials(search: Search, trials: int, report: Callable[[dict, int], None])
     study, waiting = search.study, False
     given_up: set[str] = set()
     while True:
-        with _sentences(search.storage), _hold(search.storage) as release:
+        with search_storage.explain_errors(search.storage), search_storage.hold(search.storage) as release:
             optuna.storages.fail_stale_trials(study)
             fail_dead_trials(study, search.workdir)
             take_up(study, given_up)
@@ -169,7 +159,7 @@ def list_trials(search: Search) -> list[dict]:
       A dict for each trial: {"name": name of its folder, "state": "complete", "pruned" or "diverged", "auroc": best
       val/auroc or None, "epochs": epochs trained, "seconds": training time, "values": {field: value}}.
     """
-    with _sentences(search.storage):
+    with search_storage.explain_errors(search.storage):
         trials = search.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
     return [
         {
@@ -207,7 +197,7 @@ def compute_importances(search: Search) -> dict[str, float] | None:
     if len(complete) < 4 or len({row["auroc"] for row in complete}) == 1:
         return None
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-    with _sentences(search.storage):
+    with search_storage.explain_errors(search.storage):
         return optuna.importance.get_param_importances(search.study, evaluator=evaluator)
 
 
@@ -252,9 +242,9 @@ def _run_trial(
 ) -> float:
     """Trains or resumes one trial and returns its best val/auroc.
 
-    `release` releases the lock of `_hold`, so that other processes can start a trial. `alive` receives the lock on the
-    trial's folder, which shows other processes that this one is alive. The caller holds it until optuna has stored the
-    outcome of the trial.
+    `release` releases the lock of `search_storage.hold`, so that other processes can start a trial. `alive` receives
+    the lock on the trial's folder, which shows other processes that this one is alive. The caller holds it until optuna
+    has stored the outcome of the trial.
     """
     values = _suggest(search.space, trial)
     name = trial.user_attrs.get("directory", f"trial_{count_begun(search.study)}")
@@ -300,9 +290,9 @@ def _train(
     # Rows of an earlier start, up to its checkpoint. The training logs the later ones once more.
     saved = find_latest_step(workdir) or 0
     rows = [row for row in read_rows(workdir / "metrics.jsonl") if row["step"] <= saved]
-    pruned = any([report_validation(row) for row in rows])
-    if pruned and not (workdir / "learning_curves.png").exists():
-        save_learning_curves(workdir / "learning_curves.png", rows, config.data.selection_split)
+    pruned, curves = any([report_validation(row) for row in rows]), workdir / "learning_curves.png"
+    if pruned and not curves.exists():
+        save_learning_curves(curves, rows, config.data.selection_split)
     if not pruned:
         result = fit(config, workdir, report=report_row)
         if result.stopped_by:
@@ -347,57 +337,3 @@ def _format(value: object) -> str:
 def _name(trial: optuna.Trial | FrozenTrial) -> str:
     """Returns the name of the trial's folder. A resumed trial has the folder of its first start."""
     return trial.user_attrs.get("directory", f"trial_{trial.number}")
-
-
-@contextlib.contextmanager
-def _hold(storage: pathlib.Path) -> Iterator[Callable[[], None]]:
-    """Locks the search, so that no other process starts a trial. Yields a function that releases the lock early."""
-    with storage.with_name(storage.name + ".lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield lambda: fcntl.flock(lock, fcntl.LOCK_UN)
-
-
-def _check_file(storage: pathlib.Path) -> None:
-    """Raises an error if the file is not an intact SQLite file of a search, before anything is written into it."""
-    if not storage.exists() or (storage.is_file() and storage.stat().st_size == 0):
-        return
-    # Opened for writing, so that SQLite can roll back an unfinished transaction of a killed process.
-    uri = f"file:{urllib.parse.quote(str(storage.resolve()))}?mode=rw"
-    with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=LOCK_SECONDS)) as database:
-        problem = database.execute("PRAGMA quick_check(1)").fetchone()[0]
-        if problem != "ok":
-            raise sqlite3.DatabaseError(problem)
-        tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        studies = (
-            {name for (name,) in database.execute("SELECT study_name FROM studies")} if "studies" in tables else ()
-        )
-        if tables and ("studies" not in tables or (studies and STUDY not in studies)):
-            raise UserError(f"{storage} is a database of another program. Use another --storage.")
-
-
-@contextlib.contextmanager
-def _sentences(storage: pathlib.Path) -> Iterator[None]:
-    """Converts errors of SQLite, SQLAlchemy and optuna into a UserError."""
-    try:
-        yield
-    except (sqlite3.Error, sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
-        if "locked" in reason:
-            raise UserError(
-                f"{storage} was locked by another process for more than {LOCK_SECONDS} s. "
-                "Start the same command again once that process is done with it."
-            ) from error
-        raise UserError(
-            f"{storage} cannot be used as the storage of a search ({reason}). "
-            "It is damaged, is not an SQLite file, or is read-only; use another --storage and --workdir."
-        ) from error
-    except AssertionError as error:  # optuna raises it if it could not store the outcome of a trial.
-        if not isinstance(error.__context__, optuna.exceptions.StorageInternalError):
-            raise
-        raise UserError(
-            f"{storage} cannot be written ({error.__context__}). Free some disk space and start the same command again."
-        ) from error
-    except RuntimeError as error:
-        if "optuna" not in str(error):
-            raise
-        raise UserError(f"{storage} was written by another version of optuna ({error}).") from error

@@ -5,6 +5,7 @@ the name of its folder.
 """
 
 import collections
+import contextlib
 import logging
 import pathlib
 from typing import Any
@@ -18,6 +19,15 @@ logger = logging.getLogger(__name__)
 
 # A trial is not resumed any more after its process was killed, or it failed, this often. Its config may be the cause.
 MAX_KILLED = 3
+
+
+class Storage(optuna.storages.RDBStorage):
+    """The file of a study. A heartbeat that cannot be stored, because the disk is full, does not end the next ones."""
+
+    def record_heartbeat(self, trial_id: int) -> None:
+        """Stores that a trial is alive, as `optuna.storages.RDBStorage`. The other writes report that they fail."""
+        with contextlib.suppress(optuna.exceptions.StorageInternalError):
+            super().record_heartbeat(trial_id)
 
 
 def count_begun(study: optuna.Study) -> int:

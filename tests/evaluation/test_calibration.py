@@ -1,6 +1,7 @@
 """Compares pneumojax.evaluation.calibration with scikit-learn, SciPy, closed forms and a published example."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -80,8 +81,13 @@ def test_prevalence_shift_is_bayes_rule():
     old, new = 140 / 300, 140 / (140 + 16)
     shifted = calibration.shift_prevalence(with_pneumonia / 100, old, new)
     np.testing.assert_allclose(shifted, with_pneumonia / (with_pneumonia + without / 10))
-    with pytest.raises(ValueError, match="between 0 and 1, not 0"):
-        calibration.shift_prevalence(scores, 0.5, 0)
+
+
+@pytest.mark.parametrize("share", [-0.5, 0, 1, 1.5, math.nan])
+def test_a_prevalence_that_is_not_between_0_and_1_is_refused(share):
+    for shares in ((share, 0.5), (0.5, share)):
+        with pytest.raises(ValueError, match="A prevalence must be between 0 and 1, not"):
+            calibration.shift_prevalence([0.5], *shares)
 
 
 @pytest.mark.parametrize("sharpness", [0.5, 1.0, 3.0])

@@ -355,6 +355,12 @@ def test_exact_interval_of_a_class_counts_the_images_predicted_as_that_class():
     assert result["precision_NORMAL"]["ci95"] == pytest.approx([0.025 ** (1 / 20), 1])
 
 
+def test_exact_interval_of_the_auroc_of_a_class_counts_its_pairs_of_patients():
+    labels = np.array([0, 0, 0, 1, 1, 2, 2, 2, 2])
+    patients = metrics.count_denominators(labels, np.eye(3)[labels], 0.5, PatientBootstrap(np.arange(9)))
+    assert [patients[f"auroc_{name}"] for name in ("NORMAL", "BACTERIA", "VIRUS")] == [3, 2, 4]
+
+
 def test_a_perfect_metric_that_is_no_proportion_has_no_interval():
     labels, probabilities = make_decisions(30, 0, 0, 12)
     result = metrics.compute_metrics(labels, probabilities, 0.5, PatientBootstrap(np.arange(42)))

@@ -1,5 +1,6 @@
 """Tests of pneumojax.reporting.figures: every split has all figures, and none is incomplete."""
 
+import signal
 import subprocess
 import sys
 
@@ -149,15 +150,26 @@ def test_a_failed_picture_leaves_the_old_one(tmp_path, monkeypatch):
     evaluation.save_confusion_matrix(path, np.eye(2, dtype=int), ("NORMAL", "PNEUMONIA"))
     before = path.read_bytes()
 
-    def fail(self, file, **_):
-        file.write_bytes(b"half")
+    def fail(descriptor):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", fail)
+    monkeypatch.setattr("os.fsync", fail)
     with pytest.raises(OSError, match="No space left"):
         evaluation.save_confusion_matrix(path, np.zeros((2, 2), int), ("NORMAL", "PNEUMONIA"))
     assert [file.name for file in tmp_path.iterdir()] == ["confusion.png"]
     assert path.read_bytes() == before
+
+
+def test_what_a_killed_process_left_of_a_picture_is_gone_after_the_next(tmp_path):
+    code = (
+        "import os, signal; from pneumojax.reporting.figures import style;"
+        "os.replace = lambda *paths: os.kill(os.getpid(), signal.SIGKILL);"
+        f"style.save_figure(style.make_figure(1, 1), {str(tmp_path / 'a.png')!r})"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
+    assert [file.name for file in tmp_path.iterdir()] != []
+    style.save_figure(style.make_figure(1, 1), tmp_path / "a.png")
+    assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
 
 
 def test_equal_numbers_make_equal_files(tmp_path):

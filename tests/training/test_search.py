@@ -23,7 +23,7 @@ from pneumojax.training.fit import FitResult
 from pneumojax.training.search_space import Choices, Range
 
 optuna = pytest.importorskip("optuna")
-from pneumojax.training import search, search_resume  # noqa: E402
+from pneumojax.training import search, search_resume, search_storage  # noqa: E402
 
 ROOT = pathlib.Path(__file__).parents[2]
 SPACE = {
@@ -159,6 +159,22 @@ def test_a_trial_of_a_dead_process_is_taken_up_without_waiting_for_its_heartbeat
     assert [one.state.name for one in opened.study.trials][:2] == ["FAIL", "COMPLETE"]
 
 
+def test_a_full_disk_is_named_and_does_not_end_the_heartbeats(open_search, trained, monkeypatch):
+    def fail(self, *arguments, **options):
+        raise optuna.exceptions.StorageInternalError from sqlite3.OperationalError("database or disk is full")
+
+    def fill_the_disk(*arguments):
+        for name in ("record_heartbeat", "set_trial_state_values", "get_trial"):
+            monkeypatch.setattr(optuna.storages.RDBStorage, name, fail)
+        opened.study._storage.record_heartbeat(0)
+        return 0.5
+
+    opened = open_search()
+    monkeypatch.setattr(search, "_run_trial", fill_the_disk)
+    with pytest.raises(UserError, match="study.db cannot be written .*disk is full.*Free some disk space"):
+        run_trials(opened, 1)
+
+
 def test_processes_that_share_a_storage_finish_as_many_trials_as_wanted(open_search, trained):
     searches = [open_search() for _ in range(3)]
     threads = [threading.Thread(target=run_trials, args=(opened, 6)) for opened in searches]
@@ -217,7 +233,7 @@ def test_a_damaged_or_foreign_file_is_refused_and_left_as_it_is(open_search, tra
 
 
 def test_a_file_that_stays_locked_is_told(open_search, trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(search, "LOCK_SECONDS", 1)
+    monkeypatch.setattr(search_storage, "LOCK_SECONDS", 1)
     opened = open_search()
     with sqlite3.connect(tmp_path / "study.db", isolation_level=None) as other:
         other.execute("BEGIN EXCLUSIVE")

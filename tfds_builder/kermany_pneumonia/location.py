@@ -18,7 +18,7 @@ def dataset_dir(dataset: str, data_dir: str | os.PathLike[str] | None = None) ->
 
     Args:
         dataset: kermany or phantom.
-        data_dir: data folder; None is the default one, see `default_data_dir`.
+        data_dir: data folder; None: `default_data_dir()`.
     """
     data_dir = default_data_dir() if data_dir is None else pathlib.Path(data_dir).expanduser()
     return data_dir / NAME / dataset / VERSION

@@ -106,6 +106,21 @@ def test_patients_are_counted_as_they_are_split():
     assert sum(metadata["groups"].values()) - 3 == len(set(ids)) == 60  # 40 patients have pneumonia, 20 do not.
 
 
+def test_a_patient_who_is_as_far_above_the_share_as_below_is_chosen():
+    patient_ids = [f"train/person/{i // 2}" for i in range(8)]
+    # The target is 3 of 8 images: one patient has 2, two have 4.
+    assert len(splits.choose_share(patient_ids, ["VIRUS"] * 8, 3 / 8)) == 2
+
+
+def test_rgb_images_of_each_split_are_counted():
+    xrays = make_xrays(40)
+    xrays = [dataclasses.replace(xray, facts=dataclasses.replace(xray.facts, channels=3)) for xray in xrays[:9]] + xrays
+    assert splits.describe_splits({"train": xrays[:12], "validation": xrays[12:]})["rgb"] == {
+        "train": 9,
+        "validation": 0,
+    }
+
+
 def test_splits_keep_the_members_and_fingerprints_of_version_1_0_0():
     """The splits must not change, because published results depend on them. The values are those of version 1.0.0."""
     metadata = splits.describe_splits(splits.assign_splits(make_xrays())[0])

@@ -1,10 +1,12 @@
 """The common style of all figures: colours, layout, headings, text, and writing of the file."""
 
-import os
+import io
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pneumojax.files import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -101,15 +103,11 @@ def join_heading(what: str, title: str) -> str:
 
 
 def save_figure(figure: "Figure", path: str | Path) -> None:
-    """Writes a PNG file atomically. If writing fails, an earlier file is not changed."""
-    path = Path(path)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        # Without the version of matplotlib in the file, the same figure always gives the same bytes.
-        figure.savefig(unfinished, format="png", metadata={"Software": None})
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    """Writes a PNG file. If this fails or is killed, an earlier file is kept: see `files.write_bytes`."""
+    file = io.BytesIO()
+    # Without the software's version in the file, equal numbers give equal files.
+    figure.savefig(file, format="png", metadata={"Software": None})
+    write_bytes(Path(path), file.getvalue())
 
 
 def save_reason(path: str | Path, heading: str, metric: Mapping) -> None:
