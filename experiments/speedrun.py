@@ -113,10 +113,10 @@ class Racer:
         import jax
 
         from pneumojax import steps
+        from pneumojax.evaluation.nuisances import add_swapped
         from pneumojax.evaluation.predict import make_predict_images
         from pneumojax.training.fit import make_train_chunks
         from pneumojax.training.plan import load_selection_split, make_plan
-        from pneumojax.training.validation import add_swapped
 
         if compile_cache:
             jax.config.update("jax_compilation_cache_dir", str(compile_cache))

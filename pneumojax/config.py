@@ -68,6 +68,12 @@ class DataConfig(Checked):
         "publications: its metrics are biased and serve only to show that bias",
         choices=("validation", "test"),
     )
+    selection_images: str = option(
+        "plain",
+        "images of that split on which the threshold and the temperature are chosen: as they are (plain), or together "
+        "with a copy of each with swapped aspect (shift)",
+        choices=("plain", "shift"),
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -59,13 +59,20 @@ class Ensemble:
         Raises:
           UserError: the members have different data, or a split is missing or damaged.
         """
+        return self._average(lambda run: run.score(split_name))
+
+    def score_selection(self) -> tuple[Split, np.ndarray]:
+        """Averages the members' calibrated probabilities. See `Predictor.score_selection`."""
+        return self._average(lambda run: run.score_selection())
+
+    def _average(self, score: Callable[[Run], tuple[Split, np.ndarray]]) -> tuple[Split, np.ndarray]:
         splits: list[Split] = []
         calibrated: list[np.ndarray] = []
         for run in self.members:
-            split, probabilities = run.score(split_name)
+            split, probabilities = score(run)
             if splits and split.fingerprint != splits[0].fingerprint:
                 raise UserError(
-                    f"{self.members[0].workdir} and {run.workdir} score different {split_name} images. "
+                    f"{self.members[0].workdir} and {run.workdir} score different {split.name} images. "
                     "Give --data_dir, so that all are evaluated on the same data set."
                 )
             splits.append(split)
@@ -107,6 +114,11 @@ def open_ensemble(
             raise UserError(
                 f"{first.workdir} was chosen on {first.config.data.selection_split}, {run.workdir} on "
                 f"{run.config.data.selection_split}: the threshold of an ensemble needs one selection split."
+            )
+        if run.config.data.selection_images != first.config.data.selection_images:
+            raise UserError(
+                f"{first.workdir} has selection_images={first.config.data.selection_images}, {run.workdir} has "
+                f"{run.config.data.selection_images}: the threshold of an ensemble needs one choice of images."
             )
     directory = first.workdir.parent / "+".join(run.workdir.resolve().name for run in members)
     return Ensemble(directory, members)

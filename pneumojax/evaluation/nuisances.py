@@ -16,6 +16,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from pneumojax.data.dataset import Split
+
 # Share of the height (NORMAL) or of the width (pneumonia) that the swap of the aspect keeps. The median aspects of the
 # classes differ by 1.17 to 1.54; this changes each by 1 / 0.86, so that both classes overlap.
 KEPT_ASPECT = 0.86
@@ -154,6 +156,13 @@ NUISANCES = {
     "border": Nuisance("black border", measure_border, swap_border, "NORMAL cropped, pneumonia framed in black"),
     "mark": Nuisance("marks in the upper corners", measure_mark, swap_mark, "upper corners of the other class"),
 }
+
+
+def add_swapped(split: Split) -> Split:
+    """Appends to the N images of a split the same N images with their aspects swapped between the classes."""
+    both = split.select(np.tile(np.arange(len(split)), 2))
+    swapped = swap_aspect(split.images, split.labels("binary") > 0)
+    return dataclasses.replace(both, images=np.concatenate([split.images, swapped]))
 
 
 def match_other_class(values: np.ndarray, positive: np.ndarray) -> np.ndarray:

@@ -43,7 +43,7 @@ def load_or_choose_threshold(predictor: Predictor, rules: ThresholdConfig) -> di
             raise UserError(f"{path} is damaged ({error!r}). Delete it. The threshold is then chosen again.") from error
         if follows:
             return stored
-    split, probabilities = predictor.score(predictor.config.data.selection_split)
+    split, probabilities = predictor.score_selection()
     store_calibration(predictor, split, probabilities)
     return store_threshold(predictor, rules, split, probabilities)
 
@@ -112,7 +112,7 @@ def load_or_fit_calibration(predictor: Predictor) -> dict:
                 return stored
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is damaged ({error!r}). Delete it. It is then fitted again.") from error
-    return store_calibration(predictor, *predictor.score(predictor.config.data.selection_split))
+    return store_calibration(predictor, *predictor.score_selection())
 
 
 def store_calibration(predictor: Predictor, split: Split, probabilities: np.ndarray) -> dict:
@@ -148,6 +148,7 @@ def _describe_scores(predictor: Predictor, split: Split) -> dict:
     return {
         **predictor.identity,
         "data_fingerprint": split.fingerprint,
+        "selection_images": predictor.config.data.selection_images,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
@@ -158,7 +159,9 @@ def _belongs_to(predictor: Predictor, stored: dict) -> bool:
     fingerprints = [ensure_prepared(run.config.data)["fingerprints"].get(selection_split) for run in predictor.members]
     # A file without test_time_views is older than that field. Its scores were computed with one view.
     identity = {"checkpoint_step": stored["checkpoint_step"], "test_time_views": stored.get("test_time_views", 1)}
-    return identity == predictor.identity and set(fingerprints) == {stored.get("data_fingerprint")}
+    images = stored.get("selection_images", "plain")
+    same_images = images == predictor.config.data.selection_images
+    return identity == predictor.identity and set(fingerprints) == {stored.get("data_fingerprint")} and same_images
 
 
 def _describe_rule(rules: ThresholdConfig) -> dict:

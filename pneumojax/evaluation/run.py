@@ -13,6 +13,7 @@ from pneumojax.checkpoint import check_shapes, find_replicas, load_run
 from pneumojax.config import Config, config_from_dict
 from pneumojax.data.dataset import Split, ensure_prepared, load_split
 from pneumojax.errors import UserError
+from pneumojax.evaluation.nuisances import add_swapped
 from pneumojax.evaluation.predict import compute_probabilities, make_predict_images
 from pneumojax.sharding import make_mesh, put
 from pneumojax.steps import make_abstract_variables
@@ -63,6 +64,13 @@ class Predictor(Protocol):
           UserError: the split is missing or damaged.
         """
 
+    def score_selection(self) -> tuple[Split, np.ndarray]:
+        """Predicts the images on which the threshold and the temperature are chosen.
+
+        They are those of the config's selection_split, with selection_images=shift followed by their copies with
+        swapped aspects. Returns and errors are as of `score`.
+        """
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -97,6 +105,13 @@ class Run:
     def score(self, split_name: str) -> tuple[Split, np.ndarray]:
         """Predicts a split. See `Predictor.score`."""
         split = load_split(self.config.data, split_name)
+        return split, compute_probabilities(self.predict(split.images))
+
+    def score_selection(self) -> tuple[Split, np.ndarray]:
+        """Predicts the images that choose the threshold and the temperature. See `Predictor.score_selection`."""
+        split = load_split(self.config.data, self.config.data.selection_split)
+        if self.config.data.selection_images == "shift":
+            split = add_swapped(split)
         return split, compute_probabilities(self.predict(split.images))
 
     def predict(self, images: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ from pneumojax import steps
 from pneumojax.checkpoint import find_best, has_checkpoints, open_checkpoints, save_checkpoint, wait_for_checkpoints
 from pneumojax.config import Config
 from pneumojax.errors import UserError
+from pneumojax.evaluation.nuisances import add_swapped
 from pneumojax.files import read_rows
 from pneumojax.sharding import name_lost_process
 from pneumojax.state import TrainState
@@ -20,7 +21,7 @@ from pneumojax.training.input_pipeline import make_chunk_inputs
 from pneumojax.training.interrupts import STOP_REQUESTED, catch_signals, max_over_processes
 from pneumojax.training.metric_log import ChunkLog, MetricLog, Report, report_nothing, watch
 from pneumojax.training.plan import TrainingPlan, load_selection_split, make_plan
-from pneumojax.training.validation import add_swapped, compute_selection_score, make_validate
+from pneumojax.training.validation import compute_selection_score, make_validate
 from pneumojax.training.workdir import describe_run, hold_workdir, resume
 
 

@@ -17,6 +17,7 @@ from pneumojax.config import SWEPT, Config, config_to_dict
 from pneumojax.data.batches import make_epoch_batches, make_eval_batches
 from pneumojax.data.dataset import Split
 from pneumojax.errors import Diverged, UserError
+from pneumojax.evaluation.nuisances import add_swapped
 from pneumojax.files import append_row, read_rows, write_json
 from pneumojax.reporting.figures.training import save_learning_curves
 from pneumojax.sharding import measure_free_bytes, put, replicas_partitioned
@@ -28,7 +29,7 @@ from pneumojax.training.memory import estimate_memory
 from pneumojax.training.metric_log import MetricLog, Report, Watch, report_nothing
 from pneumojax.training.plan import TrainingPlan, load_selection_split, make_plan
 from pneumojax.training.sweep import plan_replicas
-from pneumojax.training.validation import add_swapped, compute_selection_score, score_validation
+from pneumojax.training.validation import compute_selection_score, score_validation
 from pneumojax.training.workdir import describe_run, hold_workdir, truncate_log
 
 logger = logging.getLogger(__name__)

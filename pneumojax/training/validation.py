@@ -4,24 +4,14 @@ Validation images resemble the training images, so their AUROC says little about
 same images with their aspects swapped between the classes (`evaluation.nuisances`) is reported as well.
 """
 
-import dataclasses
 from collections.abc import Callable
 
 import numpy as np
 
-from pneumojax.data.dataset import Split
 from pneumojax.evaluation import point_metrics
-from pneumojax.evaluation.nuisances import swap_aspect
 from pneumojax.evaluation.predict import compute_probabilities, make_predict_images
 from pneumojax.state import TrainState
 from pneumojax.training.plan import TrainingPlan
-
-
-def add_swapped(split: Split) -> Split:
-    """Appends to the N images of a split the same N images with their aspects swapped between the classes."""
-    both = split.select(np.tile(np.arange(len(split)), 2))
-    swapped = swap_aspect(split.images, split.labels("binary") > 0)
-    return dataclasses.replace(both, images=np.concatenate([split.images, swapped]))
 
 
 def make_validate(

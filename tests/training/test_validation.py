@@ -8,12 +8,12 @@ from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 
 from pneumojax.checkpoint import load_run
 from pneumojax.data.dataset import load_split
-from pneumojax.evaluation.nuisances import swap_aspect
+from pneumojax.evaluation.nuisances import add_swapped, swap_aspect
 from pneumojax.evaluation.predict import compute_probabilities
 from pneumojax.evaluation.run import open_run
 from pneumojax.training.fit import fit
 from pneumojax.training.replicas import fit_replicas
-from pneumojax.training.validation import add_swapped, compute_selection_score, score_validation
+from pneumojax.training.validation import compute_selection_score, score_validation
 
 
 def read_validation(workdir):
