@@ -121,7 +121,7 @@ def test_a_process_of_one_device_opens_what_eight_saved_and_the_other_way_round(
     assert_equal(jax.tree.leaves(restored), list(np.load(tmp_path / "saved.npz").values()))
 
 
-@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("devices", [1, pytest.param(8, marks=pytest.mark.slow)])
 def test_saving_beside_training_does_not_see_the_donated_memory(tmp_path, devices):
     # Large enough that writing takes longer than the steps that reuse the memory.
     config = config_from_dict(FIELDS | {"model": "mlp", "mlp_widths": (1024, 512), "chunk_steps": 1})
@@ -308,7 +308,7 @@ def test_a_folder_that_cannot_be_created_ends_the_save_and_leaves_no_thread(tmp_
         mkdir(path, *arguments, **options)
 
     monkeypatch.setattr(os, "mkdir", fail)
-    with pytest.raises(UserError, match="cannot be written .*No space left on device.* Make room there"):
+    with pytest.raises(UserError, match="cannot be written .*No space left on device.* Free disk space"):
         save(tmp_path, [init_state()], [0.5])
     waiting = [thread for thread in set(threading.enumerate()) - threads if type(thread).__name__ == "_SignalingThread"]
     for thread in waiting:

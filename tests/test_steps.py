@@ -27,7 +27,7 @@ from trainer import (
     make_mesh,
 )
 
-from pneumojax import steps
+from pneumojax import parallel, pretrain_steps, steps
 from pneumojax.config import AugmentConfig, config_from_dict
 from pneumojax.models import make_pretraining_model
 from pneumojax.optimizer import make_optimizer
@@ -156,7 +156,7 @@ GOLDEN = {
 }
 
 
-@pytest.mark.parametrize("model", GOLDEN)
+@pytest.mark.parametrize("model", ["mlp", "cnn", pytest.param("resnet18", marks=pytest.mark.slow)])
 def test_the_first_steps_are_the_golden_ones_and_32_images_are_overfitted(model):
     trainer = Trainer(1, model=model, learning_rate=0.02 if model == "cnn" else 3e-3)
     batches = np.resize(np.arange(32, dtype=np.int32), (3, BATCH))
@@ -216,7 +216,7 @@ def test_images_that_a_step_shrinks_train_as_if_they_were_stored_smaller():
         config = config_from_dict(PLAIN | SGD | {"image_px": stored.shape[1]})
         tx = make_optimizer(config.optimizer, 100)
         chunk = steps.make_train_chunk(config, steps.make_graph(config), tx, CLASS_WEIGHTS, mesh, PX // 2)
-        arrays = put(stored, mesh), put(labels, mesh), steps.put_batches(draw_batches(1), config, mesh)
+        arrays = put(stored, mesh), put(labels, mesh), parallel.put_batches(draw_batches(1), config, mesh)
         results.append(jax.device_get(chunk(steps.init_state(config, tx, mesh), *arrays, steps.make_key(config, mesh))))
     assert_near(*results, 1e-5)
 
@@ -224,11 +224,15 @@ def test_images_that_a_step_shrinks_train_as_if_they_were_stored_smaller():
 def test_a_pretraining_step_reports_sums_over_images():
     config = config_from_dict(PLAIN | {"model": "mlp"})
     mesh, tx = make_mesh(1), make_optimizer(config.optimizer, 100)
-    chunk = steps.make_pretrain_chunk(config, steps.make_graph(config, make_pretraining_model), tx, mesh)
+    chunk = pretrain_steps.make_pretrain_chunk(config, steps.make_graph(config, make_pretraining_model), tx, mesh)
     state = steps.init_state(config, tx, mesh, make_pretraining_model)
     # All embeddings are 0, so each view is as similar to its partner as to all others.
     state = dataclasses.replace(state, params=jax.tree.map(jnp.zeros_like, state.params))
-    arrays = put(draw_images()[0], mesh), steps.put_batches(draw_batches(1), config, mesh), steps.make_key(config, mesh)
+    arrays = (
+        put(draw_images()[0], mesh),
+        parallel.put_batches(draw_batches(1), config, mesh),
+        steps.make_key(config, mesh),
+    )
     _, metrics = chunk(state, *arrays)
     np.testing.assert_allclose(metrics["loss"], [BATCH * np.log(2 * BATCH - 1)], rtol=1e-6)
     np.testing.assert_array_equal(metrics["count"], [BATCH])

@@ -73,6 +73,7 @@ def test_kept_features_train_as_the_frozen_network_does(make_config, fields):
         assert all((leaf != 0).any() for leaf in jax.tree.leaves(layer))  # The classifier was trained.
 
 
+@pytest.mark.slow
 def test_views_are_the_image_itself_and_augmented_ones_and_do_not_depend_on_the_devices(make_config):
     config = make_config(**CNN, dropout=0.2, mixup_alpha=0.0, erase_probability=0.5, cached_views=3, optimizer="sgd")
     eight, sums, features = train_steps(config, 8)

@@ -127,7 +127,7 @@ def test_neither_labels_nor_other_splits_are_read(finished, config, tmp_path, mo
 @pytest.mark.parametrize(
     "fields",
     [
-        pytest.param({"model": "cnn"}, id="cnn"),
+        pytest.param({"model": "cnn"}, id="cnn", marks=pytest.mark.slow),
         pytest.param({"model": "vgg16", "vgg_width": 2, "vgg_dense_widths": []}, id="vgg16", marks=pytest.mark.slow),
     ],
 )
