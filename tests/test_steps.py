@@ -27,10 +27,11 @@ from trainer import (
     make_mesh,
 )
 
-from pneumojax import parallel, pretrain_steps, steps
+from pneumojax import pretrain_steps, steps
 from pneumojax.config import AugmentConfig, config_from_dict
 from pneumojax.models import make_pretraining_model
 from pneumojax.optimizer import make_optimizer
+from pneumojax.parallel import put_batches
 from pneumojax.sharding import put
 
 
@@ -216,7 +217,7 @@ def test_images_that_a_step_shrinks_train_as_if_they_were_stored_smaller():
         config = config_from_dict(PLAIN | SGD | {"image_px": stored.shape[1]})
         tx = make_optimizer(config.optimizer, 100)
         chunk = steps.make_train_chunk(config, steps.make_graph(config), tx, CLASS_WEIGHTS, mesh, PX // 2)
-        arrays = put(stored, mesh), put(labels, mesh), parallel.put_batches(draw_batches(1), config, mesh)
+        arrays = put(stored, mesh), put(labels, mesh), put_batches(draw_batches(1), config, mesh)
         results.append(jax.device_get(chunk(steps.init_state(config, tx, mesh), *arrays, steps.make_key(config, mesh))))
     assert_near(*results, 1e-5)
 
@@ -230,7 +231,7 @@ def test_a_pretraining_step_reports_sums_over_images():
     state = dataclasses.replace(state, params=jax.tree.map(jnp.zeros_like, state.params))
     arrays = (
         put(draw_images()[0], mesh),
-        parallel.put_batches(draw_batches(1), config, mesh),
+        put_batches(draw_batches(1), config, mesh),
         steps.make_key(config, mesh),
     )
     _, metrics = chunk(state, *arrays)
