@@ -13,6 +13,7 @@ from pneumojax.errors import UserError
 from pneumojax.evaluation import metrics, point_metrics
 from pneumojax.evaluation.baselines import BASELINE_PX, BASELINES, Baseline, UninformativeError, compute_scores
 from pneumojax.evaluation.bootstrap import RESAMPLES, PatientBootstrap
+from pneumojax.evaluation.nuisances import NUISANCES
 from pneumojax.evaluation.operating_point import load_or_choose_threshold
 from pneumojax.evaluation.perturbations import LUNGS_AREA, PERTURBATIONS, Perturbation
 from pneumojax.evaluation.predict import compute_probabilities
@@ -69,6 +70,7 @@ def audit(run: Run, split_name: str) -> dict:
         "altered": {name: {"title", "without_lungs", "metrics"}} for `perturbations.PERTURBATIONS`. The metrics are
           auroc, and sensitivity and specificity at the run's threshold.
         "baselines": the same for `baselines.BASELINES`, with auroc as the only metric.
+        "nuisances": the result of `measure_nuisances`.
         "reading": an explanation of the results, as a list of sentences.
         "threshold", "counts" and "run".
       Each metric is {"value", "ci95"}, with a "reason" if one of them is None.
@@ -86,6 +88,7 @@ def audit(run: Run, split_name: str) -> dict:
     results = {
         "altered": altered,
         "baselines": baselines,
+        "nuisances": measure_nuisances(run, split_name),
         "reading": explain(altered, baselines, split_name, run.config.data.selection_split),
         "threshold": threshold,
         "counts": _count(split) | {"fitted_on": fitted_on},
@@ -129,6 +132,29 @@ def _score_perturbed(run: Run, split: Split, summarise: Callable) -> tuple[dict,
     return altered, pictures
 
 
+def measure_nuisances(run: Run, split_name: str) -> dict[str, dict]:
+    """Measures how well single numbers of an image tell the classes apart. No network and no fit is involved.
+
+    Args:
+      run: the run, which gives the data set.
+      split_name: a split, in addition to train.
+
+    Returns:
+      {name: {"title", "train": AUROC on train, "split": AUROC on the split}} for `nuisances.NUISANCES`. An AUROC below
+      0.5 means that NORMAL images have the larger numbers.
+    """
+    small = dataclasses.replace(run.config.data, image_px=BASELINE_PX)
+    splits = {"train": load_split(small, "train"), "split": load_split(small, split_name)}
+    return {
+        name: {"title": nuisance.title}
+        | {
+            which: point_metrics.compute_auroc(split.labels("binary"), nuisance.measure(split.images))
+            for which, split in splits.items()
+        }
+        for name, nuisance in NUISANCES.items()
+    }
+
+
 def _score_baselines(run: Run, split_name: str, summarise: Callable) -> tuple[dict, int]:
     """Returns "baselines" of `audit`, and the number of images that they were fitted on."""
     small = dataclasses.replace(run.config.data, image_px=BASELINE_PX)
@@ -146,14 +172,15 @@ def _score_baselines(run: Run, split_name: str, summarise: Callable) -> tuple[di
     return baselines, len(train)
 
 
-def make_tables(results: dict) -> tuple[Table, Table]:
+def make_tables(results: dict) -> tuple[Table, Table, Table]:
     """Makes the tables of an audit.
 
     Args:
       results: from `audit`.
 
     Returns:
-      (network, baselines): a table with a row for each perturbation, and one with a row for each linear model.
+      (network, baselines, numbers): a table with a row for each perturbation, one with a row for each linear model, and
+      one with a row for each number of an image.
     """
 
     def make(heading: str, rows: dict, *names: str) -> Table:
@@ -161,7 +188,20 @@ def make_tables(results: dict) -> tuple[Table, Table]:
         return Table((heading, *(NAMES[name] for name in names)), cells)
 
     network = make(NETWORK, results["altered"], "auroc", "sensitivity", "specificity")
-    return network, make(NO_NETWORK, results["baselines"], "auroc")
+    numbers = [
+        [row["title"], *("-" if row[which] is None else f"{row[which]:.3f}" for which in ("train", "split"))]
+        for row in results["nuisances"].values()
+    ]
+    caption = (
+        "Below 0.5, NORMAL images have the larger numbers. See experiments/robustness.py for the effect on a network."
+    )
+    return (
+        network,
+        make(NO_NETWORK, results["baselines"], "auroc"),
+        Table(
+            ("One number of the image", "AUROC, train", f"AUROC, {results['run']['split']['name']}"), numbers, caption
+        ),
+    )
 
 
 def explain(altered: dict, baselines: dict, split_name: str, selection_split: str) -> list[str]:

@@ -14,6 +14,7 @@ from pneumojax.errors import UserError
 from pneumojax.evaluation import audit, metrics
 from pneumojax.evaluation.baselines import BASELINES
 from pneumojax.evaluation.bootstrap import PatientBootstrap
+from pneumojax.evaluation.nuisances import NUISANCES
 from pneumojax.evaluation.perturbations import PERTURBATIONS
 from pneumojax.evaluation.run import Run, open_run
 from pneumojax.training.fit import fit
@@ -151,7 +152,8 @@ def test_script_prints_both_tables_the_reading_and_the_next_command(audited, pro
     done = run_script(processes, tmp_path, "experiments/audit.py", f"--workdir={run.workdir}")
     assert done.returncode == 0, done.stderr
     text = done.stdout
-    network, linear = audit.make_tables(results)
+    network, linear, numbers = audit.make_tables(results)
+    assert len(numbers.rows) == len(NUISANCES)
     assert linear.format_text() in text
     for row in network.rows:  # On one device, the last digit of a score, and therefore a decision, may differ.
         assert f"\n{row[0]}   " in text
@@ -165,3 +167,13 @@ def test_script_without_a_run_ends_in_a_sentence_and_leaves_nothing(processes, t
     assert done.returncode == 1
     assert f"{tmp_path / 'none'} holds no checkpoints" in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "none").exists()
+
+
+def test_the_numbers_of_an_image_separate_the_classes_as_scikit_learn_says(audited):
+    run, results = audited
+    small = dataclasses.replace(run.config.data, image_px=64)
+    for which, name in (("train", "train"), ("split", "validation")):
+        split = audit.load_split(small, name)
+        for nuisance, row in results["nuisances"].items():
+            expected = roc_auc_score(split.labels("binary"), NUISANCES[nuisance].measure(split.images))
+            assert row[which] == pytest.approx(expected, abs=1e-12)
