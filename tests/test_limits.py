@@ -124,3 +124,8 @@ def test_the_strength_of_augmentation_keeps_every_range_within_its_limits():
         AugmentConfig(rotate_degrees=100.0, augment_strength=2.0)
     with pytest.raises(UserError, match=r"^1 - augment_strength times \(1 - crop_min_area\) must be greater than 0"):
         AugmentConfig(crop_min_area=0.5, augment_strength=2.0)
+
+
+def test_mixup_is_refused():
+    with pytest.raises(UserError, match="mixup blends images: use --mixup_alpha=0"):
+        config_from_dict({"cached_views": 1, "mixup_alpha": 0.2})
