@@ -13,7 +13,6 @@ from sklearn.metrics import accuracy_score, roc_auc_score
 from pneumojax.checkpoint import read_run
 from pneumojax.config import config_from_dict
 from pneumojax.data.dataset import ensure_prepared, load_split, load_training_images
-from pneumojax.data.folds import split_fold
 from pneumojax.errors import UserError
 from pneumojax.evaluation.calibration import apply_temperature
 from pneumojax.evaluation.predict import compute_probabilities
@@ -47,21 +46,6 @@ def test_each_image_is_held_out_once_and_no_person_is_on_two_sides(make_config, 
         inner.append(frozenset(splits[1].filenames))
     assert sorted(held_out) == sorted(whole.filenames)
     assert len(set(inner)) == folds
-
-
-def test_each_class_is_shared_out_as_its_share_is():
-    """Has as many patients as the real data set. Half of those with pneumonia have images of bacteria and of virus."""
-    rng = np.random.default_rng(0)
-    subtypes = rng.choice(3, 5000, p=[0.26, 0.48, 0.26])
-    numbers = rng.integers(0, 1500, 5000)
-    patients = np.array([f"train/{s}/{'person' if s else 'IM'}/{n}" for s, n in zip(subtypes, numbers, strict=True)])
-    shares = np.bincount(subtypes) / 5000
-    for fold in range(5):
-        parts = split_fold(patients, subtypes, 5, fold)
-        np.testing.assert_array_equal(np.sum([*parts.values()], axis=0), 1)
-        for name, share in (("test", 0.2), ("validation", 0.15 * 0.8), ("train", 0.85 * 0.8)):
-            assert abs(parts[name].mean() - share) < 0.003
-            np.testing.assert_allclose(np.bincount(subtypes[parts[name]]) / parts[name].sum(), shares, atol=0.025)
 
 
 def test_a_fold_holds_the_images_of_its_rows(make_config):
