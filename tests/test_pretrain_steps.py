@@ -26,15 +26,19 @@ from pneumojax.sharding import AXIS, put
 def test_a_pretraining_step_reports_sums_over_images():
     config = config_from_dict(PLAIN | {"model": "mlp"})
     mesh, tx = make_mesh(1), make_optimizer(config.optimizer, 100)
-    chunk = steps.make_pretrain_chunk(config, steps.make_graph(config, make_pretraining_model), tx, mesh)
+    chunk = make_pretrain_chunk(config, steps.make_graph(config, make_pretraining_model), tx, mesh)
     state = steps.init_state(config, tx, mesh, make_pretraining_model)
     # All embeddings are 0, so each view is as similar to its partner as to all others.
     state = dataclasses.replace(state, params=jax.tree.map(jnp.zeros_like, state.params))
-    arrays = put(draw_images()[0], mesh), steps.put_batches(draw_batches(1), config, mesh), steps.make_key(config, mesh)
+    arrays = (
+        put(draw_images()[0], mesh),
+        parallel.put_batches(draw_batches(1), config, mesh),
+        steps.make_key(config, mesh),
+    )
     _, metrics = chunk(state, *arrays)
     np.testing.assert_allclose(metrics["loss"], [BATCH * np.log(2 * BATCH - 1)], rtol=1e-6)
     np.testing.assert_array_equal(metrics["count"], [BATCH])
-    np.testing.assert_array_equal(metrics["correct"], [1.0])  # The first two views, by their places.
+    np.testing.assert_array_equal(metrics["correct"], [1.0])  # The first two views, by their positions.
 
 
 def pretrain_steps(config, devices):

@@ -29,6 +29,7 @@ from trainer import (
 from pneumojax import steps
 from pneumojax.config import AugmentConfig, config_from_dict
 from pneumojax.optimizer import make_optimizer
+from pneumojax.parallel import put_batches
 from pneumojax.sharding import put
 
 
@@ -214,6 +215,6 @@ def test_images_that_a_step_shrinks_train_as_if_they_were_stored_smaller():
         config = config_from_dict(PLAIN | SGD | {"image_px": stored.shape[1]})
         tx = make_optimizer(config.optimizer, 100)
         chunk = steps.make_train_chunk(config, steps.make_graph(config), tx, CLASS_WEIGHTS, mesh, PX // 2)
-        arrays = put(stored, mesh), put(labels, mesh), steps.put_batches(draw_batches(1), config, mesh)
+        arrays = put(stored, mesh), put(labels, mesh), put_batches(draw_batches(1), config, mesh)
         results.append(jax.device_get(chunk(steps.init_state(config, tx, mesh), *arrays, steps.make_key(config, mesh))))
     assert_near(*results, 1e-5)
