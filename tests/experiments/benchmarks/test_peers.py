@@ -15,10 +15,8 @@ from pneumojax.models import MODELS
 
 def test_the_peers_use_our_constants():
     assert (peers.MEAN, peers.STD) == (preprocessing.PIXEL_MEAN, preprocessing.PIXEL_STD)
-    assert (OptimizerConfig().learning_rate, OptimizerConfig().weight_decay) == (
-        peers.LEARNING_RATE,
-        peers.WEIGHT_DECAY,
-    )
+    ours = OptimizerConfig()
+    assert (ours.learning_rate, ours.weight_decay) == (peers.LEARNING_RATE, peers.WEIGHT_DECAY)
 
 
 @pytest.mark.parametrize("name", peers.BLOCKS)
