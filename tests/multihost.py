@@ -16,6 +16,7 @@ from pneumojax.training.fit import fit
 
 
 def start(processes, function, *arguments):
+    """Starts a function in a process of its own."""
     process = processes.Process(target=function, args=arguments)
     process.start()
     return process

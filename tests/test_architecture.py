@@ -1,3 +1,5 @@
+"""Tests of the structure of the code: imports, lengths, docstrings and the names of test files."""
+
 import ast
 import pathlib
 import re

@@ -129,3 +129,21 @@ def test_the_strength_of_augmentation_keeps_every_range_within_its_limits():
 def test_mixup_is_refused():
     with pytest.raises(UserError, match="mixup blends images: use --mixup_alpha=0"):
         config_from_dict({"cached_views": 1, "mixup_alpha": 0.2})
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"folds": 1}, "folds must be at least 2, not 1"),
+        ({"folds": 3, "fold": 3}, "there is no fold 3 of 3"),
+        ({"fold": 1}, "there is no fold 1 of 1"),
+    ],
+)
+def test_a_fold_that_is_not_there_is_told(fields, sentence):
+    with pytest.raises(UserError, match=sentence):
+        config_from_dict(fields)
+
+
+def test_the_held_out_fold_does_not_choose():
+    with pytest.raises(UserError, match="the held-out fold is only scored"):
+        config_from_dict({"folds": 3, "selection_split": "test"})

@@ -11,7 +11,6 @@ from forked import run_script
 from sklearn.metrics import accuracy_score, roc_auc_score
 
 from pneumojax.checkpoint import read_run
-from pneumojax.config import config_from_dict
 from pneumojax.data.dataset import ensure_prepared, load_split, load_training_images
 from pneumojax.errors import UserError
 from pneumojax.evaluation.calibration import apply_temperature
@@ -70,19 +69,6 @@ def test_fingerprints_tell_folds_apart(make_config):
     share = dataclasses.replace(set_fold(make_config(), 3, 0), train_share=0.5)
     assert ensure_prepared(share)["fingerprints"] == records[2]["fingerprints"]
     assert len(load_split(share, "train")) < len(part)
-
-
-@pytest.mark.parametrize(
-    ("fields", "sentence"),
-    [
-        ({"folds": 1}, "folds must be at least 2, not 1"),
-        ({"folds": 3, "fold": 3}, "there is no fold 3 of 3"),
-        ({"fold": 1}, "there is no fold 1 of 1"),
-    ],
-)
-def test_a_fold_that_is_not_there_is_told(fields, sentence):
-    with pytest.raises(UserError, match=sentence):
-        config_from_dict(fields)
 
 
 def test_more_folds_than_persons_are_told(make_config):
@@ -188,8 +174,3 @@ def test_the_same_command_trains_nothing_again_and_other_folds_are_refused(cross
     again = cross_validate(f"--data_dir={data_dir}", f"--workdir={workdir}", "--folds=2", *TINY)
     assert again.stdout == printed
     assert (workdir / "fold_0" / "metrics.jsonl").read_text() == before
-
-
-def test_the_held_out_fold_does_not_choose():
-    with pytest.raises(UserError, match="the held-out fold is only scored"):
-        config_from_dict({"folds": 3, "selection_split": "test"})

@@ -1,3 +1,5 @@
+"""Tests of the flags of the config fields, and of presets."""
+
 import json
 import pathlib
 import subprocess

@@ -1,4 +1,4 @@
-"""Tests of experiments/speedrun.py: it trains as `fit` does. Tests of its rows, table, rules and resumption."""
+"""Tests of experiments/speedrun.py: it trains as `fit` does, keeps its rules and resumes."""
 
 import functools
 import json

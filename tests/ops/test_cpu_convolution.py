@@ -1,3 +1,5 @@
+"""Tests of the convolution on CPU: which algorithm is used, and batch tiles."""
+
 import functools
 
 import jax

@@ -1,4 +1,4 @@
-"""Tests of pretraining without labels: its step, its loop and its weight file."""
+"""Tests of pretraining without labels: its loop and its weight file."""
 
 import dataclasses
 import functools
