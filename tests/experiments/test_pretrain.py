@@ -20,7 +20,7 @@ def run(*words):
 
 @pytest.mark.slow
 def test_the_script_ends_with_a_command_that_trains_on_the_backbone(data_dir, tmp_path):
-    tiny = [f"--data_dir={data_dir}", "--image_px=32", "--epochs=1"]
+    tiny = [f"--data_dir={data_dir}", "--image_px=32", "--epochs=1", "--batch_size=16"]
     done = run("experiments/pretrain.py", f"--workdir={tmp_path / 'a b'}", "--model=vgg16", "--vgg_width=2", *tiny)
     assert done.returncode == 0, done.stderr
     start, *words = shlex.split(done.stdout.splitlines()[-1].removeprefix("Next: "))

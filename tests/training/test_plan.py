@@ -20,14 +20,14 @@ def test_batches_that_do_not_fit_are_refused_before_anything_is_written(make_con
 
 
 def test_the_schedule_of_steps_and_sizes(make_config):
-    made = plan.make_plan(make_config(epochs=5, chunk_steps=2, progressive_px=(16, 24, 32)))
+    made = plan.make_plan(make_config(epochs=4, chunk_steps=2, progressive_px=(16, 24, 32)))
     images = len(load_split(made.config.data, "train"))
     assert made.steps_per_epoch == images // 16 // 2 * 2
-    assert made.total_steps == 5 * made.steps_per_epoch
+    assert made.total_steps == 4 * made.steps_per_epoch
     assert made.image_sizes == (16, 24, 32)
-    # Each of the three sizes gets a third of the five epochs.
-    first_steps = [epoch * made.steps_per_epoch for epoch in range(5)]
-    assert [made.find_size(step) for step in first_steps] == [0, 0, 1, 1, 2]
+    # Each of the three sizes gets a third of the four epochs, rounded to whole epochs.
+    first_steps = [epoch * made.steps_per_epoch for epoch in range(4)]
+    assert [made.find_size(step) for step in first_steps] == [0, 0, 1, 2]
     assert made.find_size(first_steps[2] - 1) == 0
     plain = plan.make_plan(make_config())
     assert plain.image_sizes == (32,) and plain.find_size(plain.total_steps - 1) == 0
