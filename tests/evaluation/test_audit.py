@@ -158,10 +158,3 @@ def test_script_prints_both_tables_the_reading_and_the_next_command(audited, pro
     assert results["reading"][-2] in text
     data = run.config.data
     assert text.rstrip().endswith(f"scripts/run experiments/explore.py --dataset=phantom --data_dir={data.data_dir}")
-
-
-def test_script_without_a_run_ends_in_a_sentence_and_leaves_nothing(processes, tmp_path):
-    done = run_script(processes, tmp_path, "experiments/audit.py", f"--workdir={tmp_path / 'none'}")
-    assert done.returncode == 1
-    assert f"{tmp_path / 'none'} holds no checkpoints" in done.stderr and "Traceback" not in done.stderr
-    assert not (tmp_path / "none").exists()
