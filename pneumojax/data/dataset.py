@@ -119,12 +119,15 @@ def _read_prepared(config: DataConfig) -> dict:
 def load_split(config: DataConfig, name: str) -> Split:
     """Loads one split at the image size of the config, from the cache if possible.
 
-    With folds, test is the fold of the config, and validation has 15 % of the other images, as in the prepared data
-    set.
+    If the config has folds, the splits of its fold are loaded instead of the prepared ones: see `folds.split_fold`.
+    If train_share is below 1, the training split has only this share of the images: see `folds.choose_patients`.
 
     Args:
       config: the data set, its folder, the image size and the fold.
       name: train, validation or test.
+
+    Returns:
+      The split.
 
     Raises:
       UserError: the data set is not prepared or damaged, has no such split, or is too small for the folds or for

@@ -28,7 +28,7 @@ def stream_rows(
       mesh: the devices.
 
     Yields:
-      The rows of one call: [S, B, ...] of each column, sharded over the devices along axis 1.
+      The rows of one call: an array [S, B, ...] for each column, sharded over the devices along axis 1.
 
     Raises:
       Exception: whatever `choose` or reading a column raises.
