@@ -112,9 +112,9 @@ def save_confusion_matrix(path: str | Path, confusion: np.ndarray, class_names: 
     """Plots a confusion matrix: numbers of images by true and predicted class, coloured by their share of the row.
 
     Args:
-      path: PNG file to write; its folder exists.
-      confusion: [C, C] int of `point_metrics.compute_confusion`; rows are the true class. A class without images has no
-        shares.
+      path: PNG file to write. Its folder must exist.
+      confusion: [C, C] int from `point_metrics.compute_confusion`. Rows are the true class. A class without images has
+        no shares.
       class_names: C names.
       title: description of the evaluated data, such as "test, 624 images, threshold 0.31".
 
