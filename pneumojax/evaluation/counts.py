@@ -21,7 +21,7 @@ def count_positives(
 
     Returns:
       (true_positives, false_positives, thresholds): [R, K], [R, K] and [K]. The thresholds are the distinct scores in
-      decreasing order, and the counts are those of the decision score >= threshold.
+      decreasing order. The counts are the numbers of images with score >= threshold.
     """
     order = np.argsort(-scores, kind="stable")
     scores, positive, weights = scores[order], positive[order], weights[:, order]
