@@ -42,7 +42,7 @@ HEADINGS = (
 
 
 def format_row(row: dict) -> tuple[str, ...]:
-    """Returns the cells of a row, in the order of HEADINGS."""
+    """Returns the table cells of a row of results, in the order of HEADINGS."""
     work = [f"{row['model']} {row['image_px']} px", f"batch {row['batch_size']}", row["dtype"]]
     work = work if row["what"] not in ("load", "cache", "decode") else [f"{row['image_px']} px"]
     work += [f"{row['device']['count']} devices"] if row["device"]["count"] > 1 else []

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 1e-2
-MEAN, STD = 0.5, 0.25  # of pixel values in 0..1
+MEAN, STD = 0.5, 0.25  # of the pixel values 0..1; as in pneumojax/preprocessing.py
 
-# As `measure.Measure`.
+# The same type as `measure.Measure`, which this file cannot import.
 Measure = tuple[dict, Callable[[], dict]]
 
 

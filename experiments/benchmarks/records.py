@@ -66,10 +66,11 @@ def summarise_samples(samples: list[dict], ready: dict, batch_size: int, first_i
     """Summarises the samples of a case as the measured columns of a row.
 
     Args:
-      samples: a dict for each repeat: {"seconds": float}, for some work also "images" and "host_share".
+      samples: {"seconds": float} for each repeat. "images" (number of images) and "host_share" (share of the time in
+        which the devices waited for the host, 0..1) are optional.
       ready: the first report of the process: device, versions and costs of the compiled program.
       batch_size: number of images in a step.
-      first_is_apart: whether the first repeat is reported separately. The first epoch is, because it decodes the files.
+      first_is_apart: whether the first repeat is reported separately, for example because it also decodes the files.
 
     Returns:
       "seconds" and "images_per_second" from `compute_spread`; "repeats", "images", "first_seconds", "host_share" and
