@@ -21,7 +21,11 @@ from tfds_builder.kermany_pneumonia import (
 
 
 def make_xrays(people: int = 400) -> list[splits.Xray]:
-    """Makes metadata without images: v2 names, half of the patients with bacteria and virus, some equal bytes."""
+    """Makes metadata without images, with the file names of Mendeley v2.
+
+    There are `people` patients with pneumonia, half of them with images of both bacteria and virus, and half as many
+    patients without pneumonia.
+    """
     rng = random.Random(0)
     xrays = []
     for person in range(people):
