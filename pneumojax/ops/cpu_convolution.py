@@ -6,7 +6,7 @@ computes the gradients in the fast layout, with optimization barriers that prese
 rounding.
 
 Terms: A tap is one position of the kernel, [i, j]. A batch tile is a part of the batch that is small enough for the CPU
-cache. The image gradient and the kernel gradient are the gradients of the loss by the images and by the kernel.
+cache. The image gradient and the kernel gradient are the gradients of the loss with respect to images and kernel.
 
 The table compares XLA's own algorithm with the algorithm of this module, in GFLOP/s or milliseconds (ms). It was
 measured on two cores (Zen 4, peak about 230 GFLOP/s) at batch 32, with the flags of `sharding.initialize`. Shapes are
@@ -68,13 +68,13 @@ MIN_WINOGRAD_TILE_POSITIONS = 6_000
 
 
 def convolve(images: jax.Array, kernel: jax.Array, stride: int, pad: int) -> jax.Array:
-    """Convolves zero-padded images on CPU. The arguments and the result are described at `convolution.convolve`.
+    """Convolves zero-padded images on CPU. See `convolution.convolve`.
 
     Args:
-      images: [B, H, W, I].
-      kernel: [K, K, I, O].
-      stride: step in pixels.
-      pad: number of zeros at each edge.
+      images: [B, H, W, I], of any float dtype.
+      kernel: [K, K, I, O], of the same dtype.
+      stride: step in pixels, at most K unless K is 1.
+      pad: number of zeros at each edge, less than K.
 
     Returns:
       [B, (H + 2 pad - K) // stride + 1, (W + 2 pad - K) // stride + 1, O].

@@ -1,4 +1,4 @@
-"""XLA's own convolution, and the switch that uses XLA's own algorithms instead of those of this package."""
+"""XLA's own convolution, and a switch between XLA's own algorithms and the algorithms of this package."""
 
 from collections.abc import Sequence
 
