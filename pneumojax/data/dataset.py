@@ -60,7 +60,7 @@ class Split:
         return self.subtypes if task == "three_class" else (self.subtypes > 0).astype(np.int32)
 
     def select(self, chosen: np.ndarray) -> "Split":
-        """Returns a split of some images. Its fingerprint stays that of the whole split.
+        """Returns a split with some of the images. It keeps the fingerprint of the whole split.
 
         Args:
           chosen: [N] bool, or indices of the images.
@@ -75,8 +75,8 @@ def ensure_prepared(config: DataConfig) -> dict:
       config: the data set and its folder.
 
     Returns:
-      The content of metadata.json: fingerprints, counts, source, and more. With folds, the fingerprints and counts are
-      those of the splits of the config's fold.
+      The content of metadata.json: fingerprints, counts, source, and more. If the config has folds, the fingerprints
+      and counts describe the splits of its fold.
 
     Raises:
       UserError: the data set is not prepared, its metadata are damaged, or it is too small for the folds.
