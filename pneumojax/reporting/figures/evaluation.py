@@ -36,7 +36,7 @@ def save_roc(
       path: PNG file to write. Its folder must exist.
       curve: from `curves.compute_roc_curve`. If it is None, the figure shows the reason.
       metrics: from `metrics.compute_metrics`. The figure shows auroc, sensitivity and specificity.
-      threshold: the threshold of the operating point, or that of each fold.
+      threshold: the threshold of the operating point, or a list with the threshold of each fold.
       title: description of the evaluated data, such as "test, 624 images".
 
     Raises:
@@ -76,7 +76,7 @@ def save_precision_recall(
       curve: from `curves.compute_pr_curve`. If it is None, the figure shows the reason.
       metrics: from `metrics.compute_metrics`. The figure shows auprc, sensitivity and precision. If no image is
         predicted positive, the operating point has no precision and is left out.
-      threshold: the threshold of the operating point, or that of each fold.
+      threshold: the threshold of the operating point, or a list with the threshold of each fold.
       title: description of the evaluated data, such as "test, 624 images".
 
     Raises:
@@ -205,7 +205,7 @@ def save_predictive_values(
         `calibration.compute_predictive_values`. Missing values are left out. If all are missing, the figure shows the
         reason.
       counts: "counts" of metrics.json, from which the prevalence of the split is computed.
-      threshold: the threshold of the operating point, or that of each fold.
+      threshold: the threshold of the operating point, or a list with the threshold of each fold.
       title: description of the evaluated data, such as "test, 624 images".
 
     Raises:
