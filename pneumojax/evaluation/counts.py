@@ -3,7 +3,7 @@
 Each row of weights is a resample. An image of weight 2 counts twice. If a metric does not exist in a resample, its
 value is NaN.
 
-Letters in addition to those of the package: K distinct scores.
+Additional letters in shapes: K distinct scores.
 """
 
 import numpy as np

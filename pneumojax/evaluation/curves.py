@@ -1,6 +1,6 @@
 """ROC and precision-recall curves with pointwise 95 % bands from the bootstrap by patient.
 
-Letters in addition to those of the package: K distinct scores, G points of a grid.
+Additional letters in shapes: K distinct scores, G points of a grid.
 """
 
 import numpy as np

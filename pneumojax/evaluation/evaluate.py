@@ -82,7 +82,8 @@ def write_evaluation(
 ) -> dict:
     """Evaluates given probabilities and writes the files of the evaluation. `evaluate` calls it after the prediction.
 
-    The files replace those of an earlier evaluation all at once, or not at all. Other files in the folder are kept.
+    The new files replace the files of an earlier evaluation all at once, or not at all. Other files in the folder are
+    kept.
 
     Args:
       predictor: the run or ensemble that predicted the probabilities.

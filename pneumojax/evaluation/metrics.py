@@ -8,7 +8,7 @@ The module has two layers. The functions `compute_..._values` return arrays with
 means that the metric does not exist; an example is the sensitivity of a split without positive images. The other
 functions return Python floats, and None with a reason instead of NaN.
 
-Letters in addition to those of the package: K distinct scores.
+Additional letters in shapes: K distinct scores.
 """
 
 import numpy as np
