@@ -154,7 +154,7 @@ def restore_state(checkpoints: ocp.CheckpointManager, step: int, fresh: TrainSta
     Args:
       checkpoints: from `open_checkpoints`.
       step: the step of the checkpoint.
-      fresh: a state of the same run, which gives the structure.
+      fresh: the initial state of the same run. It defines the tree structure, shapes and dtypes.
       mesh: the devices.
 
     Returns:

@@ -81,7 +81,7 @@ def make_prepare(config: Config, mapped: bool, image_px: int | None) -> Callable
 def make_prepare_features(
     config: Config, mapped: bool, image_px: int | None
 ) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """Makes a function like that of `make_prepare` for cached features. It chooses a random view of each image.
+    """Makes the function that replaces `make_prepare` for cached features. It chooses a random view of each image.
 
     Args:
       config: the run.
