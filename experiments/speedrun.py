@@ -139,7 +139,7 @@ class Racer:
           seed: seed of initialisation, order and augmentation.
 
         Returns:
-          {"params", "batch_stats"} to evaluate, ready on the devices. On CPU they are bitwise equal to those of `fit`.
+          {"params", "batch_stats"} to evaluate, ready on the devices. On CPU, `fit` gives bitwise equal arrays.
         """
         import jax
 

@@ -6,9 +6,8 @@
 
 The space file lists the config fields to vary and their values. All other fields are set by the flags, as in train.py.
 optuna's TPE sampler proposes the values of each trial from the results of the earlier ones. Successive halving prunes
-trials whose val/auroc is low compared with that of other trials at the same epoch. The best trial is the one with the
-largest val/auroc. This value is optimistic, because the trial was selected on validation. Evaluate the best run on
-test.
+trials whose val/auroc is low compared with other trials at the same epoch. The best trial has the largest val/auroc.
+This value is optimistic, because the trial was selected on validation. Evaluate the best run on test.
 
 Each trial is a run in `<workdir>/trial_<number>`, which evaluate.py accepts. If the search is stopped, the same command
 resumes it. With a larger --trials it runs more trials. If the command is started several times, the processes work on
@@ -177,7 +176,7 @@ def make_table(rows: list[dict], fields: list[str]) -> Table:
 
 
 def format_trials(rows: list[dict], fields: list[str]) -> str:
-    """Returns CSV text with a row for each trial. Numbers are not rounded. The arguments are those of `make_table`."""
+    """Returns CSV text with a row for each trial. Numbers are not rounded. The arguments are as in `make_table`."""
     cells = [
         [row["name"], row["state"], row["auroc"], row["epochs"], row["seconds"]]
         + [format_value(row["values"].get(field, "")) for field in fields]

@@ -34,7 +34,7 @@ def find_commit() -> str | None:
 
 
 def list_measured_words() -> list[str]:
-    """Returns the words of this command that determine the measured work: all except --resume and LOCAL_FLAGS."""
+    """Returns the arguments of this command that determine the measured work: all except --resume and LOCAL_FLAGS."""
     words, measured = iter(sys.argv[1:]), []
     for word in words:
         name, _, value = word.lstrip("-").partition("=")
@@ -104,7 +104,7 @@ def compute_spread(numbers: list[float]) -> dict:
 
 
 def set_ratio(rows: list[dict]) -> None:
-    """Adds the column "ratio" to our row: its images/s divided by those of the fastest peer.
+    """Adds the column "ratio" to our row: our images/s divided by the images/s of the fastest peer.
 
     Args:
       rows: our row, followed by the rows of the peers. If they have "first_seconds", our row also gets "first_ratio",
