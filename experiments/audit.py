@@ -4,10 +4,10 @@
     scripts/run experiments/audit.py --workdir=runs/resnet --split=test
 
 The network is scored on images without the centre, with only the centre, at 8 x 8 pixels and with shuffled pixels. If
-its AUROC stays high there, it uses more than the lungs. Linear models are fitted to features of the training images
-that contain no anatomy or little of it: size, brightness, histogram, coarse pixels and oriented gradients. Writes
-audit.html, audit.json and the folder audit with figures to `<workdir>/evaluation/<split>/`. It takes half a minute on
-2 CPU cores.
+the AUROC stays high on images without the lungs, the network uses more than the lungs. Linear models are fitted to
+features of the training images that contain little or no anatomy: image size, brightness, histogram, 8 x 8 pixels and
+oriented gradients. Writes audit.html, audit.json and the folder audit with figures to
+`<workdir>/evaluation/<split>/`. It takes half a minute on 2 CPU cores.
 """
 
 import shlex

@@ -1,4 +1,4 @@
-"""Measures speed on any device, and optionally that of PyTorch and Keras for the same work.
+"""Measures speed on any device, optionally compared with PyTorch and Keras on the same work.
 
     scripts/run experiments/benchmark.py --what=step --model=resnet18,flatiron --image_px=112,224 --noaugment
     scripts/run experiments/benchmark.py --what=epoch --model=resnet18 --image_px=112 --images=chest_xray/train \\
@@ -117,7 +117,10 @@ def main() -> int:
 
 
 def plan_all_cases(values: flags.FlagValues) -> list[dict]:
-    """Returns the cases of the flags, or of the suite that they name.
+    """Returns the cases that the flags describe. With --suite, these are the cases of the suite.
+
+    Args:
+      values: the parsed flags.
 
     Raises:
       UserError: a value is unknown or outside its limits, or a peer cannot do the same work.
@@ -126,7 +129,8 @@ def plan_all_cases(values: flags.FlagValues) -> list[dict]:
     lines = [parse([*line.split(), *own]) for line in SUITES[values.suite]] if values.suite else [values]
     cases = []
     for case in (case for line in lines for case in plan_cases(line)):
-        # Two cases are equal if a flag replaces their only difference, or if they differ in a limit but read no files.
+        # Cases of a suite can become equal: a flag of the command line may replace the value in which they differ, and
+        # `limit` is set to None for work that reads no files.
         if case not in cases:
             cases.append(case)
     return cases

@@ -7,8 +7,8 @@ Both runs must have been evaluated on the split with experiments/evaluate.py, wh
 - each metric of both runs and the difference, first run minus second run, with the 95 % interval of the paired
   bootstrap by patient;
 - DeLong's test of the areas under the ROC curve;
-- McNemar's test of the decisions, each run at its own threshold, for all images and for the images of each class. A
-  class without images, or with all images of the split, is left out.
+- McNemar's test of the decisions, each run at its own threshold, for all images and for the images of each class. If
+  all images are of one class, there is no test for each class.
 
 It writes the same numbers to a JSON file. It takes seconds and needs no accelerator.
 """
@@ -58,7 +58,7 @@ def compare(a: Predictions, b: Predictions) -> dict:
     Returns:
       The content of the JSON file: "a" and "b" describe the runs, "metrics" is from `comparison.compute_differences`,
       "delong" from `comparison.compute_delong`, and "mcnemar" has results of `comparison.compute_mcnemar` for "all",
-      "PNEUMONIA" and "NORMAL". The classes are missing if one of them contains all images.
+      "PNEUMONIA" and "NORMAL". If all images are of one class, there is only "all".
     """
     scores_a, scores_b = (point_metrics.compute_binary_scores(one.probabilities) for one in (a, b))
     positive = a.labels > 0

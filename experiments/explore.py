@@ -1,7 +1,7 @@
 """Summarises a prepared data set: classes, average images, sizes, brightness, patients and samples.
 
     scripts/run experiments/explore.py                        # synthetic radiographs
-    scripts/run experiments/explore.py --dataset=kermany      # the X-rays (scripts/prepare_data.py)
+    scripts/run experiments/explore.py --dataset=kermany      # X-rays from scripts/prepare_data.py
 
 Writes explore.html and its figures to --output, and prints the tables. It takes seconds.
 """

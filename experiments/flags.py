@@ -67,7 +67,7 @@ def config_from_flags(flag_values: flags.FlagValues = flags.FLAGS, **fixed: Any)
 
 
 def parse_config(words: Sequence[str]) -> Config:
-    """Builds a config from words of a command line, such as "--model=mlp" or "--flagfile=FILE".
+    """Builds a config from arguments of a command line, such as "--model=mlp" or "--flagfile=FILE".
 
     Raises:
       UserError: a flag is unknown, its value is outside its limits, or a flagfile cannot be read.
@@ -86,7 +86,7 @@ def read_preset(path: str | os.PathLike, **fields: Any) -> Config:
 
     Args:
       path: the flagfile.
-      **fields: values that replace those of the file.
+      **fields: values that replace the values in the file.
 
     Raises:
       UserError: the file cannot be read, or a flag in it is unknown or outside its limits.
@@ -110,7 +110,7 @@ def format_value(value: Any) -> str:
 
 
 def format_flags(values: Mapping[str, Any]) -> list[str]:
-    """Formats flags as words of a command line. A flag with the value None is left out."""
+    """Formats flags as arguments of a command line. A flag with the value None is left out."""
     return [_format_flag(name, value) for name, value in values.items() if value is not None]
 
 

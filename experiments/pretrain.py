@@ -71,7 +71,7 @@ def main() -> int:
 
 
 def _train_words(config: Config, backbone: pathlib.Path) -> list[str]:
-    """The command that trains on the backbone."""
+    """Returns the command that trains a classifier from the backbone, as a list of words."""
     from pneumojax.models.weight_import import SHAPING
 
     data, model = config.data, config.model

@@ -1,4 +1,4 @@
-"""Shows the progress of a training, its cost, how to resume it, and what its replicas reached."""
+"""Shows the progress and the cost of a training, the command that resumes it, and the results of its replicas."""
 
 import logging
 import os
@@ -59,7 +59,7 @@ class Progress:
             logging.getLogger("experiments").info(", ".join(part for part in parts if part))
 
     def images_per_second(self) -> float:
-        """Returns the median speed of the chunks so far."""
+        """Returns the median speed of all chunks so far, in images per second."""
         return statistics.median(self.rates)
 
     def _draw(self, row: dict, total_steps: int) -> None:
@@ -104,7 +104,13 @@ def format_stop(step: int, total_steps: int, workdir: pathlib.Path) -> str:
 
 
 def format_replicas(configs: Sequence[Config], results: Sequence, split: str) -> str:
-    """A table with one line for each replica: the fields that differ, and what it reached (its `FitResult`)."""
+    """Formats a table with a row for each replica: the fields that differ, and the best AUROC or "diverged".
+
+    Args:
+      configs: the config of each replica.
+      results: the `FitResult` of each replica.
+      split: the selection split, for the heading.
+    """
     values = [config_to_dict(config) for config in configs]
     own = ["seed", *(name for name in SWEPT if len({one[name] for one in values}) > 1)]
     rows = []

@@ -81,7 +81,18 @@ def main() -> int:
 
 
 def plan_runs(chosen: list[str], seeds: int, workdir: pathlib.Path) -> dict[pathlib.Path, Config]:
-    """Returns {folder: config} of all trainings, ordered by seed. The trainings of the leaky protocol come last."""
+    """Plans all trainings, ordered by seed.
+
+    The leaky protocol, which chooses the epoch and the threshold on test, comes last.
+
+    Args:
+      chosen: names of the systems to train, from SYSTEMS, and LEAKY for the leaky protocol.
+      seeds: number of seeds.
+      workdir: parent folder of all runs.
+
+    Returns:
+      {folder of a run: its config}.
+    """
     fields: dict[str, Any] = dict(QUICK) if QUICKLY.value else {}
     fields |= {"dataset": DATASET.value or ("phantom" if QUICKLY.value else "kermany"), "data_dir": DATA_DIR.value}
     if IMAGE_PX.value:

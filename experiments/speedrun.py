@@ -3,13 +3,13 @@
     scripts/run experiments/speedrun.py --dataset=kermany --flagfile=experiments/presets/speedrun.flags
     scripts/run experiments/speedrun.py --dataset=kermany --flagfile=experiments/presets/speedrun.flags --dtype=bfloat16
 
-The protocol is that of the CIFAR speedruns. The length of a training is fixed: nothing is evaluated while it runs, and
-no training is stopped or discarded because of its AUROC. The measured time starts when the decoded cache is opened and
+The protocol follows the CIFAR speedruns. The length of a training is fixed: nothing is evaluated while it runs, and no
+training is stopped or discarded because of its AUROC. The measured time starts when the decoded cache is opened and
 ends when the weights are ready on the device. It includes initialisation, shuffling and the transfer of the images to
-the device. Validation is evaluated afterwards, and the time of that is reported separately.
+the device. The evaluation on validation comes afterwards. Its time is reported separately.
 
-Before the measured trainings there is a warm-up training with the seed after the last one. It starts from an empty
-compile cache, in memory and on disk, and gives the time with compilation. Its AUROC is discarded.
+A warm-up training precedes the measured trainings. Its seed is the one after their last seed, and its AUROC is
+discarded. It starts with an empty compile cache, in memory and on disk, so it measures the time with compilation.
 
 Each config field is a flag, as in train.py; --seed is the first seed. The command appends a row for each training to
 --results and a row for all of them at the end, and writes a Markdown table of all rows with the same name. The same
@@ -91,7 +91,11 @@ def main() -> int:
 
 
 def check_rules(config: Config) -> None:
-    """Raises a UserError if a field of FIXED is not at its default."""
+    """Checks that the config follows the protocol.
+
+    Raises:
+      UserError: a field of FIXED is not at its default.
+    """
     for name, value in find_changed_fields(config).items():
         if name in FIXED:
             raise UserError(
@@ -136,7 +140,7 @@ class Racer:
           seed: seed of initialisation, order and augmentation.
 
         Returns:
-          {"params", "batch_stats"} to evaluate, ready on the devices. On CPU they are bitwise equal to those of `fit`.
+          {"params", "batch_stats"} to evaluate, ready on the devices. On CPU, `fit` gives bitwise equal arrays.
         """
         import jax
 

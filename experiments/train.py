@@ -6,8 +6,8 @@
     scripts/run experiments/train.py --workdir=runs/sweep --replicas=4 --sweep=rates.toml
 
 The first command needs no data and takes about a minute on 2 CPU cores. The second needs the prepared X-rays
-(scripts/prepare_data.py); its preset says what it reaches and how long it takes. A sweep file lists one value for each
-replica, such as `learning_rate = [1e-4, 3e-4, 1e-3, 3e-3]`. Each config field is a flag: see --help.
+(scripts/prepare_data.py). The comments in its preset state the results and the training time. A sweep file lists one
+value for each replica, such as `learning_rate = [1e-4, 3e-4, 1e-3, 3e-3]`. Each config field is a flag: see --help.
 """
 
 import time

@@ -6,12 +6,12 @@
 
 The space file lists the config fields to vary and their values. All other fields are set by the flags, as in train.py.
 optuna's TPE sampler proposes the values of each trial from the results of the earlier ones. Successive halving prunes
-trials whose val/auroc is low compared with that of other trials at the same epoch. The best trial is the one with the
-largest val/auroc. That value is optimistic, because it was selected on validation: evaluate the best run on test.
+trials whose val/auroc is low compared with other trials at the same epoch. The best trial has the largest val/auroc.
+This value is optimistic, because the trial was selected on validation. Evaluate the best run on test.
 
-Each trial is a run in `<workdir>/trial_<number>`, which evaluate.py accepts. The same command resumes a search that was
-stopped, also with a larger --trials. Several processes with the same command work on one search in parallel. Writes
-`<workdir>/trials.csv`, best.flags, tune.png and tune.html.
+Each trial is a run in `<workdir>/trial_<number>`, which evaluate.py accepts. If the search is stopped, the same command
+resumes it. With a larger --trials it runs more trials. If the command is started several times, the processes work on
+one search in parallel. The results are written to `<workdir>/trials.csv`, best.flags, tune.png and tune.html.
 """
 
 import pathlib
@@ -73,7 +73,15 @@ def main() -> int:
 
 
 def stop(number: int, frame: object) -> None:
-    """Handles a SIGTERM that arrives outside of the training loop, where fit() does not catch it."""
+    """Stops the search at a SIGTERM outside of the training loop. Inside of it, fit() catches the signal.
+
+    Args:
+      number: number of the signal.
+      frame: ignored. Python passes it to each handler of a signal.
+
+    Raises:
+      Stopped: always.
+    """
     del frame
     from pneumojax.training.search import Stopped
 
@@ -103,10 +111,13 @@ def suggest_next(workdir: pathlib.Path) -> list[str]:
 
 
 def write_results(search: "Search") -> str:
-    """Writes trials.csv, best.flags, tune.png and tune.html. Returns a table of the best trials, or "" without trials.
+    """Writes trials.csv, best.flags, tune.png and tune.html. Without finished trials, it writes nothing.
 
     Args:
       search: from `search.open_search`.
+
+    Returns:
+      A text for the terminal with a table of the best trials, or "" without finished trials.
     """
     from pneumojax.reporting.figures.search import save_search
     from pneumojax.training.search import compute_importances, find_best, list_trials
@@ -131,19 +142,28 @@ def write_results(search: "Search") -> str:
 
 
 def find_scale(values: Range | Choices) -> str:
-    """Returns the scale of the axis for a field: choices, log or linear."""
+    """Returns the scale of a field's axis in the figure: choices, log or linear."""
     if isinstance(values, Choices):
         return "choices"
     return "log" if values.log else "linear"
 
 
 def rank(rows: list[dict]) -> list[dict]:
-    """Sorts trials: complete ones first, and each group by decreasing AUROC."""
+    """Sorts trials from best to worst: complete trials come before all others, and larger AUROCs before smaller ones.
+
+    Args:
+      rows: from `search.list_trials`.
+    """
     return sorted(rows, key=lambda row: (row["state"] != "complete", row["auroc"] is None, -(row["auroc"] or 0)))
 
 
 def make_table(rows: list[dict], fields: list[str]) -> Table:
-    """Returns a table with a row for each trial."""
+    """Returns a table with a row for each trial.
+
+    Args:
+      rows: from `search.list_trials`.
+      fields: the config fields that the search varies.
+    """
     cells = []
     for row in rows:
         auroc = "-" if row["auroc"] is None else f"{row['auroc']:.4f}"
@@ -156,7 +176,7 @@ def make_table(rows: list[dict], fields: list[str]) -> Table:
 
 
 def format_trials(rows: list[dict], fields: list[str]) -> str:
-    """Returns CSV text with a row for each trial. Numbers are not rounded."""
+    """Returns CSV text with a row for each trial. Numbers are not rounded. The arguments are as in `make_table`."""
     cells = [
         [row["name"], row["state"], row["auroc"], row["epochs"], row["seconds"]]
         + [format_value(row["values"].get(field, "")) for field in fields]
@@ -166,7 +186,13 @@ def format_trials(rows: list[dict], fields: list[str]) -> str:
 
 
 def format_best(best: dict, rows: list[dict], config: Config) -> str:
-    """Returns the flagfile that trains the best config with train.py."""
+    """Returns the text of a flagfile, with which train.py trains the best config.
+
+    Args:
+      best: the row of the best trial, from `search.find_best`.
+      rows: from `search.list_trials`.
+      config: the config of the best trial.
+    """
     return (
         f"# {best['name']}, best of {len(rows)} trials of experiments/tune.py: validation AUROC {best['auroc']:.4f}.\n"
         "# The trial was selected on validation, so this value is optimistic.\n" + format_flagfile(config)
@@ -174,7 +200,14 @@ def format_best(best: dict, rows: list[dict], config: Config) -> str:
 
 
 def format_page(search: "Search", rows: list[dict], importances: dict | None, best: dict | None) -> str:
-    """Returns the HTML page of the search."""
+    """Returns the text of the search's HTML page.
+
+    Args:
+      search: from `search.open_search`.
+      rows: from `search.list_trials`.
+      importances: from `search.compute_importances`.
+      best: from `search.find_best`.
+    """
     from pneumojax.data.dataset import ensure_prepared
     from pneumojax.reporting.html import Section, load_picture, render_page
 

@@ -70,7 +70,7 @@ def open_checkpoints(
         # max_to_keep with best_fn would delete the newest step when it is not among the best.
         preservation_policy=preservation_policy.AnyPreservationPolicy(keep),
         best_fn=_score,  # The policy does not use it, but Orbax writes the metrics only if it is set.
-        cleanup_tmp_directories=not read_only,  # Removes what a process left that was killed while it saved.
+        cleanup_tmp_directories=not read_only,  # Removes incomplete files of a process that was killed.
         create=not read_only,
         read_only=read_only,
         # Otherwise, if a folder cannot be created in the background, threads wait for it 20 minutes, even at exit.
@@ -161,7 +161,7 @@ def restore_state(checkpoints: ocp.CheckpointManager, step: int, fresh: TrainSta
     Args:
       checkpoints: from `open_checkpoints`.
       step: the step of the checkpoint.
-      fresh: a state of the same run, which gives the structure.
+      fresh: the initial state of the same run. It defines the tree structure, shapes and dtypes.
       mesh: the devices.
 
     Returns:
@@ -278,7 +278,7 @@ def check_same_run(path: pathlib.Path, run: dict) -> dict:
       run: the description of the run that is to be resumed.
 
     Returns:
-      The content of config.json.
+      The content of the earlier config.json.
 
     Raises:
       UserError: the runs differ. The message names each field that differs, with both values.

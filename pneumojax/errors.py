@@ -10,7 +10,7 @@ class UserError(Exception):
 
 
 class Diverged(UserError):
-    """The loss or the weights of a training are not finite. The cause is its config, not the machine."""
+    """The loss or the weights of a training are NaN or infinite. The cause is the config, not the machine."""
 
 
 class LostProcessError(UserError):

@@ -175,7 +175,7 @@ def truncate_rows(path: pathlib.Path, step: int) -> None:
 
 @contextlib.contextmanager
 def _open_alone(path: pathlib.Path) -> Iterator[BinaryIO]:
-    """Opens an empty file with a lock, so that no other process writes it. Drops what a killed process left in it."""
+    """Opens a file with a lock, so that no other process writes it, and empties it."""
     while True:
         with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "wb") as file:
             with contextlib.suppress(OSError):  # A file system without locks.

@@ -1,4 +1,4 @@
-"""What the fields of a config may hold, and which of their values exclude each other."""
+"""Checks the fields of a config: the limits of each field, and values that exclude each other."""
 
 import dataclasses
 import math
@@ -23,7 +23,7 @@ def option(
     below: float | None = None,
     identity: bool = True,
 ) -> Any:
-    """A dataclass field with its help text and limits. With identity=False it may change when a run resumes."""
+    """Returns a dataclass field with a help text and limits. With identity=False, a resumed run may change it."""
     limits = {"choices": choices, "at_least": at_least, "above": above, "at_most": at_most, "below": below}
     return dataclasses.field(default=default, metadata={"help": help, "identity": identity, **limits})
 

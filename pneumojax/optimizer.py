@@ -1,4 +1,4 @@
-"""The optimizer and its learning rate schedule."""
+"""Makes the optimizer and the learning rate schedule of a training."""
 
 import functools
 import math
@@ -15,7 +15,7 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
     """Makes the learning rate schedule: a linear warm-up from 0, then a cosine decay to 0.
 
     Args:
-      config: the optimizer's config. Its learning_rate, the peak of the schedule, may be an array.
+      config: the optimizer's config. The field learning_rate is the peak of the schedule. It may be a [] array.
       total_steps: training steps of the whole run.
     """
     warmup_steps = round(config.warmup * total_steps)

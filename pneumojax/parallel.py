@@ -14,18 +14,21 @@ from pneumojax.state import StepResult, TrainState
 
 
 def compile_chunk(step: Callable[..., StepResult], num_columns: int, config: Config, mesh: Mesh) -> jax.stages.Wrapped:
-    """Compiles a `lax.scan` of steps, parallelised over the devices as the config says.
+    """Compiles a `lax.scan` of steps, parallelised over the devices as the config specifies.
+
+    A column is an array with a row for each image: the images, their features or their labels.
 
     Args:
-      step: `step(state, *columns, index, key) -> (state, metrics)`, as of `steps.make_train_step`.
+      step: `step(state, *columns, index, key) -> (state, metrics)`, such as from `steps.make_train_step`.
       num_columns: number of columns: 2 for images and labels.
       config: the run.
       mesh: the devices.
 
     Returns:
-      `chunk(state, *columns, batches, key) -> (state, metrics)`: batches [S, B] from `put_batches`, metrics [S] each.
-      The state is donated. With loader=stream `chunk(state, *columns, key)`: the columns are the chunk's own rows
-      [S, B, ...], sharded along B as `shape_batches` says.
+      `chunk(state, *columns, batches, key) -> (state, metrics)`: columns [N, ...], batches [S, B] int32 from
+      `put_batches`, metrics {name: [S] float32}. The state is donated. With loader=stream, it is
+      `chunk(state, *columns, key)`, where the columns have only the rows of this chunk, [S, B, ...], sharded along B
+      as in `shape_batches`.
     """
 
     def chunk_resident(state: TrainState, *rest: jax.Array) -> StepResult:
@@ -51,10 +54,10 @@ def compile_chunk(step: Callable[..., StepResult], num_columns: int, config: Con
 
 
 def shape_batches(batches: np.ndarray, config: Config, mesh: Mesh) -> np.ndarray:
-    """Shapes index batches [S, B] as a chunk takes them: for pmap [S, D, B / D], else unchanged."""
+    """Reshapes index batches [S, B] to the shape that a chunk requires: [S, D, B / D] for pmap, otherwise [S, B]."""
     return batches.reshape(len(batches), mesh.size, -1) if config.train.parallel == "pmap" else batches
 
 
 def put_batches(batches: np.ndarray, config: Config, mesh: Mesh) -> jax.Array:
-    """Puts index batches [S, B] int32 on the devices, sharded along B, as a chunk takes them."""
+    """Puts index batches [S, B] int32 on the devices, in the shape that a chunk requires and sharded along B."""
     return put(shape_batches(batches, config, mesh), mesh, axis=1)

@@ -21,7 +21,7 @@ SMALLEST_STD = 0.02
 
 
 def scale_pixels(images: jax.Array) -> jax.Array:
-    """[B, H, W] uint8 0..255 -> float32 0..1."""
+    """Scales images [B, H, W] from uint8, 0..255, to float32, 0..1."""
     return images.astype(jnp.float32) / 255
 
 
@@ -43,18 +43,26 @@ def normalise(images: jax.Array, pixel_scaling: str = "fixed") -> jax.Array:
 
 
 def gather(column: jax.Array, index: jax.Array) -> jax.Array:
-    """The rows of a batch: index is [B] row numbers of a resident column, or the [] batch number of a streamed one."""
+    """Returns the rows of a batch.
+
+    Args:
+      column: [N, ...] the rows of all images; with loader=stream [S, B, ...], the rows of a chunk.
+      index: [B] int32 indices of the rows; with loader=stream [] int32, the index of the step in its chunk.
+
+    Returns:
+      [B, ...], of the same dtype as the column.
+    """
     # XLA would fuse each loader's own indexing into the step, and sums would then be rounded in different orders.
     return compute_unfused(lambda column, index: column[index], column, index)
 
 
 def make_prepare(config: Config, mapped: bool, image_px: int | None) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """Makes the function that turns the rows of a batch into the network's input and its targets.
+    """Makes the function that converts the rows of a batch to the network's input and targets.
 
     Args:
       config: the run.
-      mapped: whether it runs under a mapped axis, on its device's share of the batch.
-      image_px: size to which the images are shrunk; None: the config's.
+      mapped: whether the function runs inside shard_map or pmap, on one device's shard of the batch.
+      image_px: height and width to which the images are reduced; None: the image size of the config.
 
     Returns:
       `prepare(images, labels, index, mixup_keys, augment_keys) -> (batch, targets)`: images and index as in
@@ -75,7 +83,7 @@ def make_prepare(config: Config, mapped: bool, image_px: int | None) -> Callable
         return normalise(augment(augment_keys, batch, labels), config.data.pixel_scaling), targets
 
     def take_next(rows: jax.Array) -> jax.Array:
-        """For each row of the global batch the row after it."""
+        """Returns, for each row, the next row of the global batch. The first row follows the last one."""
         if not mapped:
             return jnp.roll(rows, -1, axis=0)
         devices = lax.axis_size(AXIS)
@@ -88,10 +96,20 @@ def make_prepare(config: Config, mapped: bool, image_px: int | None) -> Callable
 def make_prepare_features(
     config: Config, mapped: bool, image_px: int | None
 ) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """As `make_prepare`, with a random one of the cached views of each image."""
+    """Makes the function that replaces `make_prepare` for cached features. It chooses a random view of each image.
+
+    Args:
+      config: the run.
+      mapped: ignored.
+      image_px: ignored, because features have only one size.
+
+    Returns:
+      `prepare(features, labels, index, mixup_keys, augment_keys) -> (batch, targets)`: features [N, K, ...] with K
+      views of each image, batch [B, ...]. mixup_keys is ignored. The others are as in `make_prepare`.
+    """
     del mapped, image_px
     views = config.model.cached_views
-    assert views is not None  # Only a run with cached views takes features.
+    assert views is not None  # Only a run with cached views has features.
     classes, smoothing = len(CLASS_NAMES[config.model.task]), config.optimizer.label_smoothing
 
     def prepare_features(
@@ -105,7 +123,14 @@ def make_prepare_features(
 
 
 def make_class_augment(config: Config) -> Callable:
-    """Returns `augment(keys, images, labels)`; with augment_classes=normal, images of pneumonia stay unchanged."""
+    """Makes the augmentation of a batch. With augment_classes=normal, images of pneumonia stay unchanged.
+
+    Args:
+      config: the run.
+
+    Returns:
+      `augment(keys, images, labels)`: keys [B], images [B, H, W] float32 0..1, labels [B] int32 -> images.
+    """
     augment = make_augment(config.augment)
     if config.augment.augment_classes == "normal":
         return lambda keys, images, labels: keep_pneumonia(images, augment(keys, images), labels)

@@ -21,16 +21,19 @@ from pneumojax.steps import fold_in_positions, make_update
 def make_pretrain_step(
     config: Config, graph: nnx.GraphDef, tx: optax.GradientTransformation
 ) -> Callable[..., StepResult]:
-    """Makes a step of pretraining without labels, with two augmented views of each image (`compute_contrastive`).
+    """Makes a step of pretraining without labels.
+
+    The step augments each image twice and minimises `losses.compute_contrastive`.
 
     Args:
-      config: the run, with parallel=jit: the loss compares the views of the whole batch.
-      graph: from `make_graph`, of a network with a projector.
+      config: the run. It must have parallel=jit, because the loss compares the views of the whole batch.
+      graph: from `make_graph`, for a network with a projector.
       tx: the optimizer.
 
     Returns:
-      `pretrain_step(state, images, index, key) -> (state, metrics)`: as in `make_train_step`. `correct` is the number
-      of images whose views are most similar to each other; a single such view counts half.
+      `pretrain_step(state, images, index, key) -> (state, metrics)`, with arguments as in `make_train_step`. The
+      metrics are float32 sums over images: "loss" in nats, "count", and "correct", the number of images whose two
+      views are most similar to each other. If this is true for only one of the views, the image counts half.
     """
     augment = make_augment(config.augment)
 
@@ -40,7 +43,7 @@ def make_pretrain_step(
         model = nnx.merge(graph, params, batch_stats)
         embeddings = model(normalise(views), train=True)
         losses, correct = compute_contrastive(embeddings.reshape(-1, 2, embeddings.shape[-1]))
-        # The metrics are sums over images, each of which has two views.
+        # Each image has two views, so the sums over views are halved.
         metrics = {"loss": losses.sum() / 2, "correct": correct.sum() / 2, "count": jnp.float32(len(views) // 2)}
         return losses.mean(), (metrics, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
 
@@ -57,10 +60,16 @@ def make_pretrain_step(
 def make_pretrain_chunk(
     config: Config, graph: nnx.GraphDef, tx: optax.GradientTransformation, mesh: Mesh
 ) -> jax.stages.Wrapped:
-    """Compiles a chunk of pretraining steps; arguments as in `make_pretrain_step`.
+    """Compiles a chunk of pretraining steps.
+
+    Args:
+      config: the run, as in `make_pretrain_step`.
+      graph: as in `make_pretrain_step`.
+      tx: the optimizer.
+      mesh: the devices.
 
     Returns:
-      `pretrain_chunk(state, images, batches, key) -> (state, metrics)`, as in `make_train_chunk`. With loader=stream
-      `pretrain_chunk(state, images, key)`.
+      `pretrain_chunk(state, images, batches, key) -> (state, metrics)`, as in `make_train_chunk`. With loader=stream,
+      it is `pretrain_chunk(state, images, key)`.
     """
     return compile_chunk(make_pretrain_step(config, graph, tx), 1, config, mesh)

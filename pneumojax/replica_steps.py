@@ -1,4 +1,4 @@
-"""Compiled functions for several replicas: those of `steps.py` and `inference.py`, for all replicas in one program."""
+"""Versions of the compiled functions of `steps.py` and `inference.py` that compute all replicas in one program."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -45,7 +45,7 @@ def make_replicas_chunk(
     Returns:
       `train_chunk(state, images, labels, batches, key, swept) -> (state, metrics)`, as in `make_train_chunk`, but each
       array of state, key and metrics has a leading axis of replicas, and batches are [R, S, B]. swept is
-      {field: [R] float32} with the values that replace those of the config in each replica.
+      {field: [R] float32}: for each replica, the value of a field of the config.
     """
 
     def train_chunk(
@@ -76,7 +76,12 @@ def make_replicas_chunk(
 
 
 def make_replicas_predict(config: Config, graph: nnx.GraphDef, mesh: Mesh) -> jax.stages.Wrapped:
-    """Compiles the prediction of several replicas; arguments as in `make_replicas_chunk`.
+    """Compiles the prediction of several replicas.
+
+    Args:
+      config: the config of the run, with R replicas.
+      graph: from `make_graph`.
+      mesh: the devices, as in `make_replicas_chunk`.
 
     Returns:
       `predict(variables, images, batches) -> logits`, as in `make_predict`, but each array of variables has a leading

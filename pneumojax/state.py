@@ -31,5 +31,5 @@ class TrainState:
         return self.ema or {"params": self.params, "batch_stats": self.batch_stats}
 
 
-# What a step or a chunk of steps returns: the state, and metrics of float32.
+# The result of a training step or a chunk: the new state, and {name: float32 array} of metrics.
 StepResult = tuple[TrainState, dict[str, jax.Array]]

@@ -55,53 +55,23 @@ class Module(NamedTuple):
 
 
 EVALUATION, TESTS = "pneumojax/evaluation", "tests/evaluation"
-PROPERTIES = f"{TESTS}/test_properties.py::test"
 STEPS = "tests/test_steps.py"
 SPLITS = "tfds_builder/kermany_pneumonia/splits"
 MODULES = [
-    Module(
-        "metrics",
-        f"{EVALUATION}/metrics.py",
-        40,
-        f"{TESTS}/test_metrics.py {PROPERTIES}_areas_and_rates {PROPERTIES}_all_metrics "
-        f"{PROPERTIES}_exact_intervals_are_of_the_patients_in_the_denominator",
-    ),
-    Module(
-        "metrics",
-        f"{EVALUATION}/bootstrap.py",
-        14,
-        f"{TESTS}/test_bootstrap.py {PROPERTIES}_resamples_draw_whole_patients "
-        f"{PROPERTIES}_pairs_of_patients_are_as_many_as_a_search_finds",
-    ),
-    Module("metrics", f"{EVALUATION}/counts.py", 10, f"{TESTS}/test_counts.py {PROPERTIES}_confusions"),
-    Module(
-        "metrics",
-        f"{EVALUATION}/curves.py",
-        12,
-        f"{TESTS}/test_curves.py {PROPERTIES}_roc_curves {PROPERTIES}_precision_recall_curves",
-    ),
-    Module(
-        "metrics",
-        f"{EVALUATION}/thresholds.py",
-        16,
-        f"{TESTS}/test_thresholds.py {PROPERTIES}_threshold_rules {PROPERTIES}_operating_points",
-    ),
-    Module(
-        "calibration",
-        f"{EVALUATION}/calibration.py",
-        40,
-        f"{TESTS}/test_calibration.py {PROPERTIES}_reliability_bins {PROPERTIES}_calibration_measures "
-        f"{PROPERTIES}_temperature_maximises_the_likelihood "
-        f"{PROPERTIES}_prevalence_shift_is_bayes_rule_and_its_own_inverse",
-    ),
+    Module("metrics", f"{EVALUATION}/metrics.py", 40, f"{TESTS}/test_metrics.py {TESTS}/test_point_metrics.py"),
+    Module("metrics", f"{EVALUATION}/bootstrap.py", 14, f"{TESTS}/test_bootstrap.py"),
+    Module("metrics", f"{EVALUATION}/counts.py", 10, f"{TESTS}/test_counts.py {TESTS}/test_point_metrics.py"),
+    Module("metrics", f"{EVALUATION}/curves.py", 12, f"{TESTS}/test_curves.py"),
+    Module("metrics", f"{EVALUATION}/thresholds.py", 16, f"{TESTS}/test_thresholds.py"),
+    Module("calibration", f"{EVALUATION}/calibration.py", 40, f"{TESTS}/test_calibration.py"),
     Module("splits", f"{SPLITS}.py", 30, f"{SPLITS}_test.py"),
     Module("checkpoint", "pneumojax/checkpoint.py", 26, "tests/test_checkpoint.py"),
     Module(
         "steps",
         "pneumojax/steps.py",
         26,
-        f"{STEPS}::test_a_pretraining_step_reports_sums_over_images {STEPS}::test_the_moving_average_follows_its_rule "
-        f"{STEPS} tests/training/test_pretrain.py",
+        f"tests/test_pretrain_steps.py::test_a_pretraining_step_reports_sums_over_images "
+        f"{STEPS}::test_the_moving_average_follows_its_rule {STEPS} tests/training/test_pretrain.py",
     ),
 ]
 

@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import functools
 import importlib.metadata
+import json
 import multiprocessing
 import os
 import shutil
@@ -56,6 +57,27 @@ def make_config(data_dir):
     tiny = {"image_px": 32, "cnn_widths": (4, 8), "mlp_widths": (8,), "batch_size": 16, "chunk_steps": 2, "epochs": 3}
     drawing = {"dropout": 0.2, "ema_decay": 0.9, "rotate_degrees": 0.0, "shift": 0.0, "zoom": 0.0}
     return lambda **fields: config_from_dict({"data_dir": str(data_dir), **tiny, **drawing, **fields})
+
+
+@pytest.fixture(scope="module")
+def make_run(data_dir, tmp_path_factory):
+    """`make_run(**fields)`: trains a small perceptron on the phantom set and returns its workdir."""
+    from pneumojax.config import config_from_dict
+    from pneumojax.training.fit import fit
+
+    made = {}
+
+    def make(**fields):
+        key = json.dumps(fields, sort_keys=True)
+        if key not in made:
+            workdir = tmp_path_factory.mktemp("runs") / f"run{len(made)}"
+            small = {"data_dir": str(data_dir), "image_px": 16, "model": "mlp", "mlp_widths": [16], "epochs": 2}
+            small |= {"rotate_degrees": 0.0, "shift": 0.0, "zoom": 0.0}  # Their compilation would take longest.
+            fit(config_from_dict(small | fields), workdir, report=lambda *_: None)
+            made[key] = workdir
+        return made[key]
+
+    return make
 
 
 @pytest.fixture(scope="session", autouse=True)

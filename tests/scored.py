@@ -1,6 +1,8 @@
 """Makes splits with scores of a simulated classifier, in memory and as the files of an evaluation."""
 
+import csv
 import json
+import pathlib
 
 import numpy as np
 
@@ -44,3 +46,14 @@ def write_evaluation(workdir, labels, scores, threshold=0.5, **changes):
     (folder / "predictions.csv").write_text("\n".join(lines) + "\n")
     (folder / "metrics.json").write_text(json.dumps(results))
     return workdir
+
+
+def read_results(workdir, split="validation"):
+    """Reads metrics.json of an evaluation."""
+    return json.loads((pathlib.Path(workdir) / "evaluation" / split / "metrics.json").read_text())
+
+
+def read_csv(workdir, split="validation"):
+    """Reads predictions.csv of an evaluation: a dict for each image."""
+    with (pathlib.Path(workdir) / "evaluation" / split / "predictions.csv").open() as file:
+        return list(csv.DictReader(file))

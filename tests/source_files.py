@@ -1,6 +1,8 @@
 """Writes sources of images and prepared data sets."""
 
+import json
 import pathlib
+import shutil
 import zipfile
 
 NUM_IMAGES = 60
@@ -30,3 +32,13 @@ def read_files(folder: pathlib.Path, prefix: str = "") -> dict[str, bytes]:
 
 def first_image(folder: pathlib.Path) -> pathlib.Path:
     return sorted((folder / "train" / "NORMAL").iterdir())[3]
+
+
+def edit_metadata(data_dir, copy, edit):
+    """Copies a data folder, and changes the metadata of the copy in place with `edit`. Returns the path of the copy."""
+    shutil.copytree(data_dir, copy)
+    (path,) = copy.rglob("metadata.json")
+    metadata = json.loads(path.read_text())
+    edit(metadata)
+    path.write_text(json.dumps(metadata))
+    return str(copy)

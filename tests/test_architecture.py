@@ -1,3 +1,5 @@
+"""Tests of the structure of the code: imports, lengths, docstrings and the names of test files."""
+
 import ast
 import pathlib
 import re
@@ -122,3 +124,22 @@ def test_the_library_does_not_print_or_read_flags_and_compiles_in_the_modules_of
     assert not names & {"print", "flags.FLAGS", "FLAGS"}
     if path.name not in ("steps.py", "parallel.py", "replica_steps.py", "inference.py"):
         assert not names & {"jax.jit", "jax.pmap", "nnx.jit"}
+
+
+# Modules of pneumojax without a test file of their own name.
+WITHOUT_TESTS = {
+    "errors.py": "it only defines the exceptions",
+    "state.py": "it only defines the training state",
+}
+
+
+@EVERY_SOURCE
+def test_every_module_has_a_test_file_of_its_name(path):
+    module = path.relative_to(ROOT / "pneumojax")
+    tests = ROOT / "tests" / module.parent / f"test_{module.name}"
+    if module.name != "__init__.py" and str(module) not in WITHOUT_TESTS:
+        assert tests.is_file(), f"{tests.relative_to(ROOT)} is missing"
+
+
+def test_modules_without_tests_exist():
+    assert all((ROOT / "pneumojax" / name).is_file() for name in WITHOUT_TESTS)

@@ -1,3 +1,5 @@
+"""Tests of files that are written whole or not at all, also if the process is killed."""
+
 import json
 import multiprocessing
 import os

@@ -1,3 +1,5 @@
+"""Compares the losses with scikit-learn, optax and closed forms."""
+
 import jax
 import numpy as np
 import optax

@@ -1,3 +1,5 @@
+"""Tests of the optimizers and of the schedule of the learning rate."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np

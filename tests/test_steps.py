@@ -8,7 +8,6 @@ import dataclasses
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from trainer import (
@@ -27,9 +26,8 @@ from trainer import (
     make_mesh,
 )
 
-from pneumojax import pretrain_steps, steps
+from pneumojax import steps
 from pneumojax.config import AugmentConfig, config_from_dict
-from pneumojax.models import make_pretraining_model
 from pneumojax.optimizer import make_optimizer
 from pneumojax.parallel import put_batches
 from pneumojax.sharding import put
@@ -220,21 +218,3 @@ def test_images_that_a_step_shrinks_train_as_if_they_were_stored_smaller():
         arrays = put(stored, mesh), put(labels, mesh), put_batches(draw_batches(1), config, mesh)
         results.append(jax.device_get(chunk(steps.init_state(config, tx, mesh), *arrays, steps.make_key(config, mesh))))
     assert_near(*results, 1e-5)
-
-
-def test_a_pretraining_step_reports_sums_over_images():
-    config = config_from_dict(PLAIN | {"model": "mlp"})
-    mesh, tx = make_mesh(1), make_optimizer(config.optimizer, 100)
-    chunk = pretrain_steps.make_pretrain_chunk(config, steps.make_graph(config, make_pretraining_model), tx, mesh)
-    state = steps.init_state(config, tx, mesh, make_pretraining_model)
-    # All embeddings are 0, so each view is as similar to its partner as to all others.
-    state = dataclasses.replace(state, params=jax.tree.map(jnp.zeros_like, state.params))
-    arrays = (
-        put(draw_images()[0], mesh),
-        put_batches(draw_batches(1), config, mesh),
-        steps.make_key(config, mesh),
-    )
-    _, metrics = chunk(state, *arrays)
-    np.testing.assert_allclose(metrics["loss"], [BATCH * np.log(2 * BATCH - 1)], rtol=1e-6)
-    np.testing.assert_array_equal(metrics["count"], [BATCH])
-    np.testing.assert_array_equal(metrics["correct"], [1.0])  # The first two views, by their places.

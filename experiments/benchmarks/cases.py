@@ -1,4 +1,4 @@
-"""The cases of a benchmark: the work that is measured, its config, and the peers that do the same work.
+"""Plans the cases of a benchmark: the work that is measured, the config, and the peers that do the same work.
 
 A case is a dict that can be stored as JSON, because each case is measured in its own processes:
   what: the kind of work, a key of WHAT.

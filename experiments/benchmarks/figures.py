@@ -12,12 +12,12 @@ from pneumojax.reporting.figures.style import COLOURS, REFERENCE, make_figure, s
 def save_speeds(
     path: str | Path, curves: Mapping[str, Sequence[Mapping]], x_label: str, title: str, ideal: bool = False
 ) -> None:
-    """Plots images/s against a varied choice on a logarithmic axis, with a band of the quartiles.
+    """Plots images/s against a parameter that varies, on a logarithmic axis, with a band of the quartiles.
 
     Args:
       path: PNG file to write. Its folder must exist.
       curves: {name: points}, each point {"x": float, "median", "low", "high"} in images/s.
-      x_label: name of the varied choice.
+      x_label: name of the parameter.
       title: title of the figure.
       ideal: also draw a line through the first point of the first curve that is proportional to x.
 

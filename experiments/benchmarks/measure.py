@@ -90,10 +90,10 @@ class Training:
 def compile_counted(
     function: jax.stages.Wrapped, arguments: tuple, devices: int, mapped: bool
 ) -> tuple[jax.stages.Compiled, dict]:
-    """Compiles a function and returns it with its costs; arguments as in `compile_chunk`.
+    """Compiles a function and returns it with its costs. The arguments are as in `compile_cost.compile_chunk`.
 
     The costs have the names of the columns of a row of results. On CPU, the bytes are counted with XLA's own
-    convolution algorithms, so that they can be compared with those of an accelerator.
+    convolution algorithms, so that they can be compared with the bytes on an accelerator.
     """
     compiled, costs = compile_chunk(function, arguments, devices, mapped)
     if not uses_xla_algorithms():

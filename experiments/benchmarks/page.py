@@ -13,7 +13,7 @@ from pneumojax.reporting.format import format_bounds
 from pneumojax.reporting.html import Picture, Section, load_picture, render_page
 from pneumojax.reporting.tables import Table
 
-# {varied choice: (label, function that reads its value from a row)}
+# {name of a parameter that can vary: (label, function that reads its value from a row)}
 VARIED = {
     "batch_size": ("Batch size", lambda row: row["batch_size"]),
     "image_px": ("Image size in px", lambda row: row["image_px"]),
@@ -42,7 +42,7 @@ HEADINGS = (
 
 
 def format_row(row: dict) -> tuple[str, ...]:
-    """Returns the cells of a row, in the order of HEADINGS."""
+    """Returns the table cells of a row of results, in the order of HEADINGS."""
     work = [f"{row['model']} {row['image_px']} px", f"batch {row['batch_size']}", row["dtype"]]
     work = work if row["what"] not in ("load", "cache", "decode") else [f"{row['image_px']} px"]
     work += [f"{row['device']['count']} devices"] if row["device"]["count"] > 1 else []
@@ -165,11 +165,11 @@ def format_speed(row: dict | None) -> str:
 
 
 def group_varied(rows: Iterable[dict], varied: str, fewest: int) -> dict[str, list[tuple[float, dict]]]:
-    """Groups rows that differ in one choice only.
+    """Groups rows that differ in one parameter only.
 
     Args:
       rows: rows of results.
-      varied: the choice in which they differ, a key of VARIED.
+      varied: the parameter in which they differ, a key of VARIED.
       fewest: groups with fewer values than this are left out.
 
     Returns:
@@ -185,7 +185,7 @@ def group_varied(rows: Iterable[dict], varied: str, fewest: int) -> dict[str, li
 
 
 def name_group(row: dict, varied: str) -> str:
-    """Describes the choices that all rows of a group share, for a legend."""
+    """Describes the parameters that all rows of a group share, for a legend."""
     parts = [row["framework"], row["model"]]
     parts += [f"{row['image_px']} px"] if varied != "image_px" else []
     parts += [f"batch {row['batch_size']}"] if varied != "batch_size" else []
@@ -196,7 +196,7 @@ def name_group(row: dict, varied: str) -> str:
 
 
 def draw_speeds(results: pathlib.Path, rows: list[dict]) -> list[Picture]:
-    """Plots images/s for each kind of work and each varied choice."""
+    """Plots images/s for each kind of work and each parameter that varies."""
     pictures = []
     for what in ("step", "predict", "epoch"):
         for varied, (label, _) in VARIED.items():
@@ -236,10 +236,10 @@ def draw_roofline(results: pathlib.Path, rows: list[dict]) -> Picture | None:
 
 
 def compute_growth(rows: list[dict]) -> list[dict]:
-    """Fits the growth of the seconds with a varied choice.
+    """Fits the growth of the seconds with a parameter.
 
-    The rows are grouped so that the rows of a group differ in one choice only. Groups with fewer than three values of
-    this choice are left out.
+    The rows are grouped so that the rows of a group differ in one parameter only. Groups with fewer than three values
+    of this parameter are left out.
 
     Returns:
       A dict for each group: {"varied": key of VARIED, "group": description, "values", "seconds", "power"}.

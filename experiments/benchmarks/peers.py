@@ -2,7 +2,7 @@
 
 benchmark.py runs this file with the Python interpreter of --peer_python. It needs torch or keras (with TensorFlow),
 numpy and Pillow, but not pneumojax. It communicates as measure.py does: it prints a JSON line when it is ready, and
-then a JSON line for each line that it reads. The networks are those of pneumojax/models/, the optimizer is AdamW,
+then a JSON line for each line that it reads. The networks are the same as in pneumojax/models/, the optimizer is AdamW,
 images are uint8 on the device, and the augmentation is rotation, shift and zoom.
 """
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 1e-2
-MEAN, STD = 0.5, 0.25  # of pixel values in 0..1
+MEAN, STD = 0.5, 0.25  # of the pixel values 0..1; as in pneumojax/preprocessing.py
 
-# As `measure.Measure`.
+# The same type as `measure.Measure`, which this file cannot import.
 Measure = tuple[dict, Callable[[], dict]]
 
 
@@ -276,7 +276,7 @@ def start_keras(case: dict[str, Any]) -> Measure:
 
 
 def read_files(case: dict[str, Any]) -> list[tuple[str, int]]:
-    """Returns [(path, label), ...] of the JPEG files."""
+    """Reads the list of the JPEG files of a case. Returns [(path, label), ...]."""
     with open(case["files"]) as file:
         return json.load(file)
 

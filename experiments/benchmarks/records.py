@@ -34,7 +34,7 @@ def find_commit() -> str | None:
 
 
 def list_measured_words() -> list[str]:
-    """Returns the words of this command that determine the measured work: all except --resume and LOCAL_FLAGS."""
+    """Returns the arguments of this command that determine the measured work: all except --resume and LOCAL_FLAGS."""
     words, measured = iter(sys.argv[1:]), []
     for word in words:
         name, _, value = word.lstrip("-").partition("=")
@@ -66,10 +66,11 @@ def summarise_samples(samples: list[dict], ready: dict, batch_size: int, first_i
     """Summarises the samples of a case as the measured columns of a row.
 
     Args:
-      samples: a dict for each repeat: {"seconds": float}, for some work also "images" and "host_share".
+      samples: {"seconds": float} for each repeat. "images" (number of images) and "host_share" (share of the time in
+        which the devices waited for the host, 0..1) are optional.
       ready: the first report of the process: device, versions and costs of the compiled program.
       batch_size: number of images in a step.
-      first_is_apart: whether the first repeat is reported separately. The first epoch is, because it decodes the files.
+      first_is_apart: whether the first repeat is reported separately, for example because it also decodes the files.
 
     Returns:
       "seconds" and "images_per_second" from `compute_spread`; "repeats", "images", "first_seconds", "host_share" and
@@ -103,7 +104,7 @@ def compute_spread(numbers: list[float]) -> dict:
 
 
 def set_ratio(rows: list[dict]) -> None:
-    """Adds the column "ratio" to our row: its images/s divided by those of the fastest peer.
+    """Adds the column "ratio" to our row: our images/s divided by the images/s of the fastest peer.
 
     Args:
       rows: our row, followed by the rows of the peers. If they have "first_seconds", our row also gets "first_ratio",

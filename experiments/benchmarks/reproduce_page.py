@@ -68,7 +68,7 @@ def collect_results(paths: list[pathlib.Path], split: str) -> dict[str, dict]:
 
     Returns:
       {system: {"metrics": from `compute_mean_metrics`, "seeds": number of seeds, "seconds": mean training time,
-      "images_per_second": median}}. The name of a system that was trained by the leaky protocol has its suffix.
+      "images_per_second": median}}. If a system was trained by the leaky protocol, its name ends with "_" + LEAKY.
     """
     from pneumojax.evaluation.prediction_files import read_predictions
     from pneumojax.evaluation.summary import compute_mean_metrics

@@ -20,7 +20,7 @@ def is_of(row: dict, same: dict) -> bool:
 
 
 def find_trainings(rows: list[dict], same: dict) -> list[dict]:
-    """Returns the rows of the trainings of a command, sorted by seed. Of several rows with one seed, the last counts.
+    """Returns the rows of the trainings of a command, sorted by seed. If a seed has several rows, the last is used.
 
     Args:
       rows: rows of the results file.
@@ -185,7 +185,7 @@ def _format_seeds(seeds: list[int]) -> str:
 
 
 def _format_difference(rows: list[dict], row: dict, base: dict) -> str:
-    """Formats the mean difference in AUROC over the seeds that both rows have, with its interval."""
+    """Formats the mean difference in AUROC over the seeds that both commands trained, with an interval of the mean."""
     if row is base:
         return ""
     ours, theirs = ({one["seed"]: one["auroc"] for one in find_trainings(rows, of)} for of in (row, base))

@@ -1,7 +1,7 @@
 """The reference systems: public projects that use the same X-rays, and the metrics that they report on test.
 
-The metrics are those of the official test split. experiments/presets/<name>.flags describes how each system is rebuilt
-here.
+The projects measured these metrics on the official test split. experiments/presets/<name>.flags describes how each
+system is rebuilt here.
 """
 
 import dataclasses
@@ -35,7 +35,10 @@ class System:
 
 
 def _macro(accuracy: float, precision: float, recall: float, f1: float) -> dict[str, float]:
-    """Metrics of project e: means over both classes. Its AUC is that of hard decisions, which is the mean recall."""
+    """Returns the metrics of project e, which are means over both classes.
+
+    The project computes its AUC from decisions instead of scores. Such an AUC equals the mean recall.
+    """
     return {"accuracy": accuracy, "precision_macro": precision, "balanced_accuracy": recall, "f1_macro": f1}
 
 

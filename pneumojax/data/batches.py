@@ -10,8 +10,8 @@ from pneumojax.errors import UserError
 def split_epoch(num_images: int, batch_size: int, chunk_steps: int) -> tuple[int, int]:
     """Splits an epoch into chunks of equal length, so that a single compiled program computes all of them.
 
-    The length is near `chunk_steps`. Less than one batch of images, and less than one step for each chunk, is left over
-    and not used in this epoch. Each epoch is shuffled differently, so each leaves out different images.
+    The length is near `chunk_steps`. Images that do not fill a batch, and batches that do not fill a chunk, are not
+    used in this epoch. Each epoch is shuffled differently, so each leaves out different images.
 
     Args:
       num_images: N, images of the training split.

@@ -60,7 +60,7 @@ class Split:
         return self.subtypes if task == "three_class" else (self.subtypes > 0).astype(np.int32)
 
     def select(self, chosen: np.ndarray) -> "Split":
-        """Returns a split of some images. Its fingerprint stays that of the whole split.
+        """Returns a split with some of the images. It keeps the fingerprint of the whole split.
 
         Args:
           chosen: [N] bool, or indices of the images.
@@ -75,8 +75,8 @@ def ensure_prepared(config: DataConfig) -> dict:
       config: the data set and its folder.
 
     Returns:
-      The content of metadata.json: fingerprints, counts, source, and more. With folds, the fingerprints and counts are
-      those of the splits of the config's fold.
+      The content of metadata.json: fingerprints, counts, source, and more. If the config has folds, the fingerprints
+      and counts describe the splits of its fold.
 
     Raises:
       UserError: the data set is not prepared, its metadata are damaged, or it is too small for the folds.
@@ -119,12 +119,15 @@ def _read_prepared(config: DataConfig) -> dict:
 def load_split(config: DataConfig, name: str) -> Split:
     """Loads one split at the image size of the config, from the cache if possible.
 
-    With folds, test is the fold of the config, and validation has 15 % of the other images, as in the prepared data
-    set.
+    If the config has folds, the splits of its fold are loaded instead of the prepared ones: see `folds.split_fold`.
+    If train_share is below 1, the training split has only this share of the images: see `folds.choose_patients`.
 
     Args:
       config: the data set, its folder, the image size and the fold.
       name: train, validation or test.
+
+    Returns:
+      The split.
 
     Raises:
       UserError: the data set is not prepared or damaged, has no such split, or is too small for the folds or for

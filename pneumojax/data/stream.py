@@ -18,8 +18,9 @@ def stream_rows(
 ) -> Iterator[tuple[jax.Array, ...]]:
     """Puts the rows for each call of a compiled function on the devices, in order and before the caller needs them.
 
-    The rows of up to two calls are ready on the devices, and those of up to `READERS` more on the host. A process reads
-    only the rows of its own devices. The iterator has no state to save: to resume, pass a range that starts later.
+    The rows of up to two calls are ready on the devices. The rows of up to `READERS` further calls are ready on the
+    host. A process reads only the rows of its own devices. The iterator has no state to save: to resume, pass a range
+    that starts later.
 
     Args:
       columns: arrays [N, ...] of equal length, such as memory-mapped images and their labels.
@@ -28,10 +29,10 @@ def stream_rows(
       mesh: the devices.
 
     Yields:
-      The rows of one call: [S, B, ...] of each column, sharded over the devices along axis 1.
+      The rows of one call: an array [S, B, ...] for each column, sharded over the devices along axis 1.
 
     Raises:
-      Exception: whatever `choose` or reading a column raises.
+      Exception: an error of `choose`, or of reading a column.
     """
     import grain  # Imported here because it takes seconds, and resident images do not need it.
 

@@ -57,8 +57,8 @@ METHOD = (
 def audit(run: Run, split_name: str) -> dict:
     """Evaluates a run on perturbed images of a split, and baselines on the same split.
 
-    Writes audit.json, audit.html and the folder audit with figures to `<workdir>/evaluation/<split>/`. They replace
-    those of an earlier audit all at once, or not at all. The baselines are fitted on the training split of the same
+    Writes audit.json, audit.html and the folder audit with figures to `<workdir>/evaluation/<split>/`. They replace the
+    files of an earlier audit all at once, or not at all. The baselines are fitted on the training split of the same
     data set. Their image size does not depend on the run, so they are the same for every run on these data.
 
     Args:

@@ -35,7 +35,7 @@ class Baseline:
     Attributes:
       title: short description of the features.
       compute_features: function from a split to [N, F] float64. It may raise an UninformativeError.
-      without_lungs: whether the features contain nothing of the average lung.
+      without_lungs: whether the features are computed without the pixels of the average lung.
     """
 
     title: str

@@ -4,7 +4,7 @@ Scores are calibrated if, for example, 80 % of the images with score 0.8 have pn
 the calibration. Several metrics and a reliability diagram measure it. Bayes' rule converts a probability to another
 prevalence.
 
-Letters in addition to those of the package: P covariates, G points of a grid.
+Additional letters in shapes: P covariates, G points of a grid.
 """
 
 import math

@@ -70,7 +70,7 @@ def compute_mcnemar(right_a: ArrayLike, right_b: ArrayLike) -> dict:
     """Performs McNemar's test of whether one classifier is right more often than the other.
 
     Only discordant images, on which one classifier is right and the other is wrong, contribute. With fewer than 25 of
-    them, the p value is exact (binomial); otherwise it is that of the chi-square statistic without continuity
+    them, the p value is exact (binomial). Otherwise it is computed from the chi-square statistic without continuity
     correction. The test assumes that each image is of a different patient.
 
     Args:

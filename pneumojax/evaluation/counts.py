@@ -3,7 +3,7 @@
 Each row of weights is a resample. An image of weight 2 counts twice. If a metric does not exist in a resample, its
 value is NaN.
 
-Letters in addition to those of the package: K distinct scores.
+Additional letters in shapes: K distinct scores.
 """
 
 import numpy as np
@@ -21,7 +21,7 @@ def count_positives(
 
     Returns:
       (true_positives, false_positives, thresholds): [R, K], [R, K] and [K]. The thresholds are the distinct scores in
-      decreasing order, and the counts are those of the decision score >= threshold.
+      decreasing order. The counts are the numbers of images with score >= threshold.
     """
     order = np.argsort(-scores, kind="stable")
     scores, positive, weights = scores[order], positive[order], weights[:, order]

@@ -1,6 +1,6 @@
 """ROC and precision-recall curves with pointwise 95 % bands from the bootstrap by patient.
 
-Letters in addition to those of the package: K distinct scores, G points of a grid.
+Additional letters in shapes: K distinct scores, G points of a grid.
 """
 
 import numpy as np
@@ -53,8 +53,8 @@ def compute_roc_curve(labels: ArrayLike, scores: ArrayLike, bootstrap: PatientBo
 def compute_pr_curve(labels: ArrayLike, scores: ArrayLike, bootstrap: PatientBootstrap) -> dict | None:
     """Computes the precision-recall curve with its pointwise 95 % band.
 
-    The curve is a step function, as in average precision: the precision at a sensitivity (recall) is that at the
-    largest threshold that reaches the sensitivity.
+    The curve is a step function, as in average precision. For each sensitivity (recall), it shows the precision at the
+    largest threshold that reaches this sensitivity.
 
     Args:
       labels: [N] int or bool; 0 is negative (NORMAL), all others are positive.

@@ -1,6 +1,6 @@
 """Decision curve analysis: is it better to act on the score than to treat everybody, or nobody?
 
-Letters in addition to those of the package: G points of a grid.
+Additional letters in shapes: G points of a grid.
 """
 
 import numpy as np

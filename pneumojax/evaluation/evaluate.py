@@ -56,7 +56,7 @@ def evaluate(predictor: Predictor, split_name: str, rules: ThresholdConfig | Non
     Args:
       predictor: from `open_run`, `open_ensemble` or `open_replicas`.
       split_name: validation or test, or train to see how much was memorised.
-      rules: the rule that chooses the threshold. None: that of the run's config.
+      rules: the rule that chooses the threshold. None: the rule of the run's config.
 
     Returns:
       The content of metrics.json: the result of `summary.compute_statistics`, and "threshold", "counts" and "run".
@@ -80,9 +80,10 @@ def write_evaluation(
     prevalence: float | None,
     more: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict:
-    """Does the part of `evaluate` after the prediction, from given probabilities.
+    """Evaluates given probabilities and writes the files of the evaluation. `evaluate` calls it after the prediction.
 
-    The files replace those of an earlier evaluation all at once, or not at all. Other files in the folder are kept.
+    The new files replace the files of an earlier evaluation all at once, or not at all. Other files in the folder are
+    kept.
 
     Args:
       predictor: the run or ensemble that predicted the probabilities.

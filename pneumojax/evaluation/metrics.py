@@ -8,7 +8,7 @@ The module has two layers. The functions `compute_..._values` return arrays with
 means that the metric does not exist; an example is the sensitivity of a split without positive images. The other
 functions return Python floats, and None with a reason instead of NaN.
 
-Letters in addition to those of the package: K distinct scores.
+Additional letters in shapes: K distinct scores.
 """
 
 import numpy as np
@@ -221,7 +221,17 @@ def count_denominators(
 def count_binary_denominators(
     positive: np.ndarray, scores: np.ndarray, threshold: ArrayLike, bootstrap: PatientBootstrap
 ) -> dict[str, int]:
-    """Counts the same as `count_denominators` for the metrics and arguments of `compute_binary_metrics`."""
+    """Counts the denominators of the metrics of `compute_binary_metrics`. See `count_denominators`.
+
+    Args:
+      positive: [N] bool.
+      scores: [N] float, higher for positive.
+      threshold: a float, or [N] with one for each image.
+      bootstrap: resamples whose patients are counted.
+
+    Returns:
+      {name: number of patients or of pairs of patients}.
+    """
     predicted = compute_decisions(scores, threshold) > 0
     return {
         "auroc": bootstrap.count_pairs(positive),
@@ -234,7 +244,11 @@ def count_binary_denominators(
 
 
 def explain(name: str) -> str:
-    """Returns a sentence with the reason why a metric of `compute_metrics` can be missing, given its name."""
+    """Returns a sentence that explains why a metric does not exist.
+
+    Args:
+      name: name of a metric of `compute_metrics`.
+    """
     metric, _, positive = name.rpartition("_")
     if positive == "macro":
         return f"The {metric} of at least one class does not exist."

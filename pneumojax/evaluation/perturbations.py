@@ -113,7 +113,7 @@ class Perturbation:
     Attributes:
       title: short description of the perturbed image.
       perturb: function from [B, H, W] uint8 to [B, H, W] uint8.
-      without_lungs: whether the perturbed image shows nothing of the average lung.
+      without_lungs: whether the perturbed image shows no part of the average lung.
     """
 
     title: str

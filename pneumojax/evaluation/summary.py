@@ -104,8 +104,8 @@ def compute_curves(
 def compute_mean_metrics(repeats: Sequence[Predictions]) -> dict[str, dict]:
     """Computes the metrics of several trainings of one system on the same images: mean, interval and spread.
 
-    The interval is that of the mean. Each resample contains the same patients for all trainings, so the interval shows
-    how the mean would vary with other patients. The standard deviation shows how the metric varies with the seed.
+    The interval is for the mean. Each resample contains the same patients for all trainings, so the interval shows how
+    the mean would vary with other patients. The standard deviation shows how the metric varies with the seed.
 
     Args:
       repeats: predictions of at least one training, each with its own threshold.
@@ -131,7 +131,7 @@ def compute_mean_metrics(repeats: Sequence[Predictions]) -> dict[str, dict]:
     for name in values[0]:
         rows = np.stack([one[name] for one in values])
         spread = float(rows[:, 0].std(ddof=1)) if len(rows) > 1 and not np.isnan(rows[:, 0]).any() else None
-        # If the mean is 1, every training has 1. The widest of their exact intervals is that of the fewest patients.
+        # If the mean is 1, every training has 1. Of their exact intervals, the widest has the fewest patients.
         fewest = min(one[name] for one in patients) if name in patients[0] else None
         summary = summarise(rows.mean(axis=0), metrics.explain(name), fewest)
         result[name] = summary | {"standard_deviation": spread}

@@ -149,7 +149,7 @@ def compute_operating_points(
 
     Returns:
       {name: {"threshold": as given, "metrics": {name: {"value", "ci95"}}, "confusion_matrix": [2, 2]}}. The metrics
-      are those of `compute_threshold_metrics`, with intervals as in `compute_metrics`. A threshold of None gives
+      are as in `compute_threshold_metrics`, with intervals as in `compute_metrics`. A threshold of None gives
       {"threshold": None, "reason": why}.
 
     Raises:

@@ -1,1 +1,1 @@
-"""Convolution and max-pooling, with the fastest exact algorithm for each device."""
+"""Convolution and max-pooling, with the fastest exact algorithm for each backend."""

@@ -5,25 +5,28 @@ gradients of a convolution into other layouts, and XLA then runs them as plain l
 computes the gradients in the fast layout, with optimization barriers that preserve it. All algorithms are exact up to
 rounding.
 
-The table compares GFLOP/s, or milliseconds, of XLA's own algorithm and of this module's on two cores (Zen 4, peak about
-230 GFLOP/s) at batch 32, both with the flags of `sharding.initialize`. Examples are [px, input -> output channels,
-kernel size / stride].
+Terms: A tap is one position of the kernel, [i, j]. A batch tile is a part of the batch that is small enough for the CPU
+cache. The image gradient and the kernel gradient are the gradients of the loss with respect to images and kernel.
 
-  what                   algorithm                                         example                       XLA   here
-  kernel gradient        convolution of the images, with channels as the   [111, 32 -> 32, 4 / 1]        116    142
-                         batch, by the gradients as kernel; one batch tile [224, 1 -> 32, 3 / 1]          12     63
-                         at a time, so that it stays in the cache
+The table compares XLA's own algorithm with the algorithm of this module, in GFLOP/s or milliseconds (ms). It was
+measured on two cores (Zen 4, peak about 230 GFLOP/s) at batch 32, with the flags of `sharding.initialize`. Shapes are
+[height and width in pixels, input -> output channels, kernel size / stride].
+
+  case                   algorithm of this module                          shape                         XLA   here
+  kernel gradient        convolution of the images by the gradients of     [111, 32 -> 32, 4 / 1]        116    142
+                         the output; the images' channels are the batch;   [224, 1 -> 32, 3 / 1]          12     63
+                         one batch tile at a time
   image gradient         stride 1: convolution by the flipped kernel
                          stride 2: a small convolution for each of four    [56, 64 -> 128, 3 / 2]         65    150
                          phases (even or odd row, even or odd column)      [28, 128 -> 256, 3 / 2]       112    180
-  many channels          `winograd.py`: half the products                  [28, 128 -> 128, 3 / 1]       193    302
-                         the same for the kernel gradient                  [56, 64 -> 64, 3 / 1]         113    150
-                         up to 7 px: the whole batch at once, one matrix   [4, 512 -> 512, 3 / 1]        184    239
-                         product for each kernel column
-  below 5 px             one matrix product for each kernel tap, without   [2, 512 -> 512, 3 / 1]          2    252
-                         the positions where the tap meets padding only
-  grey images            small kernels: the sum over the taps, which XLA   [224, 1 -> 32, 3 / 1]      120 ms  29 ms
-                         fuses with what follows (here max-pooling, tanh)
+  many channels          Winograd, with half the multiplications           [28, 128 -> 128, 3 / 1]       193    302
+                         Winograd for the kernel gradient                  [56, 64 -> 64, 3 / 1]         113    150
+                         up to 7 px: Winograd for the whole batch, one     [4, 512 -> 512, 3 / 1]        184    239
+                         matrix product for each kernel column
+  below 5 px             one matrix product for each kernel tap, only at   [2, 512 -> 512, 3 / 1]          2    252
+                         the positions where the tap meets the image
+  grey images            small kernels: a sum over the taps, which XLA     [224, 1 -> 32, 3 / 1]      120 ms  29 ms
+                         fuses with later operations (max-pooling, tanh)
                          large kernels: convolution of one row, with the   [112, 1 -> 64, 7 / 2]     10.1 ms 5.6 ms
                          kernel's rows as channels
 """
@@ -41,27 +44,41 @@ from pneumojax.ops import winograd, xla
 
 # The smallest output height at which XLA's convolution is faster than a matrix product for each tap.
 MIN_CONVOLUTION_PX = 5
-# The largest kernel of grey images that is written as a sum over its taps. A kernel of size 7 gains nothing from it,
-# and XLA would repeat the sum for each use of the output.
+# The largest kernel for which the convolution of grey images is a sum over the taps. With a kernel of size 7 the sum is
+# not faster, and XLA would repeat it for each use of the output.
 MAX_GREY_SIZE = 3
-# A batch tile of the kernel gradient has at least this many positions. In a smaller one the overhead exceeds what the
-# cache saves. XLA vectorises over its images, so they have a minimum too; with one channel and no stride it vectorises
-# over positions.
+# The smallest number of output positions, summed over its images, in a batch tile of the kernel gradient. In a smaller
+# tile, the overhead exceeds the gain from the cache.
 MIN_TILE_POSITIONS = 12_500
+# The smallest number of images in such a tile, because XLA vectorises over the images. With one channel and stride 1 it
+# vectorises over positions, and there is no such minimum.
 MIN_TILE_IMAGES = 8
-# Up to this output height Winograd's algorithm takes the whole batch, with a matrix product for each kernel column.
+# Up to this output height, Winograd's algorithm computes the whole batch at once, with a matrix product for each kernel
+# column.
 MAX_FEW_PX = 7
-# Winograd's algorithm is used for these kernel sizes, from this output height on, where it saves this many products for
-# each addition. The kernel gradient uses it for the smallest size only. Its batch tiles have their own minimum.
+# Winograd's algorithm is used for these kernel sizes. The kernel gradient uses it for the smallest size only.
 WINOGRAD_SIZES = (3, 4, 5)
+# The smallest output height for Winograd's algorithm.
 MIN_WINOGRAD_PX = 4
+# Winograd's algorithm is used if it saves at least this many multiplications for each addition of its transforms.
 MIN_WINOGRAD_RATIO = 60
+# The smallest numbers of images and of output positions in a batch tile of Winograd's algorithm.
 MIN_WINOGRAD_TILE_IMAGES = 2
 MIN_WINOGRAD_TILE_POSITIONS = 6_000
 
 
 def convolve(images: jax.Array, kernel: jax.Array, stride: int, pad: int) -> jax.Array:
-    """Convolves zero-padded images; arguments and result as of `convolution.convolve`."""
+    """Convolves zero-padded images on CPU. See `convolution.convolve`.
+
+    Args:
+      images: [B, H, W, I], of any float dtype.
+      kernel: [K, K, I, O], of the same dtype.
+      stride: step in pixels, at most K unless K is 1.
+      pad: number of zeros at each edge, less than K.
+
+    Returns:
+      [B, (H + 2 pad - K) // stride + 1, (W + 2 pad - K) // stride + 1, O].
+    """
     size = kernel.shape[0]
     if size == 1:
         return images[:, ::stride, ::stride] @ kernel[0, 0]
@@ -95,22 +112,23 @@ _convolve_few_pixels.defvjp(lambda *args: (_convolve_few_pixels(*args), args[:2]
 
 
 def _convolve_by_taps(images: jax.Array, kernel: jax.Array, stride: int, pads: tuple[int, int]) -> jax.Array:
-    """Sums a matrix product for each kernel tap over the output positions where the tap meets the image."""
+    """Sums one matrix product for each kernel tap. Each covers the output positions where the tap meets the image."""
     size, image_shape = kernel.shape[:2], images.shape[1:3]
     output_shape = [(px + 2 * pad - k) // stride + 1 for px, pad, k in zip(image_shape, pads, size, strict=True)]
 
     def find_overlap(tap: int, px: int, out: int, pad: int) -> tuple[slice, tuple[int, int], bool]:
-        """Returns (pixels, margins, meets) of a tap in one spatial dimension.
+        """Finds the output positions in one spatial dimension where a tap meets the image, not only the padding.
 
-        pixels is the slice of the image under the tap. margins are the numbers of output positions before and after
-        those where the tap meets the image. meets is whether there are such positions.
+        Returns:
+          (pixels, margins, meets): the slice of the image that the tap meets, the numbers of output positions before
+          and after this slice, and whether the tap meets the image at all.
         """
         first, end = max(0, -((tap - pad) // stride)), min(out, (px - 1 + pad - tap) // stride + 1)
         start = first * stride + tap - pad
         return slice(start, start + stride * (end - first - 1) + 1, stride), (first, out - end), end > first
 
     products = []
-    taps = jnp.split(kernel.reshape(-1, *kernel.shape[2:]), math.prod(size))  # The gradient of a split is one array.
+    taps = jnp.split(kernel.reshape(-1, *kernel.shape[2:]), math.prod(size))  # Its gradient is a single array.
     for position, tap in zip(np.ndindex(*size), taps, strict=True):
         overlaps = map(find_overlap, position, image_shape, output_shape, pads)
         pixels, margins, meets = zip(*overlaps, strict=True)
@@ -121,7 +139,7 @@ def _convolve_by_taps(images: jax.Array, kernel: jax.Array, stride: int, pads: t
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _convolve_grey(images: jax.Array, kernel: jax.Array, stride: int, pad: int) -> jax.Array:
-    """Sums over the kernel's taps; XLA fuses the sum with what follows."""
+    """Convolves grey images as a sum over the kernel's taps. XLA fuses the sum with the operations that follow it."""
     padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
     size = kernel.shape[0]
     rows, columns = (stride * ((px - size) // stride) + 1 for px in padded.shape[1:3])
@@ -143,9 +161,9 @@ def _convolve_on_cpu(images: jax.Array, kernel: jax.Array, stride: int, pad: int
 
 
 def _convolve_grey_by_rows(images: jax.Array, kernel: jax.Array, stride: int, pad: int) -> jax.Array:
-    """Convolves grey images with the kernel's rows, and the columns of a stride, as channels.
+    """Convolves grey images with a kernel of one row, which has more channels. XLA computes this faster.
 
-    The convolution then has one row and sums over more channels, which XLA computes faster.
+    The channels are the rows of the original kernel and, if the stride is above 1, `stride` adjacent columns.
     """
     size = len(kernel)
     height, width = ((px + 2 * pad - size) // stride + 1 for px in images.shape[1:3])
@@ -172,7 +190,8 @@ def _is_for_winograd(height: int, kernel_shape: tuple[int, ...], stride: int, dt
 def _convolve_by_winograd(images: jax.Array, kernel: jax.Array, pad: int) -> jax.Array:
     """Applies Winograd's algorithm to one batch tile at a time, so that its sums stay in the cache.
 
-    A single tile would need no loop. Without one, XLA would repeat the operations that produced the images.
+    If the batch is a single tile, XLA's own algorithm is used. Without a loop over tiles, XLA would fuse Winograd's
+    algorithm with the operations that produced the images, and repeat them.
     """
     batch, *image_shape = images.shape[:3]
     shape = [px + 2 * pad + 1 - len(kernel) for px in image_shape]
@@ -207,16 +226,20 @@ for algorithm in (_convolve_grey, _convolve_on_cpu):
 def _compute_image_grads(
     grads: jax.Array, kernel: jax.Array, stride: int, pad: int, image_shape: tuple[int, ...]
 ) -> jax.Array:
-    """For each phase of the stride, convolves the output's gradients with the flipped taps that meet its pixels."""
+    """Computes the image gradient from the gradients of the output.
+
+    With stride s, the pixels have s * s phases: pixel [y, x] has the phase [y % s, x % s]. All pixels of a phase meet
+    the same kernel taps. Their gradients are a convolution of the output's gradients by these taps, flipped.
+    """
     if _is_for_winograd(image_shape[0], kernel.shape, stride, grads.dtype):
-        # The loop keeps XLA from flipping the kernel again for each sum over its rows.
+        # Without a loop, XLA would flip the kernel again for each sum over its rows.
         flipped = lax.map(lambda row: row[::-1].swapaxes(1, 2), kernel[::-1])
         return _convolve_by_winograd(grads, flipped, len(kernel) - 1 - pad)
 
     def plan(phase: int, px: int, out: int) -> tuple[int, tuple[int, int]]:
-        """Returns (first tap, padding of the gradients) for the pixels phase, phase + stride, ... of one dimension."""
+        """Returns (first tap, padding of the gradients) for the pixels of a phase in one spatial dimension."""
         first = (phase + pad) % stride
-        last = (kernel.shape[0] - 1 - first) // stride  # Index of the last one of first, first + stride, ...
+        last = (kernel.shape[0] - 1 - first) // stride  # The last index in the list first, first + stride, ...
         reach = (phase + pad) // stride
         return first, (last - reach, -(-px // stride) + reach - out)
 
@@ -227,7 +250,8 @@ def _compute_image_grads(
         taps = kernel[top::stride, left::stride][::-1, ::-1].swapaxes(2, 3)
         operand, padding = grads, [rows, columns]
         if min(*rows, *columns) < 0:
-            # XLA's CPU convolution reads beyond an operand that its padding crops at one edge and extends at the other.
+            # If the padding is negative at one edge and positive at the other, XLA's CPU convolution reads outside of
+            # its operand. lax.pad does not.
             operand = lax.pad(grads, jnp.zeros((), grads.dtype), [(0, 0, 0), (*rows, 0), (*columns, 0), (0, 0, 0)])
             padding = [(0, 0), (0, 0)]
         return xla.convolve(operand, lax.optimization_barrier(taps), 1, padding)
@@ -239,9 +263,13 @@ def _compute_image_grads(
 
 
 def _compute_kernel_grads(images: jax.Array, grads: jax.Array, stride: int, pad: int, size: int) -> jax.Array:
-    """Convolves the images, with channels as the batch, by the output's gradients as a large kernel, tile by tile."""
+    """Computes the kernel gradient as a sum over batch tiles.
+
+    In each tile, the images are convolved by the output's gradients, which have the role of a large kernel. The
+    channels of the images have the role of the batch.
+    """
     batch, height, width, features = grads.shape
-    # Rows and columns of the padded image, at its lower and right edge, that no kernel position covers.
+    # The numbers of rows and columns at the lower and right edge of the padded images that the kernel never reaches.
     dimensions = zip(images.shape[1:3], (height, width), strict=True)
     rest = [px + 2 * pad - size - stride * (out - 1) for px, out in dimensions]
     padding = [(pad, pad - r) for r in rest]
@@ -267,16 +295,17 @@ def _compute_kernel_grads(images: jax.Array, grads: jax.Array, stride: int, pad:
 
 
 def _take_batch_tile(x: jax.Array, tiles: int, i: jax.Array) -> jax.Array:
-    """Returns the i-th of equal batch tiles. It has every `tiles`-th image, so each device has a part of each tile."""
+    """Returns batch tile i: the images i, i + tiles, i + 2 * tiles, ... Each device has a part of each tile."""
     return lax.dynamic_index_in_dim(x.reshape(-1, tiles, *x.shape[1:]), i, 1, keepdims=False)
 
 
 def _count_batch_tiles(batch: int, positions: int, min_images: int, min_positions: int) -> int:
-    """Returns the largest number of equal batch tiles that give each device `min_images` and `min_positions` at least.
+    """Returns the number of batch tiles. Each device gets at least `min_images` and `min_positions` of each tile.
 
-    If no number above 1 does, a single device uses two tiles. Without a loop, XLA would fuse the operations that
-    produced the images into their transposition, where they are many times slower. Several devices use one tile,
-    because each tile costs a sum over the devices.
+    The result is the largest number of tiles of equal size that satisfies this. If no number above 1 does, a single
+    device uses two tiles. Without a loop over tiles, XLA would fuse the operations that produced the images into their
+    transposition, where they are many times slower. Several devices use one tile, because each tile requires a sum over
+    the devices. A single device also uses one tile if the batch size is odd.
     """
     devices = jax.device_count()
 

@@ -14,15 +14,17 @@ Result = TypeVar("Result")
 
 
 def compute_unfused(function: Callable[[*Arrays], Result], *arrays: *Arrays) -> Result:
-    """Computes `function(*arrays)`. On CPU, XLA does not fuse it with the operations around it.
+    """Computes `function(*arrays)`. On CPU, XLA does not fuse the function with other operations.
 
-    XLA then does not repeat these operations for each use of the result. It also rounds them in the same way wherever
-    the function is used, because rounding depends on fusion. An optimization barrier would not be enough: XLA's CPU
-    backend removes it before fusion. A branch of a conditional stays a separate computation.
+    This has two uses. XLA does not repeat the function for each use of its result. The result is also rounded in the
+    same way in every program, because rounding depends on fusion.
+
+    The function is a branch of a conditional, which XLA compiles as a separate computation. An optimization barrier
+    around it would not be enough, because XLA's CPU backend removes barriers before fusion.
 
     Args:
-      function: a function of arrays that returns a tree of arrays.
-      *arrays: the arguments of `function`, trees of arrays.
+      function: a function that takes and returns pytrees of arrays.
+      *arrays: the arguments of `function`, pytrees of arrays.
 
     Returns:
       The result of `function`.

@@ -16,24 +16,25 @@ from flax import nnx
 from pneumojax.ops.fusion import compute_unfused
 from pneumojax.ops.xla import uses_xla_algorithms
 
-# Marks a row or column that is not in the window.
+# An index that no pixel in a window has, for the rows and columns outside of the window.
 OUTSIDE = -9
 
 
 def max_pool(images: jax.Array, window: int, valid: bool = False) -> jax.Array:
     """Applies max-pooling at stride 2.
 
-    Increasing functions such as ReLU and tanh should be applied after the pooling. They give the same result as before
-    it, at a quarter of the cost.
+    Apply increasing functions, such as ReLU and tanh, after the pooling. The result is the same as before the pooling,
+    at a quarter of the cost.
 
     Args:
-      images: [B, H, W, C].
-      window: 2 (padded at the lower and right edge if H or W is odd) or 3 (padded by 1 at each edge).
-      valid: no padding. It needs window 2 and at least 2 rows and columns. If H or W is odd, the last row or column is
-        dropped.
+      images: [B, H, W, I] with I channels, of any float dtype.
+      window: height and width of the window in pixels. 2: padded at the lower and right edge if H or W is odd. 3:
+        padded by 1 pixel at each edge.
+      valid: no padding. It requires window 2 and at least 2 rows and columns. If H or W is odd, the last row or column
+        is dropped.
 
     Returns:
-      [B, ceil(H / 2), ceil(W / 2), C], or [B, H // 2, W // 2, C] if valid.
+      [B, ceil(H / 2), ceil(W / 2), I], or [B, H // 2, W // 2, I] if valid, of the same dtype.
     """
     if valid:
         images = images[:, : images.shape[1] // 2 * 2, : images.shape[2] // 2 * 2]
@@ -49,7 +50,10 @@ def _max_pool_on_cpu(images: jax.Array, window: int) -> jax.Array:
 
 
 def _find_maxima(images: jax.Array, window: int) -> tuple[jax.Array, jax.Array]:
-    """Returns (maximum of each window, its position in the window as int8). Of equal values, the first counts."""
+    """Returns the maximum of each window, and its position in the window as int8.
+
+    The position is row * window + column. If several pixels have the maximum, it is the position of the first one.
+    """
     image_shape = images.shape[1:3]
     rows, columns = ((px + 1) // 2 for px in image_shape)
     padding = [(window - 2, px % 2) for px in image_shape]
@@ -65,19 +69,22 @@ def _find_maxima(images: jax.Array, window: int) -> tuple[jax.Array, jax.Array]:
 
 
 def _max_pool_forward(images: jax.Array, window: int) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    # If this were fused, XLA would repeat the search for each use of the maxima, for example in a residual network.
+    # With fusion, XLA would repeat the search for each use of the maxima, for example in a residual network.
     maxima, positions = compute_unfused(lambda images: _find_maxima(images, window), images)
     return maxima, (positions, images)
 
 
 def _max_pool_backward(window: int, saved: tuple[jax.Array, jax.Array], grads: jax.Array) -> tuple[jax.Array]:
-    positions, images = saved  # Only the shape of the images is used, so XLA does not store them.
-    # The index in window i of image rows (or columns) 2 i and 2 i + 1. Windows of size 3 overlap, so the second entry
-    # has the indices in window i + 1.
+    positions, images = saved  # Only the shape of the images is used. XLA does not store their values.
+    # overlaps[d] has the row index of the image rows 2 i and 2 i + 1 within window i + d. The same holds for columns.
+    # Windows of size 3 overlap, so a row can be in two of them.
     overlaps = np.array([[0, 1]] if window == 2 else [[1, 2], [OUTSIDE, 0]])
 
     def compute_share(down: int, right: int) -> jax.Array:
-        """Returns the gradients from the windows that are shifted by `down` rows and `right` columns."""
+        """Returns the gradients that the pixels in rows 2 i, 2 i + 1 get from the windows in row i + down.
+
+        The same holds for columns and `right`. The result is [B, rows, 2, columns, 2, I].
+        """
         chosen, shifted = (
             jnp.pad(x[:, down:, right:], ((0, 0), (0, down), (0, right), (0, 0)))[:, :, None, :, None]
             for x in (positions, grads)

@@ -1,16 +1,16 @@
-"""XLA's own algorithms: whether they are used in place of this package's, and its convolution."""
+"""XLA's own convolution, and a switch between XLA's own algorithms and the algorithms of this package."""
 
 from collections.abc import Sequence
 
 import jax
 from jax import lax
 
-# What is traced inside `with xla_algorithms(True):` uses XLA's own algorithms on every backend.
+# Functions that are traced inside of `with xla_algorithms(True):` use XLA's own algorithms on every backend.
 xla_algorithms = jax.make_user_context(False)
 
 
 def uses_xla_algorithms() -> bool:
-    """Whether functions that are traced now use XLA's own algorithms. On other backends than CPU they always do."""
+    """Returns whether functions that are traced now use XLA's own algorithms. On GPU and TPU they always do."""
     return xla_algorithms.value or jax.default_backend() != "cpu"
 
 
@@ -21,7 +21,18 @@ def convolve(
     padding: Sequence[tuple[int, int]],
     rhs_dilation: tuple[int, int] | None = None,
 ) -> jax.Array:
-    """Convolves [B, H, W, I] images by a kernel [K, L, I, O]; `padding` and `rhs_dilation` as in `lax`."""
+    """Convolves images with `lax.conv_general_dilated`.
+
+    Args:
+      images: [B, H, W, I].
+      kernel: [K, L, I, O], of the same dtype.
+      stride: step in pixels, in both spatial dimensions.
+      padding: (before, after) in pixels for each spatial dimension.
+      rhs_dilation: distance of adjacent kernel rows and of adjacent kernel columns in pixels; None: 1.
+
+    Returns:
+      [B, H', W', O], of the same dtype.
+    """
     layout = ("NHWC", "HWIO", "NHWC")
     return lax.conv_general_dilated(
         images, kernel, (stride, stride), padding, rhs_dilation=rhs_dilation, dimension_numbers=layout

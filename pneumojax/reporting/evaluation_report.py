@@ -109,7 +109,7 @@ def make_report(
 
 
 def _summarise(results: Mapping) -> list[str]:
-    """What was scored and what came out, in plain language."""
+    """Returns the first paragraphs: the evaluated images and the main results, in plain language."""
     run, counts, metrics, threshold = (results[name] for name in ("run", "counts", "metrics", "threshold"))
     classes = ", ".join(f"{number:,} {name}" for name, number in counts["classes"].items())
     synthetic = run["data"]["synthetic"]
@@ -190,7 +190,7 @@ def _show_curves(directory: pathlib.Path) -> html.Section:
 
 
 def _show_decisions(results: Mapping, directory: pathlib.Path) -> html.Section:
-    """The confusion matrix of each operating point, with the rates of its rows and columns."""
+    """Shows the confusion matrix of each operating point, with the rates of its rows and columns."""
     counts, threshold = results["counts"], results["threshold"]
     own = {"threshold": threshold["value"], "confusion_matrix": counts["confusion_matrix"]["at_threshold"]}
     points = {_format_name(name): point for name, point in results["operating_points"].items()}

@@ -19,8 +19,8 @@ def format_interval(metric: Mapping, spec: str = ".3f", missing: str = "-") -> s
     """Formats a number with its 95 % interval, such as "0.967 (0.951 to 0.980)".
 
     Args:
-      metric: {"value": float or None, "ci95": (low, high) or None}. If it also has a "standard_deviation" that is not
-        None, the text is such as "0.967 ± 0.004 (0.951 to 0.980)".
+      metric: {"value": float or None, "ci95": (low, high) or None}. An optional "standard_deviation" is shown as in
+        "0.967 ± 0.004 (0.951 to 0.980)".
       spec: format specification of each number. A "+" in it does not apply to the standard deviation.
       missing: the text if the value is None.
     """

@@ -27,7 +27,7 @@ def _tpu(tflops: float, gigabytes_per_second: float) -> Chip:
     return Chip({"float32": tflops * 1e12, "bfloat16": tflops * 1e12}, gigabytes_per_second * 1e9)
 
 
-# Keys are values of jax.Device.device_kind. Rates are those of dense products, half of NVIDIA's rates "with sparsity".
+# Keys are values of jax.Device.device_kind. Rates are for dense products, half of NVIDIA's rates "with sparsity".
 # GPUs (source: the data sheet named in each line): bfloat16 is the rate of the tensor cores. float32 is TensorFloat-32
 # from Ampere on, which XLA uses there, and plain float32 on V100 and T4, which do not support bfloat16.
 # TPUs (source: the pages "TPU v3", "TPU v4", ... of Google's Cloud TPU documentation): bfloat16 for both types. A JAX

@@ -16,7 +16,7 @@ from pneumojax.training.plan import TrainingPlan
 
 logger = logging.getLogger(__name__)
 
-LOG_SECONDS = 10  # between two lines of progress
+LOG_SECONDS = 10  # interval of the progress messages
 
 
 def make_extract_split(plan: TrainingPlan, state: TrainState, key: jax.Array) -> Callable[[Split, int], np.ndarray]:

@@ -16,13 +16,17 @@ from pneumojax.training.plan import TrainingPlan
 
 
 def load_initial_weights(plan: TrainingPlan, states: Sequence[TrainState]) -> list[TrainState]:
-    """Replaces the weights of fresh states by those of the file that the config names.
+    """Replaces the weights of initial states by the weights in the file `--pretrained`.
 
-    It warns if the file is a backbone that was pretrained on other images than those of the plan.
+    It logs a warning if the file is a backbone of pretrain.py and its images were not the training images of the plan.
 
     Args:
       plan: the training.
-      states: the state of a run, or of each replica. A classifier that the file does not replace keeps its weights.
+      states: the initial state of a run, or of each replica. If the file has no classifier that fits, the classifier
+        keeps its weights.
+
+    Returns:
+      The states with the new weights.
 
     Raises:
       UserError: the file cannot be read or belongs to another network.

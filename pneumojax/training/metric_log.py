@@ -24,7 +24,7 @@ Report = Callable[[dict[str, float], int], bool | None]
 
 
 def report_nothing(row: dict[str, float], total_steps: int) -> None:
-    """A `Report` that ignores its rows."""
+    """A `Report` that does nothing."""
     del row, total_steps
 
 
@@ -61,18 +61,28 @@ def watch(arrays: Any) -> Watch:
 
 
 class ChunkLog(Protocol):
-    """What a training calls for each chunk: a `MetricLog`, or the logs of several replicas."""
+    """The interface by which a training logs its chunks: a `MetricLog`, or the logs of several replicas."""
 
     stop_requested: int
 
     def start_size(self, costs: dict[str, float]) -> None:
-        """Called before the first chunk of an image size, with its cost."""
+        """Called before the first chunk of an image size.
+
+        Args:
+          costs: the cost of a step at this size, from `compile_cost.compile_chunk`.
+        """
 
     def start_chunk(self) -> None:
         """Called before the host prepares a chunk."""
 
     def end_chunk(self, step: int, sums: dict[str, jax.Array], chunk: Watch) -> None:
-        """Called after a chunk was dispatched."""
+        """Called after a chunk was dispatched.
+
+        Args:
+          step: training steps of the run after this chunk.
+          sums: {metric: [S] float32} on the devices, each a sum over the images of a batch.
+          chunk: the times of the chunk.
+        """
 
     def flush(self) -> None:
         """Called after the last chunk of an epoch."""
@@ -116,15 +126,15 @@ class MetricLog:
         self.ended: float | None = None
 
     def start_size(self, costs: dict[str, float]) -> None:
-        """Sets the cost of a chunk at a new image size. The row of its first chunk has this cost instead of a speed."""
+        """Stores the cost of a step at a new image size. The row of the first chunk has it instead of a speed."""
         self.costs, self.ended = costs, None
 
     def start_chunk(self) -> None:
-        """Marks the start of the host's work for a chunk. From now on, an idle device is waiting for the host."""
+        """Stores when the host starts to prepare a chunk. A device that is idle after this waits for the host."""
         self.started = time.perf_counter()
 
     def end_chunk(self, step: int, sums: dict[str, jax.Array], chunk: Watch) -> None:
-        """Takes the metrics of a chunk that was just dispatched, and writes the row of the previous chunk."""
+        """Stores the metrics of a chunk that was just dispatched, and writes the row of the previous chunk."""
         current = (step, sums, self.started, chunk)
         self.flush()
         self.pending = current
@@ -155,7 +165,7 @@ class MetricLog:
         self._write(step, row | self._compute_speed(started, chunk, count, len(losses)))
 
     def _compute_speed(self, started: float, chunk: Watch, images: float, num_steps: int) -> dict[str, float]:
-        """Returns the `perf/` columns of a chunk: its speed, or its cost if it is the first one of its image size."""
+        """Returns the `perf/` columns of a chunk: in the first chunk of a size the cost of a step, then the speed."""
         before, self.ended = self.ended, chunk.wait_end()
         if before is None:
             return self.costs

@@ -46,36 +46,36 @@ class TrainingPlan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Training steps per epoch."""
+        """Number of training steps in an epoch."""
         return self.chunks * self.chunk_steps
 
     @property
     def total_steps(self) -> int:
-        """Training steps of the whole run."""
+        """Number of training steps in the whole run."""
         return self.config.train.epochs * self.steps_per_epoch
 
     @property
     def mapped(self) -> bool:
-        """Whether a chunk is written for one device's shard: by shard_map, by pmap, or of whole replicas per device."""
+        """Whether a chunk is a program for one device: with shard_map, with pmap, or with whole replicas per device."""
         train = self.config.train
         return train.parallel != "jit" or (train.replicas > 1 and replicas_partitioned(train.replicas, self.mesh))
 
     @property
     def image_sizes(self) -> tuple[int, ...]:
-        """Image sizes in pixels that the run trains on, in order; equal shares of the epochs each."""
+        """The image sizes in pixels, in the order of training. Each has an equal share of the epochs."""
         return self.config.data.progressive_px or (self.config.data.image_px,)
 
     def find_size(self, step: int) -> int:
-        """Index into `image_sizes` of the chunk that starts at `step`."""
+        """Returns the index in `image_sizes` of the size of the chunk that starts at `step`."""
         epoch = step // self.steps_per_epoch
         return epoch * len(self.image_sizes) // self.config.train.epochs
 
     def labels(self) -> np.ndarray:
-        """[N] int32 class indices of the training images."""
+        """Returns the class indices of the training images, [N] int32."""
         return self.data.labels(self.config.model.task)
 
     def class_weights(self) -> np.ndarray:
-        """[C] float32 weights of the classes in the loss."""
+        """Returns the weights of the classes in the loss, [C] float32."""
         return compute_class_weights(self.labels(), self.config.model.task, self.config.optimizer.class_weights)
 
 

@@ -1,8 +1,9 @@
 """Hyperparameter search: optuna proposes configs, each is trained, and trials with a low val/auroc are pruned.
 
-The study is in an SQLite file that several processes can share. Each trial is a run in its own folder. A trial that was
-stopped or killed resumes in the same folder from its checkpoint; optuna counts it as a new trial. Trials are compared
-by val/auroc only. The test split is never used.
+A trial is the training of one config, in its own folder. optuna stores all trials of a search, which it calls a study,
+in an SQLite file that several processes can share. A trial that was stopped or killed resumes from its checkpoint in
+the same folder. optuna stores this as another trial. Trials are compared by val/auroc only. The test split is never
+used.
 """
 
 import contextlib
@@ -36,13 +37,13 @@ HEARTBEAT_SECONDS = 10  # interval at which a running trial records that its pro
 GRACE_SECONDS = 60  # a trial without a heartbeat for this long counts as dead
 POLL_SECONDS = 2  # interval of the checks for trials of other processes that have finished
 
-# Pruning takes place after 1/9 and 1/3 of the epochs. Of the trials that got so far, the best third continues (Li et
-# al., A system for massively parallel hyperparameter tuning, 2020: asynchronous successive halving).
+# Trials are pruned after 1/9 and 1/3 of the epochs. The best third of the trials that reached this epoch continues (Li
+# et al., A system for massively parallel hyperparameter tuning, 2020: asynchronous successive halving).
 REDUCTION = 3
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal, whose number is the attribute `number`, ended a trial."""
+    """A signal stopped a trial. The attribute `number` is the number of the signal."""
 
     def __init__(self, number: int):
         super().__init__()
@@ -79,9 +80,12 @@ def open_search(
       base: the config whose fields are varied. Its seed also seeds the proposals.
       space: {field: its range or choices}, from `search_space.read_space`.
 
+    Returns:
+      The open search.
+
     Raises:
-      UserError: the file is damaged, locked or holds another search; the data are not prepared; or the selection split
-        is not validation.
+      UserError: the file is damaged, is locked or contains another search; the data set is not prepared; or the
+        selection split is not validation.
     """
     if base.data.selection_split != "validation":
         raise UserError("a search compares trials on validation: give --selection_split=validation (the default).")
@@ -112,9 +116,10 @@ def open_search(
 
 
 def run_trials(search: Search, trials: int, report: Callable[[dict, int], None]) -> None:
-    """Runs trials until the study has `trials` finished ones.
+    """Runs trials until the study has `trials` finished trials.
 
-    Trials of other processes count too. Once no new trial is needed, this waits until the others have finished theirs.
+    Trials of other processes are included in this number. If their running trials suffice, the function waits until
+    they have finished.
 
     Args:
       search: from `open_search`.
@@ -136,8 +141,9 @@ def run_trials(search: Search, trials: int, report: Callable[[dict, int], None])
             running = states.count(TrialState.RUNNING)
             left = trials - states.count(TrialState.COMPLETE) - states.count(TrialState.PRUNED)
             if running < left:
-                # The proposal depends on the seed and on the number of the trial only. A trial that resumes keeps its
-                # number, so a search that was stopped or killed makes the same proposals as an undisturbed one.
+                # The seed of a proposal depends only on the seed of the search and on the number of the trial. A trial
+                # that resumes keeps its number, so an interrupted search makes the same proposals as an uninterrupted
+                # one.
                 seed = np.random.SeedSequence([search.base.train.seed, count_begun(study)]).generate_state(1)[0]
                 study.sampler = optuna.samplers.TPESampler(seed=int(seed))
                 with contextlib.ExitStack() as alive:
@@ -187,8 +193,8 @@ def compute_importances(search: Search) -> dict[str, float] | None:
     """Computes the importance of each field for the AUROC of the complete trials.
 
     Returns:
-      {field: the share of the AUROC's variance that it explains}; the shares sum to 1. None if fewer than four trials
-      are complete or all have the same AUROC.
+      {field: share of the variance of the AUROC that the field explains}. The shares sum to 1. None if fewer than four
+      trials are complete, or if all have the same AUROC.
 
     References:
       Hutter, Hoos and Leyton-Brown, An efficient approach for assessing hyperparameter importance, 2014: fANOVA.
@@ -202,7 +208,7 @@ def compute_importances(search: Search) -> dict[str, float] | None:
 
 
 def _define(base: Config, space: dict[str, Range | Choices]) -> dict:
-    """Returns what defines a search. Processes can share a study only if their definitions are equal."""
+    """Returns the definition of a search. Processes can share a study only if their definitions are equal."""
     config = config_to_dict(base)
     fields = [field.name for field in config_fields() if field.metadata["identity"] and field.name not in space]
     ranges = {
@@ -242,16 +248,16 @@ def _run_trial(
 ) -> float:
     """Trains or resumes one trial and returns its best val/auroc.
 
-    `release` releases the lock of `search_storage.hold`, so that other processes can start a trial. `alive` receives
-    the lock on the trial's folder, which shows other processes that this one is alive. The caller holds it until optuna
-    has stored the outcome of the trial.
+    `release` releases the lock of `search_storage.hold`, so that other processes can start a trial. The lock on the
+    trial's folder shows other processes that this one is alive. It is entered into `alive`, because it must be held
+    until optuna has stored the result of the trial.
     """
     values = _suggest(search.space, trial)
     name = trial.user_attrs.get("directory", f"trial_{count_begun(search.study)}")
     workdir = search.workdir / name
     workdir.mkdir(parents=True, exist_ok=True)
     alive.enter_context(lock_folder(workdir))
-    trial.set_user_attr("directory", name)  # A trial that is killed after this line is resumed.
+    trial.set_user_attr("directory", name)  # A trial that is killed after this can resume.
     release()
     words = ", ".join(f"{field} {_format(value)}" for field, value in values.items())
     logger.info("%s (%d wanted): %s", name, trials, words)
@@ -271,11 +277,11 @@ def _run_trial(
 def _train(
     search: Search, trial: optuna.Trial, workdir: pathlib.Path, config: Config, report: Callable[[dict, int], None]
 ) -> float:
-    """Trains until the last epoch, or until the trial is pruned or stopped."""
+    """Trains one config until the last epoch, or until the trial is pruned or stopped. Returns the best val/auroc."""
     reported = set()
 
     def report_validation(row: dict) -> bool:
-        """Reports a validation to optuna once, and returns whether the trial is pruned."""
+        """Reports each validation to optuna only once. Returns whether the trial must be pruned."""
         epoch = round(row["epoch"])
         if "val/auroc" not in row or epoch in reported:
             return False
@@ -287,7 +293,7 @@ def _train(
         report(row, total_steps)
         return report_validation(row)
 
-    # Rows of an earlier start, up to its checkpoint. The training logs the later ones once more.
+    # The rows of an earlier start, up to its checkpoint. The resumed training logs the later rows again.
     saved = find_latest_step(workdir) or 0
     rows = [row for row in read_rows(workdir / "metrics.jsonl") if row["step"] <= saved]
     pruned, curves = any([report_validation(row) for row in rows]), workdir / "learning_curves.png"
@@ -317,7 +323,7 @@ def _suggest(space: dict[str, Range | Choices], trial: optuna.Trial) -> dict:
 
 
 def _read_values(space: dict[str, Range | Choices], params: dict) -> dict:
-    """Converts optuna's parameters to values of config fields. In optuna, a tuple is a string."""
+    """Converts optuna's parameters to values of config fields. optuna stores a tuple as a string."""
     values = {}
     for name, param in params.items():
         allowed = space[name]

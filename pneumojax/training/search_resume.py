@@ -1,7 +1,7 @@
 """Resumes the trials of a search that were stopped, were killed or failed.
 
-Each start of a trial is a separate trial in optuna. The starts of one trial have the same user attribute "directory",
-the name of its folder.
+If a trial is started several times, optuna stores each start as a separate trial. All starts of a trial have the same
+user attribute "directory", which is the name of the trial's folder.
 """
 
 import collections
@@ -17,21 +17,25 @@ from pneumojax.files import lock_folder
 
 logger = logging.getLogger(__name__)
 
-# A trial is not resumed any more after its process was killed, or it failed, this often. Its config may be the cause.
+# After so many starts in which a trial failed or its process was killed, the trial is not resumed again, because its
+# config may be the cause.
 MAX_KILLED = 3
 
 
 class Storage(optuna.storages.RDBStorage):
-    """The file of a study. A heartbeat that cannot be stored, because the disk is full, does not end the next ones."""
+    """The SQLite storage of a study. If a heartbeat cannot be stored, for example on a full disk, later ones are sent.
+
+    In optuna's own class, the thread that sends heartbeats would end.
+    """
 
     def record_heartbeat(self, trial_id: int) -> None:
-        """Stores that a trial is alive, as `optuna.storages.RDBStorage`. The other writes report that they fail."""
+        """Stores that a trial is alive. Errors are ignored here, because all other writes report a full disk."""
         with contextlib.suppress(optuna.exceptions.StorageInternalError):
             super().record_heartbeat(trial_id)
 
 
 def count_begun(study: optuna.Study) -> int:
-    """Counts the trials that were started. This is also the number of the next new trial."""
+    """Counts the trials that were started, each once. The next new trial has this number."""
     names = [trial.user_attrs.get("directory", "") for trial in study.get_trials(deepcopy=False)]
     return max((int(name.removeprefix("trial_")) + 1 for name in names if name), default=0)
 
@@ -39,9 +43,11 @@ def count_begun(study: optuna.Study) -> int:
 def fail_dead_trials(study: optuna.Study, workdir: pathlib.Path) -> None:
     """Marks the trials of killed processes as failed, without waiting until their heartbeats are overdue.
 
+    The process of a running trial holds a lock on the trial's folder. If the lock is free, the process is dead.
+
     Args:
       study: the study.
-      workdir: parent of the trials' folders. The process of a trial holds a lock on the trial's folder.
+      workdir: parent folder of the trials' runs.
     """
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         if "directory" not in trial.user_attrs or not (workdir / trial.user_attrs["directory"]).is_dir():
@@ -57,7 +63,7 @@ class Halving(optuna.pruners.SuccessiveHalvingPruner):
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
         """Returns whether to prune the trial, as `optuna.pruners.BasePruner.prune`."""
-        return super().prune(_WithoutFailed(study), trial)  # type: ignore[arg-type]  # It stands in for a study.
+        return super().prune(_WithoutFailed(study), trial)  # type: ignore[arg-type]  # It has the interface of a study.
 
 
 class _WithoutFailed:
@@ -76,17 +82,18 @@ class _WithoutFailed:
 def take_up(study: optuna.Study, given_up: set[str]) -> None:
     """Queues each trial that was stopped, was killed or failed, so that it resumes in its folder.
 
-    The queue depends on the stored study only. If this process is killed at any moment, no trial is lost and none is
-    queued twice.
+    The queue is computed from the stored study. Therefore, no trial is lost and none is queued twice if this process
+    is killed.
 
     Args:
       study: the study.
-      given_up: names of the abandoned trials for which a warning was already logged. New ones are added.
+      given_up: names of the trials that are not resumed again and for which a warning was already logged. The function
+        adds new ones.
     """
     starts = collections.defaultdict(list)
     for trial in study.get_trials(deepcopy=False):
-        # A trial without a folder was killed before its training started. The next new trial gets the same number and
-        # the same proposal.
+        # A trial without a folder was killed before its training started. It is not queued, because the next new trial
+        # has the same number and the same proposal.
         if "directory" in trial.user_attrs:
             starts[trial.user_attrs["directory"]].append(trial)
     for name, trials in starts.items():

@@ -8,7 +8,7 @@
     [model]
     choices = ["cnn", "resnet18"]
 
-An integer field is sampled as integers. Each choice of a field that holds several values is a list.
+A range of an integer field contains integers only. If a field holds several values, each of its choices is a list.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ FIXED |= {"task", "seed", "loader", "multihost"}
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Numbers from low to high, both included.
+    """A range of numbers. Both ends are included.
 
     Attributes:
       low: the smallest value, with the field's type (int or float).
@@ -57,7 +57,7 @@ class Choices:
     """A list of values to choose from.
 
     Attributes:
-      values: the values, each with the field's type. A value of a field that holds several values is a tuple.
+      values: the values, each with the field's type. If the field holds several values, each choice is a tuple.
     """
 
     values: tuple
@@ -98,7 +98,7 @@ def apply_values(base: Config, values: dict[str, Any]) -> Config:
     """Returns the base config with some fields replaced.
 
     Raises:
-      UserError: a value is outside its limits, or two values contradict each other.
+      UserError: a value is outside its limits, or two values exclude each other.
     """
     return config_from_dict(config_to_dict(base) | values)
 

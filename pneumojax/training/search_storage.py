@@ -1,4 +1,4 @@
-"""The storage of a hyperparameter search: an SQLite file that several processes lock, check and write."""
+"""The storage of a hyperparameter search: locks and checks the SQLite file, and explains its errors."""
 
 import contextlib
 import fcntl
@@ -19,14 +19,29 @@ LOCK_SECONDS = 60  # longest wait for a storage file that another process has lo
 
 @contextlib.contextmanager
 def hold(storage: pathlib.Path) -> Iterator[Callable[[], None]]:
-    """Locks the search, so that no other process starts a trial. Yields a function that releases the lock early."""
+    """Locks the search, so that no other process starts a trial.
+
+    Args:
+      storage: SQLite file of the search. The lock is on a file next to it.
+
+    Yields:
+      A function that releases the lock before the end of the `with` block.
+    """
     with storage.with_name(storage.name + ".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield lambda: fcntl.flock(lock, fcntl.LOCK_UN)
 
 
 def check_file(storage: pathlib.Path) -> None:
-    """Raises an error if the file is not an intact SQLite file of a search, before anything is written into it."""
+    """Checks that an existing file is an intact SQLite file of a search. Call it before optuna writes to the file.
+
+    Args:
+      storage: the file. It may be missing or empty.
+
+    Raises:
+      UserError: the file is a database of another program.
+      sqlite3.Error: the file is damaged or is not an SQLite file.
+    """
     if not storage.exists() or (storage.is_file() and storage.stat().st_size == 0):
         return
     # Opened for writing, so that SQLite can roll back an unfinished transaction of a killed process.
@@ -45,12 +60,19 @@ def check_file(storage: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def explain_errors(storage: pathlib.Path) -> Iterator[None]:
-    """Converts errors of SQLite, SQLAlchemy and optuna into a UserError."""
+    """Converts errors of SQLite, SQLAlchemy and optuna in the `with` block to a UserError.
+
+    Args:
+      storage: SQLite file of the search, for the message.
+
+    Raises:
+      UserError: the storage cannot be used. The message says why, and what to do.
+    """
     try:
         yield
     except (sqlite3.Error, sqlalchemy.exc.SQLAlchemyError, StorageInternalError) as error:
         raise _describe(storage, error) from error
-    except (AssertionError, UnboundLocalError) as error:  # optuna could not store the outcome of a trial.
+    except (AssertionError, UnboundLocalError) as error:  # optuna could not store the result of a trial.
         if not isinstance(error.__context__, StorageInternalError):
             raise
         raise _describe(storage, error.__context__) from error
@@ -61,7 +83,7 @@ def explain_errors(storage: pathlib.Path) -> Iterator[None]:
 
 
 def _describe(storage: pathlib.Path, error: BaseException) -> UserError:
-    """Returns the error of a storage as a sentence that says what to do."""
+    """Returns an error whose message says in a sentence or two what is wrong with a storage and what to do."""
     reason = str(error.__cause__ or error).splitlines()[0]
     if "locked" in reason:
         sentence = (

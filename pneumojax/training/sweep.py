@@ -13,9 +13,12 @@ from pneumojax.errors import UserError
 
 
 def plan_replicas(config: Config) -> list[Config]:
-    """Returns the config of each replica, with which it could also be trained alone.
+    """Returns the config of each replica. With it, a single run would train the same network, up to rounding.
 
     Replica r has the seed `seed + r` and element r of each list in the sweep file.
+
+    Args:
+      config: the config of all replicas, which names the sweep file.
 
     Raises:
       UserError: the file cannot be read, names a field that cannot be swept, or has a list of the wrong length or type.

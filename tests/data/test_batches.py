@@ -1,3 +1,5 @@
+"""Tests of the batches of an epoch and of an evaluation."""
+
 import itertools
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""Tests of prepared data sets and their splits."""
+
 import dataclasses
 import json
 import logging

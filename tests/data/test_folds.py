@@ -66,3 +66,18 @@ def test_a_share_without_an_image_of_each_class_is_refused():
     patients, subtypes = np.array([f"train/person/{i}" for i in range(9)]), np.array([0] * 4 + [1] * 4 + [2])
     with pytest.raises(UserError, match="train_share=0.5 is too small: a class would have no training image"):
         choose_patients(patients, subtypes, 0.5)
+
+
+def test_each_class_is_shared_out_as_its_share_is():
+    """Has as many patients as the real data set. Half of those with pneumonia have images of bacteria and of virus."""
+    rng = np.random.default_rng(0)
+    subtypes = rng.choice(3, 5000, p=[0.26, 0.48, 0.26])
+    numbers = rng.integers(0, 1500, 5000)
+    patients = np.array([f"train/{s}/{'person' if s else 'IM'}/{n}" for s, n in zip(subtypes, numbers, strict=True)])
+    shares = np.bincount(subtypes) / 5000
+    for fold in range(5):
+        parts = split_fold(patients, subtypes, 5, fold)
+        np.testing.assert_array_equal(np.sum([*parts.values()], axis=0), 1)
+        for name, share in (("test", 0.2), ("validation", 0.15 * 0.8), ("train", 0.85 * 0.8)):
+            assert abs(parts[name].mean() - share) < 0.003
+            np.testing.assert_allclose(np.bincount(subtypes[parts[name]]) / parts[name].sum(), shares, atol=0.025)

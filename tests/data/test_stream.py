@@ -1,4 +1,7 @@
-"""Tests of streamed rows: they are correct and in order, and no thread is left. test_fit.py trains on them."""
+"""Tests of streamed rows: they are correct and in order, and no thread is left.
+
+tests/training/test_input_pipeline.py trains on them.
+"""
 
 import threading
 import time

@@ -162,13 +162,6 @@ def test_script_prints_both_tables_the_reading_and_the_next_command(audited, pro
     assert text.rstrip().endswith(f"scripts/run experiments/explore.py --dataset=phantom --data_dir={data.data_dir}")
 
 
-def test_script_without_a_run_ends_in_a_sentence_and_leaves_nothing(processes, tmp_path):
-    done = run_script(processes, tmp_path, "experiments/audit.py", f"--workdir={tmp_path / 'none'}")
-    assert done.returncode == 1
-    assert f"{tmp_path / 'none'} holds no checkpoints" in done.stderr and "Traceback" not in done.stderr
-    assert not (tmp_path / "none").exists()
-
-
 def test_the_numbers_of_an_image_separate_the_classes_as_scikit_learn_says(audited):
     run, results = audited
     small = dataclasses.replace(run.config.data, image_px=64)

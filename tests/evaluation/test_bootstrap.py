@@ -4,7 +4,14 @@ import math
 
 import numpy as np
 import pytest
+from generated_splits import approx, check_summary, examples
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
 
+from pneumojax.evaluation import (
+    bootstrap,
+)
 from pneumojax.evaluation.bootstrap import PatientBootstrap, compute_band, summarise
 
 
@@ -54,3 +61,69 @@ def test_an_exact_interval_needs_no_resamples():
     assert summarise(np.array([1.0]), "", patients=3) == {"value": 1.0, "ci95": [0.025 ** (1 / 3), 1.0]}
     assert summarise(np.array([0.0]), "", patients=3)["ci95"] == [0.0, 1 - 0.025 ** (1 / 3)]
     assert "Exists in 0 of 0 resamples" in summarise(np.array([1.0]), "")["reason"]
+
+
+@examples
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=20), st.integers(0, 60), st.integers(0, 9))
+def test_resamples_draw_whole_patients(patients, resamples, seed):
+    drawn = PatientBootstrap(patients, resamples, seed)
+    assert drawn.weights.shape == (resamples + 1, len(patients)) and len(drawn) == len(patients)
+    np.testing.assert_array_equal(drawn.weights[0], 1)
+    first = [patients.index(patient) for patient in sorted(set(patients))]
+    of_patient = {patient: drawn.weights[:, patients.index(patient)] for patient in patients}
+    for i, patient in enumerate(patients):
+        np.testing.assert_array_equal(drawn.weights[:, i], of_patient[patient])
+    np.testing.assert_array_equal(drawn.weights[1:, first].sum(axis=1), len(first))
+    mask = np.arange(len(patients)) % 2 == 0
+    assert drawn.count_patients(mask) == len(set(patients[::2]))
+    part = drawn.select(mask)
+    np.testing.assert_array_equal(part.weights, drawn.weights[:, mask])
+    np.testing.assert_array_equal(part.patient_ids, patients[::2])
+
+
+@examples
+@given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=1, max_size=9))
+def test_pairs_of_patients_are_as_many_as_a_search_finds(images):
+    patients, positive = np.array([one[0] for one in images]), np.array([one[1] for one in images])
+    edges = {
+        frozenset((p, q)) for p in set(patients[positive].tolist()) for q in set(patients[~positive].tolist()) if p != q
+    }
+
+    def match(edges):
+        if not edges:
+            return 0
+        first = next(iter(edges))
+        rest = edges - {first}
+        return max(match(rest), 1 + match({edge for edge in rest if not edge & first}))
+
+    assert PatientBootstrap(patients, 0).count_pairs(positive) == match(edges)
+
+
+@examples
+@given(
+    st.sampled_from((math.nan, 0.0, 0.25, 1.0)),
+    st.integers(0, 90),
+    st.sampled_from((0.0, 0.3)),
+    st.sampled_from((0, 1, 9)),
+    st.integers(0, 99),
+    st.one_of(st.none(), st.integers(0, 9)),
+)
+def test_summaries(value, resamples, missing, decimals, seed, patients):
+    random = np.random.default_rng(seed)
+    resampled = random.random(resamples).round(decimals)
+    resampled[random.random(resamples) < missing] = np.nan
+    values = [value, *resampled.tolist()]
+    one = bootstrap.summarise(np.array(values), "why", patients)
+    check_summary(one)
+    existing = [value for value in values[1:] if not math.isnan(value)]
+    if math.isnan(values[0]):
+        assert one == {"value": None, "ci95": None, "reason": "why"}
+    elif values[0] in (0, 1) and patients:
+        exact = stats.binomtest(int(values[0]) * patients, patients).proportion_ci(0.95, "exact")
+        assert one["ci95"] == approx([exact.low, exact.high])
+    elif len(existing) < 40:
+        assert one["ci95"] is None
+    elif one["ci95"]:
+        assert one["ci95"] == approx(np.percentile(existing, [2.5, 97.5]))
+    else:
+        assert np.ptp(np.percentile(existing, [2.5, 97.5])) < 1e-11

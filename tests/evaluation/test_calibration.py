@@ -5,12 +5,17 @@ import math
 
 import numpy as np
 import pytest
-from scipy import optimize, stats
+from generated_splits import approx, check_summary, compute_rates, divide, examples, resample, scored, splits
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import optimize, special, stats
 from sklearn import calibration as oracle_calibration
 from sklearn import metrics as oracle
 from sklearn.linear_model import LogisticRegression
 
-from pneumojax.evaluation import calibration
+from pneumojax.evaluation import (
+    calibration,
+)
 from pneumojax.evaluation.bootstrap import PatientBootstrap
 
 
@@ -272,3 +277,95 @@ def test_saturated_scores_have_no_slope_instead_of_a_singular_matrix():
     for name in ("calibration_slope", "calibration_intercept"):
         assert result[name]["value"] is None or np.isfinite(result[name]["value"])
         assert result[name]["ci95"] is None or np.isfinite(result[name]["ci95"]).all()
+
+
+@examples
+@given(splits())
+def test_temperature_maximises_the_likelihood(split):
+    labels, probabilities, _, _ = split
+    temperature = calibration.fit_temperature(labels, probabilities)
+
+    def compute_loss(log_temperature):
+        scaled = special.log_softmax(np.log(probabilities) / np.exp(log_temperature), axis=1)
+        return -np.mean(scaled[np.arange(len(labels)), labels])
+
+    grid = [compute_loss(t) for t in np.linspace(-8, 8, 33)]
+    if temperature is None:  # The likelihood is largest at the smallest or the largest temperature.
+        assert min(grid[0], grid[-1]) <= min(grid) + 1e-9
+        return
+    assert temperature > 0
+    at = compute_loss(np.log(temperature))
+    assert at <= min(grid) + 1e-9
+    assert at <= optimize.minimize_scalar(compute_loss, bounds=(-8, 8), method="bounded").fun + 1e-7
+    expected = special.softmax(np.log(probabilities) / temperature, axis=1)
+    np.testing.assert_allclose(calibration.apply_temperature(probabilities, temperature), expected, atol=1e-9)
+
+
+@examples
+@given(splits(), st.floats(0.01, 0.99), st.floats(0.01, 0.99))
+def test_prevalence_shift_is_bayes_rule_and_its_own_inverse(split, old, new):
+    scores = np.clip(1 - split[1][:, 0], 1e-9, 1 - 1e-9)
+    shifted = calibration.shift_prevalence(scores, old, new)
+    likelihood_ratio = (scores / (1 - scores)) / (old / (1 - old))
+    odds = likelihood_ratio * new / (1 - new)
+    np.testing.assert_allclose(shifted, odds / (1 + odds), rtol=1e-6)
+    np.testing.assert_allclose(calibration.shift_prevalence(shifted, new, old), scores, rtol=1e-6)
+
+
+@examples
+@given(splits())
+def test_calibration_measures(split):
+    labels, probabilities, patients, _ = split
+    result = calibration.compute_calibration(labels, probabilities, resample(patients))
+    for name, one in result.items():
+        check_summary(one, *((0, 1) if name in ("brier", "ece") else (-math.inf, math.inf)))
+    positive, scores = labels > 0, 1 - probabilities[:, 0]
+    log_odds = calibration.compute_log_odds(probabilities)
+    expected = special.logsumexp(np.log(probabilities[:, 1:]), axis=1) - np.log(probabilities[:, 0])
+    np.testing.assert_allclose(log_odds, expected, atol=1e-12)
+    assert result["brier"]["value"] == approx(np.mean((scores - positive) ** 2))
+    shift = result["calibration_in_the_large"]["value"]
+    if shift is not None:
+        assert positive.any() and not positive.all()
+        assert special.expit(shift + log_odds).sum() == pytest.approx(positive.sum(), abs=1e-6)
+    a, b = (result[f"calibration_{name}"]["value"] for name in ("intercept", "slope"))
+    if b is not None:  # The score equations of the maximum likelihood.
+        residuals = special.expit(a + b * log_odds) - positive
+        assert [residuals.sum(), residuals @ log_odds] == pytest.approx([0, 0], abs=1e-5)
+
+
+@examples
+@given(scored(), st.integers(1, 12))
+def test_reliability_bins(split, bins):
+    labels, scores, _, _ = split
+    result = calibration.compute_reliability(labels, scores, bins)
+    number = np.array(result["images"])
+    assert number.sum() == len(labels) and len(number) <= bins and np.all(number > 0)
+    assert np.dot(number, result["share"]) == approx(labels.sum())
+    assert np.dot(number, result["mean_score"]) == approx(scores.sum())
+    assert np.all(np.diff(result["mean_score"]) > 0)
+    bin_of_image = [sum(other < score for other in scores) * bins // len(scores) for score in scores]
+    assert result["images"] == [bin_of_image.count(i) for i in sorted(set(bin_of_image))]
+    for share, low, high, n in zip(*(result[key] for key in ("share", "low", "high", "images")), strict=True):
+        # Wilson's bounds are the proportions that are 1.96 standard errors away from the share.
+        assert low <= share <= high
+        for bound in {low, high} - {0.0, 1.0}:
+            assert abs(share - bound) == pytest.approx(stats.norm.ppf(0.975) * math.sqrt(bound * (1 - bound) / n))
+
+
+@examples
+@given(scored(), st.floats(0.01, 0.99))
+def test_predictive_values_are_bayes_rule(split, prevalence):
+    labels, scores, patients, threshold = split
+    values = calibration.compute_predictive_values(labels, scores, threshold, [prevalence], resample(patients))
+    rates = compute_rates(labels, scores >= threshold)
+    sensitivity, specificity = rates["sensitivity"], rates["specificity"]
+    for one in (values["ppv"][0], values["npv"][0]):
+        check_summary(one)
+    if None in (sensitivity, specificity):
+        assert values["ppv"][0]["value"] is values["npv"][0]["value"] is None
+        return
+    found, alarms = prevalence * sensitivity, (1 - prevalence) * (1 - specificity)
+    missed, passed = prevalence * (1 - sensitivity), (1 - prevalence) * specificity
+    assert values["ppv"][0]["value"] == approx(divide(found, found + alarms))
+    assert values["npv"][0]["value"] == approx(divide(passed, passed + missed))

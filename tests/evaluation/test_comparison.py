@@ -1,14 +1,28 @@
 """Compares pneumojax.evaluation.comparison with scikit-learn and SciPy."""
 
+import json
 import math
 
 import numpy as np
 import pytest
+from generated_splits import (
+    approx,
+    check_summary,
+    examples,
+    resample,
+    scored,
+    splits,
+)
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 from scored import make_pair
 from sklearn import metrics as oracle
 
-from pneumojax.evaluation import comparison, metrics
+from pneumojax.evaluation import (
+    comparison,
+    metrics,
+)
 from pneumojax.evaluation.bootstrap import PatientBootstrap
 
 
@@ -122,3 +136,64 @@ def test_delong_refuses_scores_that_are_no_numbers(bad):
             comparison.compute_delong([0, 0, 1, 1], *pair)
     with pytest.raises(ValueError, match="labels 4, scores 3"):
         comparison.compute_delong([0, 0, 1, 1], [0.1, 0.2, 0.3], [0.1, 0.2, 0.3, 0.4])
+
+
+@examples
+@given(scored(), st.data())
+def test_delong_equals_the_definition_and_is_antisymmetric(split, data):
+    labels, scores, _, _ = split
+    n = len(labels)
+    others = np.array(data.draw(st.lists(st.integers(0, 3).map(float), min_size=n, max_size=n)))
+    result = comparison.compute_delong(labels, scores, others)
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+    ill, well = np.flatnonzero(labels), np.flatnonzero(labels == 0)
+    if min(len(ill), len(well)) < 2:
+        assert result["auroc_a"] is None and result["reason"]
+        return
+    wins = [[[np.heaviside(one[i] - one[j], 0.5) for j in well] for i in ill] for one in (scores, others)]
+    difference = np.subtract(*wins)
+    variance = np.var(difference.mean(axis=1), ddof=1) / len(ill) + np.var(difference.mean(axis=0), ddof=1) / len(well)
+    assert [result["auroc_a"], result["auroc_b"]] == approx(np.mean(wins, axis=(1, 2)))
+    assert result["standard_error"] == approx(math.sqrt(variance))
+    swapped = comparison.compute_delong(labels, others, scores)
+    assert swapped["difference"] == approx(-result["difference"])
+    assert swapped["p"] == approx(result["p"])
+    if result["p"] is None:
+        assert variance < 1e-18 and result["reason"]
+    else:
+        assert 0 <= result["p"] <= 1
+        assert result["p"] == approx(2 * stats.norm.sf(abs(difference.mean()) / math.sqrt(variance)))
+
+
+@examples
+@given(st.tuples(*[st.integers(0, 40)] * 4))
+def test_mcnemar(counts):
+    cells = ((True, True), (True, False), (False, True), (False, False))
+    pairs = [cell for cell, number in zip(cells, counts, strict=True) for _ in range(number)]
+    a, b = [one[0] for one in pairs], [one[1] for one in pairs]
+    result = comparison.compute_mcnemar(a, b)
+    only_a, only_b = pairs.count((True, False)), pairs.count((False, True))
+    number = only_a + only_b
+    assert (result["only_a_right"], result["only_b_right"]) == (only_a, only_b)
+    if number < 25:
+        tail = sum(math.comb(number, k) for k in range(min(only_a, only_b) + 1)) / 2**number
+        assert result["p"] == approx(min(1, 2 * tail))
+    else:
+        assert result["p"] == approx(math.erfc(abs(only_a - only_b) / math.sqrt(2 * number)))
+    assert comparison.compute_mcnemar(b, a)["p"] == approx(result["p"])
+
+
+@examples
+@given(splits(), st.data())
+def test_differences(split, data):
+    labels, probabilities, patients, threshold = split
+    others = probabilities[data.draw(st.permutations(range(len(labels))))]
+    drawn = resample(patients)
+    result = comparison.compute_differences(labels, probabilities, others, threshold, 0.5, drawn)
+    a = metrics.compute_metrics(labels, probabilities, threshold, drawn)
+    b = metrics.compute_metrics(labels, others, 0.5, drawn)
+    for name, one in result.items():
+        assert (one["a"], one["b"]) == (approx(a[name]["value"]), approx(b[name]["value"]))
+        check_summary(one["difference"], -1, 1)
+        exists = None not in (one["a"], one["b"])
+        assert one["difference"]["value"] == (approx(one["a"] - one["b"]) if exists else None)

@@ -11,9 +11,7 @@ from forked import run_script
 from sklearn.metrics import accuracy_score, roc_auc_score
 
 from pneumojax.checkpoint import read_run
-from pneumojax.config import config_from_dict
 from pneumojax.data.dataset import ensure_prepared, load_split, load_training_images
-from pneumojax.data.folds import split_fold
 from pneumojax.errors import UserError
 from pneumojax.evaluation.calibration import apply_temperature
 from pneumojax.evaluation.predict import compute_probabilities
@@ -49,21 +47,6 @@ def test_each_image_is_held_out_once_and_no_person_is_on_two_sides(make_config, 
     assert len(set(inner)) == folds
 
 
-def test_each_class_is_shared_out_as_its_share_is():
-    """Has as many patients as the real data set. Half of those with pneumonia have images of bacteria and of virus."""
-    rng = np.random.default_rng(0)
-    subtypes = rng.choice(3, 5000, p=[0.26, 0.48, 0.26])
-    numbers = rng.integers(0, 1500, 5000)
-    patients = np.array([f"train/{s}/{'person' if s else 'IM'}/{n}" for s, n in zip(subtypes, numbers, strict=True)])
-    shares = np.bincount(subtypes) / 5000
-    for fold in range(5):
-        parts = split_fold(patients, subtypes, 5, fold)
-        np.testing.assert_array_equal(np.sum([*parts.values()], axis=0), 1)
-        for name, share in (("test", 0.2), ("validation", 0.15 * 0.8), ("train", 0.85 * 0.8)):
-            assert abs(parts[name].mean() - share) < 0.003
-            np.testing.assert_allclose(np.bincount(subtypes[parts[name]]) / parts[name].sum(), shares, atol=0.025)
-
-
 def test_a_fold_holds_the_images_of_its_rows(make_config):
     config = make_config()
     whole, part = load_training_images(config.data), load_split(set_fold(config, 2, 1), "validation")
@@ -86,19 +69,6 @@ def test_fingerprints_tell_folds_apart(make_config):
     share = dataclasses.replace(set_fold(make_config(), 3, 0), train_share=0.5)
     assert ensure_prepared(share)["fingerprints"] == records[2]["fingerprints"]
     assert len(load_split(share, "train")) < len(part)
-
-
-@pytest.mark.parametrize(
-    ("fields", "sentence"),
-    [
-        ({"folds": 1}, "folds must be at least 2, not 1"),
-        ({"folds": 3, "fold": 3}, "there is no fold 3 of 3"),
-        ({"fold": 1}, "there is no fold 1 of 1"),
-    ],
-)
-def test_a_fold_that_is_not_there_is_told(fields, sentence):
-    with pytest.raises(UserError, match=sentence):
-        config_from_dict(fields)
 
 
 def test_more_folds_than_persons_are_told(make_config):
@@ -204,8 +174,3 @@ def test_the_same_command_trains_nothing_again_and_other_folds_are_refused(cross
     again = cross_validate(f"--data_dir={data_dir}", f"--workdir={workdir}", "--folds=2", *TINY)
     assert again.stdout == printed
     assert (workdir / "fold_0" / "metrics.jsonl").read_text() == before
-
-
-def test_the_held_out_fold_does_not_choose():
-    with pytest.raises(UserError, match="the held-out fold is only scored"):
-        config_from_dict({"folds": 3, "selection_split": "test"})

@@ -5,10 +5,16 @@ import math
 
 import numpy as np
 import pytest
+from generated_splits import approx, examples, resample, scored
+from hypothesis import given
 from scored import make_split
 from sklearn import metrics as oracle
 
-from pneumojax.evaluation import curves, metrics, point_metrics
+from pneumojax.evaluation import (
+    curves,
+    metrics,
+    point_metrics,
+)
 from pneumojax.evaluation.bootstrap import PatientBootstrap
 
 
@@ -64,3 +70,36 @@ def test_curves_survive_strict_json_and_small_splits():
         result = curve([0, 1], [0.2, 0.8], PatientBootstrap(["a", "b"], 200))
         assert json.loads(json.dumps(result, allow_nan=False)) == result
         assert curve([0, 1], [0.2, 0.8], PatientBootstrap(["a", "b"], 20))["band"] is None
+
+
+@examples
+@given(scored())
+def test_roc_curves(split):
+    labels, scores, patients, _ = split
+    curve = curves.compute_roc_curve(labels, scores, resample(patients))
+    if len(set(labels.tolist())) < 2:
+        assert curve is None
+        return
+    x, y, _ = oracle.roc_curve(labels, scores, drop_intermediate=False)
+    assert curve["false_positive_rate"] == approx(x) and curve["sensitivity"] == approx(y)
+    if curve["band"]:
+        low, high = np.array(curve["band"]["low"]), np.array(curve["band"]["high"])
+        assert np.all((low >= 0) & (low <= high) & (high <= 1)) and np.all(np.diff(low) >= -1e-12)
+
+
+@examples
+@given(scored())
+def test_precision_recall_curves(split):
+    labels, scores, patients, _ = split
+    curve = curves.compute_pr_curve(labels, scores, resample(patients))
+    if not labels.any():
+        assert curve is None
+        return
+    positive = labels > 0
+    points = [(np.mean(scores[positive] >= t), np.mean(positive[scores >= t])) for t in np.unique(scores)[::-1]]
+    expected = [point for i, point in enumerate(points) if point[0] > (points[i - 1][0] if i else 0)]
+    assert [*zip(curve["sensitivity"], curve["precision"], strict=True)] == [approx(point) for point in expected]
+    assert curve["prevalence"] == approx(positive.mean())
+    if curve["band"]:
+        low, high = np.array(curve["band"]["low"]), np.array(curve["band"]["high"])
+        assert np.all((low >= 0) & (low <= high) & (high <= 1))

@@ -5,8 +5,13 @@ import math
 
 import numpy as np
 import pytest
+from generated_splits import approx, count, examples, resample, scored
+from hypothesis import given
 from sklearn import metrics as oracle
 
+from pneumojax.evaluation import (
+    decision_curve,
+)
 from pneumojax.evaluation.bootstrap import PatientBootstrap
 from pneumojax.evaluation.decision_curve import compute_decision_curve
 
@@ -88,3 +93,16 @@ def test_split_of_one_class(label):
 def test_scores_that_are_no_numbers_are_refused(bad):
     with pytest.raises(ValueError, match="1 of 3 scores are not finite"):
         compute_decision_curve([0, 1, 1], [0.1, bad, 0.9], PatientBootstrap(list("abc")))
+
+
+@examples
+@given(scored())
+def test_decision_curves(split):
+    labels, scores, patients, _ = split
+    curve = decision_curve.compute_decision_curve(labels, scores, resample(patients))
+    for i in range(0, 99, 7):
+        t = curve["threshold"][i]
+        for name, decisions in (("net_benefit", scores >= t), ("treat_all", np.ones(len(labels)))):
+            tp, _, fp, _ = count(labels, decisions)
+            assert curve[name][i] == approx((tp - fp * t / (1 - t)) / len(labels))
+        assert curve["band"]["low"][i] <= curve["band"]["high"][i]

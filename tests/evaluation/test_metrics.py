@@ -5,45 +5,29 @@ import math
 
 import numpy as np
 import pytest
+from generated_splits import (
+    approx,
+    check_summary,
+    compute_areas,
+    compute_rates,
+    compute_specificity_at,
+    examples,
+    mean_of,
+    resample,
+    splits,
+)
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from scipy import stats
 from scored import make_split
 from sklearn import metrics as oracle
 
-from pneumojax.evaluation import curves, metrics, point_metrics
+from pneumojax.evaluation import (
+    curves,
+    metrics,
+    point_metrics,
+)
 from pneumojax.evaluation.bootstrap import PatientBootstrap
-
-
-@pytest.mark.parametrize("step", [None, 1.0])
-def test_areas_equal_scikit_learn(step):
-    labels, probabilities, _ = make_split(200, 2, step=step)
-    scores = point_metrics.compute_binary_scores(probabilities)
-    assert (len(np.unique(scores)) < 50) == (step is not None)
-    assert point_metrics.compute_auroc(labels, scores) == pytest.approx(oracle.roc_auc_score(labels, scores), abs=1e-12)
-    expected = oracle.average_precision_score(labels, scores)
-    assert point_metrics.compute_auprc(labels, scores) == pytest.approx(expected, abs=1e-12)
-
-
-def test_auroc_of_hand_counted_pairs():
-    # The positive at 0.4 wins 1 + 1/2 + 0 of its pairs with the negatives 0.1, 0.4, 0.6, the one at 0.8 wins 3 of 3.
-    assert point_metrics.compute_auroc([0, 1, 0, 0, 1], [0.1, 0.4, 0.4, 0.6, 0.8]) == pytest.approx(4.5 / 6)
-    assert point_metrics.compute_auroc([0, 0, 1, 1], [0.3, 0.3, 0.3, 0.3]) == 0.5
-    assert point_metrics.compute_auprc([0, 0, 1, 0], [0.3, 0.3, 0.3, 0.3]) == 0.25
-
-
-def test_threshold_metrics_equal_scikit_learn():
-    labels, probabilities, _ = make_split(200, 2, step=0.25)
-    scores = point_metrics.compute_binary_scores(probabilities)
-    threshold = scores[7]
-    decisions = scores >= threshold
-    assert point_metrics.compute_threshold_metrics(labels, scores, threshold) == pytest.approx({
-        "accuracy": oracle.accuracy_score(labels, decisions),
-        "sensitivity": oracle.recall_score(labels, decisions),
-        "specificity": oracle.recall_score(labels, decisions, pos_label=0),
-        "precision": oracle.precision_score(labels, decisions),
-        "npv": oracle.precision_score(labels, decisions, pos_label=0),
-        "f1": oracle.f1_score(labels, decisions),
-        "balanced_accuracy": oracle.balanced_accuracy_score(labels, decisions),
-    })  # fmt: skip
 
 
 def test_macro_averages_of_two_classes_equal_scikit_learn():
@@ -112,21 +96,6 @@ def test_weights_are_repetitions():
     by_weight = metrics.compute_metric_values(labels, probabilities, 0.5, counts[None].astype(np.float64))
     by_copy = metrics.compute_metric_values(labels[repeated], probabilities[repeated], 0.5, np.ones((1, counts.sum())))
     assert {k: v[0] for k, v in by_weight.items()} == pytest.approx({k: v[0] for k, v in by_copy.items()}, abs=1e-12)
-
-
-def test_confusion_equals_scikit_learn():
-    labels, probabilities, _ = make_split(100, 3)
-    decisions = probabilities.argmax(axis=1)
-    confusion = point_metrics.compute_confusion(labels, decisions, 3)
-    assert confusion.dtype == np.int64
-    np.testing.assert_array_equal(confusion, oracle.confusion_matrix(labels, decisions))
-    np.testing.assert_array_equal(point_metrics.compute_confusion([1], [0], 2), [[0, 0], [1, 0]])
-
-
-def test_binary_score_keeps_confident_images_apart():
-    probabilities = np.array([[1e-9, 1 - 1e-9], [1e-8, 1 - 1e-8]], np.float32)
-    high, low = point_metrics.compute_binary_scores(probabilities)
-    assert high > low
 
 
 def test_interval_of_accuracy_is_the_binomial_one():
@@ -267,13 +236,6 @@ def test_specificity_at_sensitivity_equals_scikit_learn(step):
         assert metric["ci95"][0] <= metric["value"] <= metric["ci95"][1]
 
 
-def test_decisions_do_not_round_the_threshold_to_float32():
-    score = np.float32(0.7)
-    above = float(np.nextafter(np.float64(score), 1.0))
-    assert point_metrics.compute_decisions(np.array([score]), float(score))[0] == 1
-    assert point_metrics.compute_decisions(np.array([score]), above)[0] == 0
-
-
 @pytest.mark.parametrize(
     ("labels", "probabilities", "patient_ids", "message"),
     [
@@ -288,22 +250,6 @@ def test_decisions_do_not_round_the_threshold_to_float32():
 def test_metrics_of_bad_input(labels, probabilities, patient_ids, message):
     with pytest.raises(ValueError, match=message):
         metrics.compute_metrics(labels, probabilities, 0.5, PatientBootstrap(patient_ids))
-
-
-@pytest.mark.parametrize(
-    ("labels", "scores", "message"),
-    [
-        ([], [], "no image"),
-        ([0, 1, 1], [0.1, 0.2], "labels 3, scores 2"),
-        ([-1, 1], [0.1, 0.2], "Labels must be 0 or more, not -1"),
-        ([0, 1], [0.1, np.inf], "1 of 2 scores are not finite"),
-        ([[0, 1]], [[0.1, 0.2]], "must be lists"),
-    ],
-)
-def test_areas_of_bad_input(labels, scores, message):
-    for compute in (point_metrics.compute_auroc, point_metrics.compute_auprc):
-        with pytest.raises(ValueError, match=message):
-            compute(labels, scores)
 
 
 def make_decisions(true_positives, false_negatives, false_positives, true_negatives):
@@ -384,22 +330,84 @@ def test_interval_of_the_npv_covers_it_with_four_predictions():
     assert covered >= 0.93 * 300
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_scores_and_thresholds_that_are_no_numbers_are_refused(bad):
-    bootstrap = PatientBootstrap(list("abc"))
-    for compute in (
-        lambda: point_metrics.compute_decisions([0.1, bad, 0.9], 0.5),
-        lambda: point_metrics.compute_threshold_metrics([0, 1, 1], [0.1, bad, 0.9], 0.5),
-        lambda: metrics.compute_binary_metrics([0, 1, 1], [0.1, bad, 0.9], 0.5, bootstrap),
-        lambda: curves.compute_roc_curve([0, 1, 1], [0.1, bad, 0.9], bootstrap),
-        lambda: curves.compute_pr_curve([0, 1, 1], [0.1, bad, 0.9], bootstrap),
-    ):
-        with pytest.raises(ValueError, match="1 of 3 scores are not finite"):
-            compute()
-    for compute in (
-        lambda: point_metrics.compute_decisions([0.1, 0.5, 0.9], np.nan),
-        lambda: point_metrics.compute_threshold_metrics([0, 1, 1], [0.1, 0.5, 0.9], [0.5, np.nan, 0.5]),
-        lambda: metrics.compute_metrics([0, 1, 1], [[0.5, 0.5]] * 3, np.nan, bootstrap),
-    ):
-        with pytest.raises(ValueError, match="threshold is not a number"):
-            compute()
+@examples
+@given(splits())
+def test_all_metrics(split):
+    labels, probabilities, patients, threshold = split
+    result = metrics.compute_metrics(labels, probabilities, threshold, resample(patients))
+    for one in result.values():
+        check_summary(one)
+    positive, scores = labels > 0, 1 - probabilities[:, 0]
+    expected = compute_areas(positive, scores) | compute_rates(positive, scores >= threshold)
+    for target in (0.95, 0.975, 0.99):
+        expected[f"specificity_at_sensitivity_{target:g}"] = compute_specificity_at(positive, scores, target)
+    if probabilities.shape[1] == 2:
+        by_class = [compute_rates(labels == c, (scores >= threshold) == c) for c in range(2)]
+        names = ()
+        macros = ("precision", "f1")
+    else:
+        decisions, names = probabilities.argmax(axis=1), ("NORMAL", "BACTERIA", "VIRUS")
+        expected["accuracy_three_class"] = np.mean(labels == decisions)
+        by_class = [
+            compute_areas(labels == c, probabilities[:, c]) | compute_rates(labels == c, decisions == c)
+            for c in range(3)
+        ]
+        macros = ("auroc", "auprc", "sensitivity", "specificity", "precision", "f1")
+    expected |= {f"{metric}_macro": mean_of([one[metric] for one in by_class]) for metric in macros}
+    expected |= {f"{m}_{name}": one[m] for name, one in zip(names, by_class, strict=False) for m in macros}
+    assert {name: one["value"] for name, one in result.items()} == approx(expected)
+
+
+@examples
+@given(splits(), st.randoms(use_true_random=False))
+def test_the_order_of_images_does_not_matter(split, random):
+    labels, probabilities, patients, threshold = split
+    order = random.sample(range(len(labels)), len(labels))
+    first = metrics.compute_metrics(labels, probabilities, threshold, resample(patients))
+    again = metrics.compute_metrics(labels[order], probabilities[order], threshold, resample(patients[order]))
+    for name, one in first.items():
+        assert one["value"] == approx(again[name]["value"])
+        assert one["ci95"] == approx(again[name]["ci95"])
+
+
+@examples
+@given(splits())
+def test_exact_intervals_are_of_the_patients_in_the_denominator(split):
+    labels, probabilities, patients, threshold = split
+    result = metrics.compute_metrics(labels, probabilities, threshold, resample(patients))
+    predicted = 1 - probabilities[:, 0] >= threshold
+    masks = {"sensitivity": labels > 0, "specificity": labels == 0, "precision": predicted, "npv": ~predicted}
+    masks["accuracy"] = np.ones(len(labels), bool)
+    if probabilities.shape[1] == 3:
+        masks["accuracy_three_class"] = masks["accuracy"]
+        for c, name in enumerate(("NORMAL", "BACTERIA", "VIRUS")):
+            masks |= {f"sensitivity_{name}": labels == c, f"specificity_{name}": labels != c}
+            masks[f"precision_{name}"] = probabilities.argmax(axis=1) == c
+    for name, one in result.items():
+        if one["value"] not in (0, 1):
+            continue
+        if name in masks:
+            n = len(set(patients[masks[name]].tolist()))
+        elif name == "auroc":
+            ill, well = set(patients[labels > 0].tolist()), set(patients[labels == 0].tolist())
+            n = min(len(ill), len(well), len(ill | well) // 2)
+        elif not name.startswith("auroc_"):
+            # Other statistics have a percentile interval that is not a single point, or no interval.
+            assert one["ci95"] is None or one["ci95"][0] < one["ci95"][1]
+            continue
+        if name in masks or (name == "auroc" and n):
+            exact = stats.binomtest(n if one["value"] else 0, n).proportion_ci(0.95, "exact")
+            assert one["ci95"] == approx([exact.low, exact.high])
+
+
+@examples
+@given(splits(), st.data())
+def test_weights_are_repetitions_on_generated_splits(split, data):
+    labels, probabilities, _, threshold = split
+    counts = np.array(data.draw(st.lists(st.integers(0, 3), min_size=len(labels), max_size=len(labels))))
+    assume(counts.sum() > 0)
+    at = np.repeat(np.arange(len(labels)), counts)
+    weighted = metrics.compute_metric_values(labels, probabilities, threshold, counts[None].astype(float))
+    copied = metrics.compute_metric_values(labels[at], probabilities[at], threshold, np.ones((1, len(at))))
+    for name, value in weighted.items():
+        np.testing.assert_allclose(value, copied[name], atol=1e-9)

@@ -4,10 +4,16 @@ import json
 
 import numpy as np
 import pytest
+from generated_splits import approx, check_summary, examples, resample, splits
+from hypothesis import given
+from hypothesis import strategies as st
 from sklearn import metrics as oracle
 
 from pneumojax.data.dataset import Split
-from pneumojax.evaluation import subgroups
+from pneumojax.evaluation import (
+    metrics,
+    subgroups,
+)
 from pneumojax.evaluation.bootstrap import PatientBootstrap
 
 
@@ -126,3 +132,40 @@ def test_a_network_of_two_classes_does_not_tell_the_kinds_apart():
     assert results["viral"]["metrics"]["auroc"]["value"] == pytest.approx(
         of_three["viral"]["metrics"]["auroc"]["value"]
     )
+
+
+@examples
+@given(splits(3), st.data())
+def test_subgroups(columns, data):
+    labels, probabilities, patients, threshold = columns
+    n = len(labels)
+
+    def draw(*values):
+        return np.array(data.draw(st.lists(st.sampled_from(values), min_size=n, max_size=n)))
+
+    split = Split(
+        name="test",
+        images=np.zeros((n, 1, 1), np.uint8),
+        fingerprint="",
+        subtypes=labels.astype(np.int32),
+        patient_ids=patients,
+        filenames=np.array([f"image{i}" for i in range(n)]),
+        heights=draw(500, 600).astype(np.int32),
+        widths=draw(700, 900).astype(np.int32),
+        channels=draw(1, 3).astype(np.int32),
+        duplicate_of=draw("", "image0"),
+    )
+    drawn = resample(patients)
+    results = subgroups.compute_subgroups(split, probabilities, threshold, drawn)
+    json.dumps(results, allow_nan=False)
+    for name, (_, mask) in subgroups.find_subgroups(split).items():
+        assert 0 < mask.sum() < n
+        result = results.pop(name)
+        assert (result["images"], result["patients"]) == (mask.sum(), len(set(patients[mask].tolist())))
+        alone = metrics.compute_binary_metrics(
+            labels[mask], 1 - probabilities[mask, 0], threshold, PatientBootstrap(patients[mask], 0)
+        )
+        for metric, one in result["metrics"].items():
+            check_summary(one)
+            assert one["value"] == approx(alone[metric]["value"])
+    assert list(results) == ["bacterial_against_viral"]

@@ -4,10 +4,17 @@ import json
 
 import numpy as np
 import pytest
+from generated_splits import approx, check_summary, compute_rates, count, examples, resample, scored
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from scored import make_split
 from sklearn import metrics as oracle
 
-from pneumojax.evaluation import metrics, point_metrics, thresholds
+from pneumojax.evaluation import (
+    metrics,
+    point_metrics,
+    thresholds,
+)
 from pneumojax.evaluation.bootstrap import PatientBootstrap
 
 
@@ -155,3 +162,48 @@ def test_operating_points_have_exact_intervals_by_their_own_predictions():
     points = thresholds.compute_operating_points(labels, scores, {"a": scores[1]}, PatientBootstrap(np.arange(100)))
     assert points["a"]["metrics"]["precision"]["ci95"] == pytest.approx([0.025 ** (1 / 2), 1])
     assert points["a"]["metrics"]["specificity"]["ci95"] == pytest.approx([0.025 ** (1 / 50), 1])
+
+
+@examples
+@given(scored(), st.floats(0.01, 1), st.floats(0.05, 20), st.one_of(st.none(), st.floats(0.01, 0.99)))
+def test_threshold_rules(split, target, cost_ratio, prevalence):
+    labels, scores, _, _ = split
+    positive = labels > 0
+    assume(positive.any())
+    rates = {t: compute_rates(positive, scores >= t) for t in np.unique(scores)}
+    chosen = thresholds.choose_threshold(labels, scores, "target_sensitivity", target_sensitivity=target)
+    assert chosen == max(t for t, rate in rates.items() if rate["sensitivity"] >= target)
+    assume(not positive.all())
+    youden = {t: rate["sensitivity"] + rate["specificity"] for t, rate in rates.items()}
+    best = min(t for t, value in youden.items() if value > max(youden.values()) - 1e-9)
+    assert thresholds.choose_threshold(labels, scores, "youden") == best
+
+    share = positive.mean() if prevalence is None else prevalence
+    rates[np.nextafter(scores.max(), 2)] = {"sensitivity": 0.0, "specificity": 1.0}
+    chosen = thresholds.choose_threshold(labels, scores, "cost_ratio", cost_ratio=cost_ratio, prevalence=prevalence)
+    costs = {
+        t: cost_ratio * share * (1 - one["sensitivity"]) + (1 - share) * (1 - one["specificity"])
+        for t, one in rates.items()
+    }
+    assert costs[chosen] == pytest.approx(min(costs.values()), abs=1e-9)
+
+
+@examples
+@given(scored(), scored())
+def test_operating_points(validation, split):
+    points = thresholds.choose_operating_points(*validation[:2])
+    labels, scores, patients, _ = split
+    results = thresholds.compute_operating_points(labels, scores, points, resample(patients))
+    assert list(results) == list(points)
+    for name, result in results.items():
+        if points[name] is None:
+            assert result["threshold"] is None and result["reason"]
+            continue
+        decisions = scores >= points[name]
+        assert {name: one["value"] for name, one in result["metrics"].items()} == approx(
+            compute_rates(labels, decisions)
+        )
+        tp, fn, fp, tn = count(labels, decisions)
+        assert result["confusion_matrix"] == [[tn, fp], [fn, tp]]
+        for one in result["metrics"].values():
+            check_summary(one)

@@ -11,7 +11,9 @@ from scored import make_pair, write_evaluation
 
 from experiments import compare
 from pneumojax.evaluation import comparison
-from pneumojax.evaluation.prediction_files import read_predictions
+from pneumojax.evaluation.evaluate import evaluate
+from pneumojax.evaluation.prediction_files import check_same_images, read_predictions
+from pneumojax.evaluation.run import open_run
 
 
 def run_script(*arguments):
@@ -61,3 +63,15 @@ def test_classes_are_left_out_where_one_of_them_contains_all_images(tmp_path, la
     results = compare.compare(*runs)
     assert list(results["mcnemar"]) == ["all"]
     assert "McNemar's test of the decisions, all:" in compare.format_results(results, "test")
+
+
+def test_runs_of_two_tasks_are_compared_on_pneumonia(make_run):
+    runs = [open_run(make_run(task=task)) for task in ("binary", "three_class")]
+    values = [evaluate(run, "validation")["metrics"] for run in runs]
+    a, b = (read_predictions(run.workdir, "validation") for run in runs)
+    check_same_images(a, b)
+    results = compare.compare(a.to_binary(), b.to_binary())
+    # The macro means are over two classes in one task and over three in the other.
+    for name in (name for name in values[0] if not name.endswith("_macro")):
+        assert results["metrics"][name]["a"] == pytest.approx(values[0][name]["value"])
+        assert results["metrics"][name]["b"] == pytest.approx(values[1][name]["value"])

@@ -1,3 +1,5 @@
+"""Tests of the flags of the config fields, and of presets."""
+
 import json
 import pathlib
 import subprocess
@@ -149,3 +151,11 @@ def test_any_config_comes_back_from_its_flags(values):
         path = pathlib.Path(folder) / "preset.flags"
         path.write_text(format_flagfile(config), encoding="utf-8")
         assert read_preset(path) == config
+
+
+def test_flags_are_read_back_as_they_were(make_config, tmp_path):
+    fields = {"flip": True, "ema_decay": 0.5, "vgg_dense_widths": (), "frozen": ("stem",), "learning_rate": 1e-4 / 3}
+    config = config_from_dict(config_to_dict(make_config()) | fields)
+    (tmp_path / "some.flags").write_text(format_flagfile(config))
+    assert read_preset(tmp_path / "some.flags") == config
+    assert format_flagfile(config_from_dict({})) == ""

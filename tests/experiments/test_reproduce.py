@@ -3,19 +3,12 @@
 import csv
 import functools
 import json
-import pathlib
 import statistics
 
-import numpy as np
 import pytest
 from forked import run_script
 
 from experiments.benchmarks.systems import LEAKY, SYSTEMS
-from pneumojax.errors import UserError
-from pneumojax.evaluation import metrics
-from pneumojax.evaluation.bootstrap import PatientBootstrap
-from pneumojax.evaluation.prediction_files import Predictions
-from pneumojax.evaluation.summary import compute_mean_metrics
 
 
 @pytest.fixture(scope="module")
@@ -99,46 +92,3 @@ def test_systems_that_do_not_exist_are_named(reproduce, argument):
     done = reproduce("--quick", argument)
     assert done.returncode == 1
     assert "is not a system. There are a1, a2" in done.stderr and "Traceback" not in done.stderr
-
-
-def make_predictions(seed, workdir="run"):
-    rng = np.random.default_rng(seed)
-    labels = np.arange(60) % 2
-    scores = np.clip(0.3 * labels + 0.7 * rng.random(60), 0, 1)
-    names = np.array([f"{i:03}" for i in range(60)])
-    return Predictions(
-        pathlib.Path(workdir),
-        ["NORMAL", "PNEUMONIA"],
-        names,
-        names,
-        labels,
-        np.stack([1 - scores, scores], 1),
-        0.5,
-        "x",
-    )
-
-
-def test_the_mean_of_one_training_is_its_metrics():
-    one = make_predictions(0)
-    expected = metrics.compute_metrics(one.labels, one.probabilities, one.threshold, PatientBootstrap(one.patient_ids))
-    result = compute_mean_metrics([one])
-    assert {name: {**metric, "standard_deviation": None} for name, metric in expected.items()} == result
-
-
-def test_the_interval_is_of_the_mean_and_the_spread_is_between_trainings():
-    repeats = [make_predictions(seed) for seed in range(3)]
-    result = compute_mean_metrics(repeats)["accuracy"]
-    right = np.stack([(one.probabilities[:, 1] >= 0.5) == (one.labels > 0) for one in repeats])
-    assert result["value"] == pytest.approx(right.mean())
-    assert result["standard_deviation"] == pytest.approx(statistics.stdev(right.mean(1)))
-    # Each patient has one image, so the mean over trainings is a mean of 60 numbers with a known standard error.
-    low, high = result["ci95"]
-    assert (high - low) / (2 * 1.96) == pytest.approx(right.mean(0).std() / np.sqrt(60), rel=0.1)
-
-
-def test_trainings_that_saw_other_images_have_no_mean():
-    one = make_predictions(0)
-    other = make_predictions(1, "other")
-    other.patient_ids[0] = "someone else"
-    with pytest.raises(UserError, match="scored on different data"):
-        compute_mean_metrics([one, other])

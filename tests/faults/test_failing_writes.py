@@ -86,7 +86,10 @@ def test_a_write_that_fails_ends_in_a_sentence_and_the_command_resumes(
             code, errors, _ = run(preloaded, command, folder, first, last)
             problems = find_problems(command, code, errors)
             if code == 0:
-                problems += find_differences(read_result(folder), expected)
+                # A command that cannot write the cache of decoded images says so and goes on without it.
+                uncached = "the decoded images cannot be cached" in errors
+                differences = find_differences(read_result(folder), expected)
+                problems += [one for one in differences if not (uncached and "/decoded/" in one)]
             if not problems:
                 code, errors, _ = run(preloaded, command, folder, NEVER, NEVER)
                 problems = [f"exit code {code}"] if code else find_differences(read_result(folder), expected)

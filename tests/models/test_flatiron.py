@@ -1,3 +1,5 @@
+"""Tests of the network of the flatiron project."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np

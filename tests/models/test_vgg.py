@@ -1,3 +1,5 @@
+"""Tests of VGG16."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,3 +1,5 @@
+"""Tests of operations that XLA does not fuse with others."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,3 +1,5 @@
+"""Compares max-pooling and its gradient with XLA's."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,3 +1,5 @@
+"""Compares Winograd's algorithm with XLA's convolution, and its matrices with those of the paper."""
+
 import jax
 import numpy as np
 import pytest

@@ -1,3 +1,5 @@
+"""Tests of the warnings in reports."""
+
 from pneumojax.reporting.caveats import describe_synthetic
 
 

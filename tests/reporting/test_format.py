@@ -1,3 +1,5 @@
+"""Tests of how numbers and intervals are formatted."""
+
 import pytest
 
 from pneumojax.reporting.format import format_bounds, format_interval, format_score

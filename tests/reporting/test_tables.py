@@ -1,3 +1,5 @@
+"""Tests of tables as text, Markdown and CSV."""
+
 from pneumojax.reporting.tables import Table, format_csv
 
 

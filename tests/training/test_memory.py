@@ -1,3 +1,5 @@
+"""Compares the estimate of a training's memory with that of the compiler."""
+
 import jax
 from trainer import PLAIN, Trainer, draw_batches, make_mesh
 

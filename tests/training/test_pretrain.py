@@ -1,14 +1,10 @@
-"""Tests of pretraining without labels: its step, its loop and its weight file."""
+"""Tests of pretraining without labels: its loop and its weight file."""
 
 import dataclasses
 import functools
 import json
 import os
-import pathlib
-import shlex
 import signal
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -16,19 +12,17 @@ import pytest
 from flax import nnx
 from jax.sharding import Mesh
 
-from pneumojax import checkpoint, parallel, preprocessing, steps
+from pneumojax import preprocessing, steps
 from pneumojax.config import ModelConfig, config_from_dict
 from pneumojax.errors import UserError
 from pneumojax.evaluation.run import open_run
 from pneumojax.models import make_pretraining_model
 from pneumojax.models.weight_import import check_pretraining_images, load_pretrained, save_backbone
 from pneumojax.optimizer import make_optimizer
-from pneumojax.pretrain_steps import make_pretrain_chunk
-from pneumojax.sharding import AXIS, put
+from pneumojax.sharding import AXIS
 from pneumojax.training import plan, pretrain
 from pneumojax.training.fit import fit
 
-ROOT = pathlib.Path(__file__).parents[2]
 FIELDS = {"image_px": 32, "cnn_widths": (4, 8), "batch_size": 32, "chunk_steps": 1, "epochs": 2}
 FIELDS |= {"rotate_degrees": 0.0, "shift": 0.0, "zoom": 0.0}  # Their compilation would take longest.
 
@@ -55,34 +49,6 @@ def read_losses(workdir):
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert rows[0]["perf/peak_memory_bytes"] > 0
     return [(row["step"], row["train/loss"]) for row in rows]
-
-
-def train_steps(config, devices):
-    """Returns (state, metrics) after three steps, as numpy arrays."""
-    mesh = Mesh(np.array(jax.devices()[:devices]), (AXIS,))
-    tx = make_optimizer(config.optimizer, 10)
-    chunk = make_pretrain_chunk(config, steps.make_graph(config, make_pretraining_model), tx, mesh)
-    state = steps.init_state(config, tx, mesh, make_pretraining_model)
-    draws = np.random.default_rng(0)
-    # Images of different brightness, because normalisation would amplify rounding errors of nearly equal features.
-    images = draws.normal(draws.uniform(30, 220, (64, 1, 1)), 40, (64, 32, 32)).clip(0, 255).astype(np.uint8)
-    batches = draws.permutation(64)[:48].reshape(3, 16).astype(np.int32)
-    arrays = put(images, mesh), parallel.put_batches(batches, config, mesh), steps.make_key(config, mesh)
-    return jax.device_get(chunk(state, *arrays))
-
-
-@pytest.mark.slow
-def test_eight_devices_pretrain_as_one_does(config):
-    changed = {"optimizer": "sgd", "learning_rate": 1e-3, "warmup": 0.0, "crop_min_area": 0.5}
-    config = config_from_dict(FIELDS | changed)
-    (one, one_metrics), (eight, eight_metrics) = (train_steps(config, devices) for devices in (1, 8))
-    for (path, mine), other in zip(
-        jax.tree_util.tree_leaves_with_path((eight, eight_metrics)), jax.tree.leaves((one, one_metrics)), strict=True
-    ):
-        scale = max(np.abs(other).max(), 1e-3)
-        np.testing.assert_allclose(mine / scale, other / scale, atol=1e-4, err_msg=jax.tree_util.keystr(path))
-    assert (one_metrics["count"] == 16).all()
-    assert (one_metrics["loss"] / 16 < 1.2 * np.log(31)).all()  # By chance, one of 31 views is found.
 
 
 @pytest.mark.slow
@@ -198,24 +164,3 @@ def test_what_cannot_be_pretrained_is_refused_before_anything_is_written(config,
     with pytest.raises(UserError, match=sentence):
         pretrain.pretrain(config_from_dict(FIELDS | {"data_dir": config.data.data_dir} | fields), tmp_path / "run")
     assert not (tmp_path / "run").exists()
-
-
-def run(*words):
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run([sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True)
-
-
-@pytest.mark.slow
-def test_the_script_ends_with_a_command_that_trains_on_the_backbone(data_dir, tmp_path):
-    tiny = [f"--data_dir={data_dir}", "--image_px=32", "--epochs=1"]
-    done = run("experiments/pretrain.py", f"--workdir={tmp_path / 'a b'}", "--model=vgg16", "--vgg_width=2", *tiny)
-    assert done.returncode == 0, done.stderr
-    start, *words = shlex.split(done.stdout.splitlines()[-1].removeprefix("Next: "))
-    assert start == "scripts/run"
-    trained = run(*words, "--epochs=1", "--vgg_dense_widths=")
-    assert trained.returncode == 0, trained.stderr
-    run_of = checkpoint.read_run(tmp_path / "a b_tuned" / "config.json")
-    assert len(run_of["pretrained_sha256"]) == 64
-    refused = run("experiments/pretrain.py", "--task=three_class")
-    assert refused.returncode == 1
-    assert "Unknown command line flag 'task'" in refused.stderr

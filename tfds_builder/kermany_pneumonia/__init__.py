@@ -1,9 +1,9 @@
 """The Kermany chest X-rays of children as a TFDS data set. It does not need TensorFlow.
 
 `prepare` packages a folder or zip file of the images (or synthetic radiographs). `verify` compares a prepared data set
-with its metadata, which `read_metadata` reads. `choose_share` selects patients who hold a share of the images.
-Importing this package imports neither TFDS nor the code that prepares a data set, as a program which only reads decoded
-images needs none of it.
+with its metadata, which `read_metadata` reads. `choose_share` selects patients who together have a share of the images.
+Importing this package imports neither TFDS nor the code that prepares a data set, because a program that only reads
+decoded images does not need them.
 """
 
 import importlib

@@ -167,7 +167,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(drawn, tmp_path, monkeypatch):
-    """A local server that replaces Mendeley's, with the phantom set as the registered zip file."""
+    """A local server that replaces the server of Mendeley. Its zip file contains synthetic radiographs."""
     _Handler.content = write_zip(tmp_path / "served.zip", read_files(drawn, "chest_xray/")).read_bytes()
     _Handler.missing_bytes, _Handler.status = 0, 200
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as running:

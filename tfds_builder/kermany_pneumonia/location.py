@@ -1,4 +1,4 @@
-"""Where the prepared data sets are."""
+"""Finds the folders of prepared data sets."""
 
 import os
 import pathlib

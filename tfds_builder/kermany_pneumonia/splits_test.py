@@ -21,7 +21,11 @@ from tfds_builder.kermany_pneumonia import (
 
 
 def make_xrays(people: int = 400) -> list[splits.Xray]:
-    """Makes metadata without images: v2 names, half of the patients with bacteria and virus, some equal bytes."""
+    """Makes metadata without images, with the file names of Mendeley v2.
+
+    There are `people` patients with pneumonia, half of them with images of both bacteria and virus, and half as many
+    patients without pneumonia.
+    """
     rng = random.Random(0)
     xrays = []
     for person in range(people):
@@ -122,7 +126,7 @@ def test_rgb_images_of_each_split_are_counted():
 
 
 def test_splits_keep_the_members_and_fingerprints_of_version_1_0_0():
-    """The splits must not change, because published results depend on them. The values are those of version 1.0.0."""
+    """The splits must not change, because published results depend on them. The values are from version 1.0.0."""
     metadata = splits.describe_splits(splits.assign_splits(make_xrays())[0])
     assert {split: fingerprint[:16] for split, fingerprint in metadata["fingerprints"].items()} == {
         "train": "3c6fa2c0eb4b3f1b",

@@ -56,7 +56,7 @@ def save_images(
 
 
 def save_class_counts(path: str | Path, counts: Mapping[str, Mapping[str, int]], title: str = "") -> None:
-    """Plots a bar for each split, which is divided by the shares of the classes, with the numbers of images.
+    """Plots a stacked bar for each split. Each segment is a class, labelled with the number of its images.
 
     Args:
       path: PNG file to write. Its folder must exist.

@@ -36,7 +36,7 @@ def save_roc(
       path: PNG file to write. Its folder must exist.
       curve: from `curves.compute_roc_curve`. If it is None, the figure shows the reason.
       metrics: from `metrics.compute_metrics`. The figure shows auroc, sensitivity and specificity.
-      threshold: the threshold of the operating point, or that of each fold.
+      threshold: the threshold of the operating point, or a list with the threshold of each fold.
       title: description of the evaluated data, such as "test, 624 images".
 
     Raises:
@@ -76,7 +76,7 @@ def save_precision_recall(
       curve: from `curves.compute_pr_curve`. If it is None, the figure shows the reason.
       metrics: from `metrics.compute_metrics`. The figure shows auprc, sensitivity and precision. If no image is
         predicted positive, the operating point has no precision and is left out.
-      threshold: the threshold of the operating point, or that of each fold.
+      threshold: the threshold of the operating point, or a list with the threshold of each fold.
       title: description of the evaluated data, such as "test, 624 images".
 
     Raises:
@@ -112,9 +112,9 @@ def save_confusion_matrix(path: str | Path, confusion: np.ndarray, class_names: 
     """Plots a confusion matrix: numbers of images by true and predicted class, coloured by their share of the row.
 
     Args:
-      path: PNG file to write; its folder exists.
-      confusion: [C, C] int of `point_metrics.compute_confusion`; rows are the true class. A class without images has no
-        shares.
+      path: PNG file to write. Its folder must exist.
+      confusion: [C, C] int from `point_metrics.compute_confusion`. Rows are the true class. A class without images has
+        no shares.
       class_names: C names.
       title: description of the evaluated data, such as "test, 624 images, threshold 0.31".
 
@@ -205,7 +205,7 @@ def save_predictive_values(
         `calibration.compute_predictive_values`. Missing values are left out. If all are missing, the figure shows the
         reason.
       counts: "counts" of metrics.json, from which the prevalence of the split is computed.
-      threshold: the threshold of the operating point, or that of each fold.
+      threshold: the threshold of the operating point, or a list with the threshold of each fold.
       title: description of the evaluated data, such as "test, 624 images".
 
     Raises:

@@ -57,7 +57,7 @@ def use_style() -> AbstractContextManager:
 
 
 def make_figure(width_inches: float, height_inches: float) -> "Figure":
-    """Returns an empty figure, whose layout fits axes and texts into its size."""
+    """Returns an empty figure. Its layout is adjusted automatically, so that texts and axes do not overlap."""
     # Figures of pyplot would have to be closed, and pyplot would look for a window system.
     from matplotlib.figure import Figure
 

@@ -41,7 +41,7 @@ def save_learning_curves(
       rows: rows of metrics.jsonl: {"step": int, "epoch": float, "train/loss": float, "val/auroc": float, ...}. Every
         key except step and epoch may be missing or None. Of several rows with the same step the last one counts,
         because a resumed run may log a step again. A panel without values is left out.
-      selection_split: the split of the values named val/.
+      selection_split: the split on which the metrics with the prefix val/ were computed.
       title: description of the run.
       select_by: the config's.
 

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import Mesh
+from trainer import assert_near
 
 from pneumojax import parallel, steps
 from pneumojax.config import config_from_dict
@@ -46,14 +47,6 @@ def train_steps(config, devices=8, num_steps=4):
     arrays = put(images, mesh), put(data.labels("binary"), mesh), parallel.put_batches(batches, config, mesh)
     state, metrics = chunk(state, *arrays, key)
     return *jax.device_get((state, metrics)), features
-
-
-def assert_near(ours, theirs, tolerance):
-    """Asserts that all leaves are close, relative to the largest value of each leaf."""
-    ours, theirs = jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs)
-    for (path, mine), other in zip(ours, theirs, strict=True):
-        scale = max(np.abs(other).max(), 1e-3)
-        np.testing.assert_allclose(mine / scale, other / scale, atol=tolerance, err_msg=jax.tree_util.keystr(path))
 
 
 @pytest.mark.parametrize(
@@ -120,8 +113,3 @@ def test_a_run_on_kept_features_is_a_whole_run(make_config, tmp_path):
 def test_a_backbone_that_trains_is_refused(fields, sentence):
     with pytest.raises(UserError, match=sentence):
         steps.make_graph(config_from_dict({"cached_views": 1, **fields}))
-
-
-def test_mixup_is_refused():
-    with pytest.raises(UserError, match="mixup blends images: use --mixup_alpha=0"):
-        config_from_dict({"cached_views": 1, "mixup_alpha": 0.2})

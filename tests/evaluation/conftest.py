@@ -1,0 +1,29 @@
+"""Trained runs for the tests of evaluations."""
+
+import shutil
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def trained(make_config, tmp_path_factory):
+    """Workdirs of a run for each task. Tests must not change them."""
+    from pneumojax.training.fit import fit
+
+    workdirs = {}
+    for task in ("binary", "three_class"):
+        workdirs[task] = tmp_path_factory.mktemp(task)
+        fit(make_config(task=task, epochs=2, mixup_alpha=0.0), workdirs[task])
+    return workdirs
+
+
+@pytest.fixture
+def workdir(trained, tmp_path):
+    """A copy of the run of the binary task."""
+    return shutil.copytree(trained["binary"], tmp_path / "binary")
+
+
+@pytest.fixture
+def three_class_workdir(trained, tmp_path):
+    """A copy of the run of the three-class task."""
+    return shutil.copytree(trained["three_class"], tmp_path / "three_class")

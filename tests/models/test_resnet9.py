@@ -1,0 +1,31 @@
+"""The nine-layer network: its parameters and its features."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from pneumojax.models.resnet9 import ResNet9
+
+
+def make(width, stem):
+    return ResNet9(width, stem, num_outputs=3, dropout=0.0, dtype="float32", axis_name=None, rngs=nnx.Rngs(0))
+
+
+def test_it_has_the_parameters_of_its_eight_convolutions():
+    width = 4
+    convolutions = [(1, 1), (1, 2), (2, 2), (2, 2), (2, 4), (4, 8), (8, 8), (8, 8)]  # channels in units of the width
+    kernels = sum(9 * (width * i if n else 1) * width * o for n, (i, o) in enumerate(convolutions))
+    norms = sum(2 * width * o for _, o in convolutions)
+    params = jax.tree.leaves(nnx.state(make(width, "small"), nnx.Param))
+    assert sum(leaf.size for leaf in params) == kernels + norms + (8 * width + 1) * 3
+
+
+@pytest.mark.parametrize("px", [32, 37])
+def test_features_are_the_mean_over_all_positions(px):
+    model = make(2, "strided")
+    images = jax.random.normal(jax.random.key(0), (2, px, px, 1))
+    features = model.extract(images, train=False)
+    assert features.shape == (2, 16) and features.dtype == jnp.float32
+    assert float(features.min()) >= 0, "each stage ends with a ReLU or a sum of two"
+    assert not jnp.array_equal(features[0], features[1])
