@@ -117,7 +117,7 @@ class Racer:
         import jax
 
         from pneumojax import steps
-        from pneumojax.evaluation.nuisances import add_swapped
+        from pneumojax.evaluation.aspect import add_swapped
         from pneumojax.evaluation.predict import make_predict_images
         from pneumojax.training.fit import make_train_chunks
         from pneumojax.training.plan import load_selection_split, make_plan

@@ -69,6 +69,7 @@ def make_predict(
         All images are augmented with the same keys, so the logits of an image do not depend on its batch.
       cached: whether the images are features [N, K, ...] from `make_extract`. The first view is then classified.
       streamed: whether the function is called with the images of each batch, instead of all images and indices.
+      pixel_scaling: the config's, as in `preprocessing.normalise`.
 
     Returns:
       `predict(variables, images, batches) -> logits`: variables {"params", "batch_stats"}, images [N, H, W] uint8,

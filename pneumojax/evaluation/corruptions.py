@@ -14,25 +14,25 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from pneumojax.evaluation.nuisances import crop_centre, resize
+from pneumojax.evaluation.aspect import crop_centre, resize, to_uint8
 
 NOISE_SEED = 0
 
 
 def add_exposure(images: np.ndarray, amount: float) -> np.ndarray:
     """Adds a share of the whole range, between -1 and 1, to all pixels."""
-    return _to_uint8(images + 255.0 * amount)
+    return to_uint8(images + 255.0 * amount)
 
 
 def scale_contrast(images: np.ndarray, factor: float) -> np.ndarray:
     """Multiplies the difference of each pixel from the mean of its image."""
     mean = images.mean((1, 2), keepdims=True)
-    return _to_uint8((images - mean) * factor + mean)
+    return to_uint8((images - mean) * factor + mean)
 
 
 def change_gamma(images: np.ndarray, exponent: float) -> np.ndarray:
     """Raises pixels, as shares of 255, to a power."""
-    return _to_uint8(255 * (images / 255.0) ** exponent)
+    return to_uint8(255 * (images / 255.0) ** exponent)
 
 
 def blur(images: np.ndarray, sigma: float) -> np.ndarray:
@@ -40,13 +40,13 @@ def blur(images: np.ndarray, sigma: float) -> np.ndarray:
     from scipy.ndimage import gaussian_filter  # Imported here, because only this corruption needs it.
 
     pixels = sigma * images.shape[1]
-    return _to_uint8(gaussian_filter(images.astype(np.float32), (0, pixels, pixels), mode="nearest"))
+    return to_uint8(gaussian_filter(images.astype(np.float32), (0, pixels, pixels), mode="nearest"))
 
 
 def add_noise(images: np.ndarray, deviation: float) -> np.ndarray:
     """Adds normal noise, whose standard deviation is a share of the whole range. The noise of an image has a seed."""
     noise = np.random.default_rng(NOISE_SEED).normal(0, 255 * deviation, images.shape)
-    return _to_uint8(images + noise)
+    return to_uint8(images + noise)
 
 
 def compress(images: np.ndarray, quality: int) -> np.ndarray:
@@ -73,10 +73,6 @@ def zoom_out(images: np.ndarray, size: float) -> np.ndarray:
     framed = np.zeros_like(images)
     framed[:, top : top + rows, left : left + columns] = resize(images, rows, columns)
     return framed
-
-
-def _to_uint8(grey: np.ndarray) -> np.ndarray:
-    return np.rint(np.clip(grey, 0, 255)).astype(np.uint8)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,11 +16,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pneumojax.data.dataset import Split
-
-# Share of the height (NORMAL) or of the width (pneumonia) that the swap of the aspect keeps. The median aspects of the
-# classes differ by 1.17 to 1.54; this changes each by 1 / 0.86, so that both classes overlap.
-KEPT_ASPECT = 0.86
+from pneumojax.evaluation.aspect import crop_centre, resize, select_by_class, swap_aspect, to_uint8
 
 # Share of both axes that the swap of the border keeps of a NORMAL image, and that it leaves of one with pneumonia.
 KEPT_BORDER = 0.96
@@ -41,19 +37,6 @@ def measure_aspect(images: np.ndarray) -> np.ndarray:
     return horizontal / np.maximum(vertical, 1e-6)
 
 
-def swap_aspect(images: np.ndarray, positive: np.ndarray) -> np.ndarray:
-    """Makes NORMAL images wider and images of pneumonia higher, as if their originals had had the other's aspect.
-
-    Args:
-      images: [B, H, W] uint8, 0..255.
-      positive: [B] bool, pneumonia.
-
-    Returns:
-      [B, H, W] uint8: of NORMAL images the central 86 % of the height, of the others the central 86 % of the width.
-    """
-    return _select(positive, crop_centre(images, KEPT_ASPECT, 1.0), crop_centre(images, 1.0, KEPT_ASPECT))
-
-
 def measure_sharpness(images: np.ndarray) -> np.ndarray:
     """[B, H, W] uint8 -> [B] float64: detail that a 3x3 blur removes, relative to the standard deviation."""
     grey = images.astype(np.float32)
@@ -64,7 +47,7 @@ def swap_sharpness(images: np.ndarray, positive: np.ndarray) -> np.ndarray:
     """[B, H, W] uint8, [B] bool -> [B, H, W] uint8: softens NORMAL images and sharpens images of pneumonia."""
     grey = images.astype(np.float32)
     amount = np.where(positive, SHARPENING, -SHARPENING).astype(np.float32)[:, None, None]
-    return _to_uint8(grey + amount * (grey - _blur(grey)))
+    return to_uint8(grey + amount * (grey - _blur(grey)))
 
 
 def measure_exposure(images: np.ndarray) -> np.ndarray:
@@ -75,7 +58,7 @@ def measure_exposure(images: np.ndarray) -> np.ndarray:
 def swap_exposure(images: np.ndarray, positive: np.ndarray) -> np.ndarray:
     """[B, H, W] uint8, [B] bool -> [B, H, W] uint8: adds a constant; the classes swap their mean grey values."""
     mean = measure_exposure(images)
-    return _to_uint8(images + (match_other_class(mean, positive) - mean)[:, None, None])
+    return to_uint8(images + (match_other_class(mean, positive) - mean)[:, None, None])
 
 
 def measure_contrast(images: np.ndarray) -> np.ndarray:
@@ -111,7 +94,7 @@ def swap_border(images: np.ndarray, positive: np.ndarray) -> np.ndarray:
     framed = np.zeros_like(images)
     inner = resize(images, rows.stop - rows.start, columns.stop - columns.start)
     framed[:, rows, columns] = inner
-    return _select(positive, crop_centre(images, KEPT_BORDER, KEPT_BORDER), framed)
+    return select_by_class(positive, crop_centre(images, KEPT_BORDER, KEPT_BORDER), framed)
 
 
 def measure_mark(images: np.ndarray) -> np.ndarray:
@@ -158,13 +141,6 @@ NUISANCES = {
 }
 
 
-def add_swapped(split: Split) -> Split:
-    """Appends to the N images of a split the same N images with their aspects swapped between the classes."""
-    both = split.select(np.tile(np.arange(len(split)), 2))
-    swapped = swap_aspect(split.images, split.labels("binary") > 0)
-    return dataclasses.replace(both, images=np.concatenate([split.images, swapped]))
-
-
 def match_other_class(values: np.ndarray, positive: np.ndarray) -> np.ndarray:
     """For each image the number that the image of the same rank in the other class has.
 
@@ -180,37 +156,6 @@ def match_other_class(values: np.ndarray, positive: np.ndarray) -> np.ndarray:
         ranks = np.argsort(np.argsort(values[own], kind="stable"), kind="stable")
         matched[own] = np.quantile(values[~own], (ranks + 0.5) / own.sum())
     return matched
-
-
-def crop_centre(images: np.ndarray, rows: float, columns: float) -> np.ndarray:
-    """Crops images around their centre, and resizes the crop bilinearly to the size of the image.
-
-    Args:
-      images: [B, H, W] uint8, 0..255.
-      rows: share of the height that is kept, above 0 and at most 1.
-      columns: share of the width.
-
-    Returns:
-      [B, H, W] uint8.
-    """
-    height, width = images.shape[1:]
-    return _resample(images, _interpolate(height, height, rows), _interpolate(width, width, columns))
-
-
-def resize(images: np.ndarray, height: int, width: int) -> np.ndarray:
-    """[B, H, W] uint8 -> [B, height, width] uint8, bilinearly."""
-    return _resample(images, _interpolate(images.shape[1], height, 1.0), _interpolate(images.shape[2], width, 1.0))
-
-
-def _resample(images: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    return _to_uint8(rows @ images.astype(np.float32) @ columns.T)
-
-
-def _interpolate(size: int, new_size: int, kept: float) -> np.ndarray:
-    """[new_size, size] float32: the weights of linear interpolation in the central share of an axis."""
-    centres = (size - 1) / 2 + ((np.arange(new_size) + 0.5) / new_size - 0.5) * kept * size
-    centres = np.clip(centres, 0, size - 1)
-    return np.maximum(0, 1 - np.abs(centres[:, None] - np.arange(size))).astype(np.float32)
 
 
 def _find_frame(*sizes: int) -> list[tuple[int, int]]:
@@ -236,12 +181,4 @@ def _blur(grey: np.ndarray) -> np.ndarray:
 def _swap_scale(images: np.ndarray, positive: np.ndarray, values: np.ndarray) -> np.ndarray:
     factor = np.clip(match_other_class(values, positive) / np.maximum(values, 1e-6), *CONTRAST_LIMITS)[:, None, None]
     mean = measure_exposure(images)[:, None, None]
-    return _to_uint8((images - mean) * factor + mean)
-
-
-def _select(positive: np.ndarray, normal: np.ndarray, pneumonia: np.ndarray) -> np.ndarray:
-    return np.where(positive[:, None, None], pneumonia, normal)
-
-
-def _to_uint8(grey: np.ndarray) -> np.ndarray:
-    return np.rint(np.clip(grey, 0, 255)).astype(np.uint8)
+    return to_uint8((images - mean) * factor + mean)

@@ -13,7 +13,7 @@ from pneumojax.checkpoint import check_shapes, find_replicas, load_run
 from pneumojax.config import Config, config_from_dict
 from pneumojax.data.dataset import Split, ensure_prepared, load_split
 from pneumojax.errors import UserError
-from pneumojax.evaluation.nuisances import add_swapped
+from pneumojax.evaluation.aspect import add_swapped
 from pneumojax.evaluation.predict import compute_probabilities, make_predict_images
 from pneumojax.sharding import make_mesh, put
 from pneumojax.steps import make_abstract_variables

@@ -12,7 +12,7 @@ from pneumojax import steps
 from pneumojax.checkpoint import find_best, has_checkpoints, open_checkpoints, save_checkpoint, wait_for_checkpoints
 from pneumojax.config import Config
 from pneumojax.errors import UserError
-from pneumojax.evaluation.nuisances import add_swapped
+from pneumojax.evaluation.aspect import add_swapped
 from pneumojax.files import read_rows
 from pneumojax.sharding import name_lost_process
 from pneumojax.state import TrainState

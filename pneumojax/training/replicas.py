@@ -17,7 +17,7 @@ from pneumojax.config import SWEPT, Config, config_to_dict
 from pneumojax.data.batches import make_epoch_batches, make_eval_batches
 from pneumojax.data.dataset import Split
 from pneumojax.errors import Diverged, UserError
-from pneumojax.evaluation.nuisances import add_swapped
+from pneumojax.evaluation.aspect import add_swapped
 from pneumojax.files import append_row, read_rows, write_json
 from pneumojax.reporting.figures.training import save_learning_curves
 from pneumojax.sharding import measure_free_bytes, put, replicas_partitioned

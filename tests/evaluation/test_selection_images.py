@@ -8,9 +8,9 @@ import pytest
 
 from pneumojax.errors import UserError
 from pneumojax.evaluation import thresholds
+from pneumojax.evaluation.aspect import swap_aspect
 from pneumojax.evaluation.calibration import fit_temperature
 from pneumojax.evaluation.ensemble import open_ensemble
-from pneumojax.evaluation.nuisances import swap_aspect
 from pneumojax.evaluation.operating_point import load_or_choose_threshold, load_or_fit_calibration
 from pneumojax.evaluation.predict import compute_probabilities
 from pneumojax.evaluation.run import open_run

@@ -8,7 +8,7 @@ from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 
 from pneumojax.checkpoint import load_run
 from pneumojax.data.dataset import load_split
-from pneumojax.evaluation.nuisances import add_swapped, swap_aspect
+from pneumojax.evaluation.aspect import add_swapped, swap_aspect
 from pneumojax.evaluation.predict import compute_probabilities
 from pneumojax.evaluation.run import open_run
 from pneumojax.training.fit import fit
