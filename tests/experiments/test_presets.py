@@ -65,3 +65,16 @@ def test_augmenting_normal_only_leaves_pneumonia_bitwise_as_it_is():
     kept = keep_pneumonia(images, augmented, labels)
     np.testing.assert_array_equal(kept[1:3], images[1:3])
     np.testing.assert_array_equal(kept[::3], augmented[::3])
+
+
+def test_the_ensemble_is_five_of_the_small_flagship():
+    small, ensemble = read_preset("flagship_small"), read_preset("flagship_ensemble")
+    assert dataclasses.replace(ensemble, train=small.train) == small
+    assert dataclasses.replace(small.train, replicas=5) == ensemble.train
+
+
+def test_the_flagship_hides_aspect_exposure_and_contrast_and_trusts_no_single_epoch():
+    config = read_preset("flagship_small")
+    assert config.data.pixel_scaling == "image" and config.augment.stretch > 0 and config.augment.crop_max_aspect >= 2
+    assert config.train.select_by == "last" and config.data.selection_images == "shift"
+    assert config.data.selection_split == "validation"
