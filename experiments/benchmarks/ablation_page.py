@@ -55,8 +55,19 @@ def format_page(base: Mapping, rows: Mapping[str, Mapping], results: Mapping[str
         "",
         Table(COLUMNS, cells).format_markdown(),
         "",
+        *_list_missing(rows, results),
     ]
     return "\n".join(lines)
+
+
+def _list_missing(rows: Mapping[str, Mapping], results: Mapping[str, Mapping]) -> list[str]:
+    """Lines that name the rows of the file that have not been trained."""
+    missing = [row["title"] for name, row in rows.items() if name not in results]
+    return (
+        ["Rows of the file that have not been trained:", "", *(f"- {title}" for title in missing), ""]
+        if missing
+        else []
+    )
 
 
 def _format_row(title: str, result: Mapping, base: Mapping) -> list[str]:
