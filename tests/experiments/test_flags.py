@@ -83,7 +83,10 @@ def test_a_preset_parses_and_changes_the_defaults_where_it_says(preset):
         ("--cnn_widths=8,0", "train.py: cnn_widths must be at least 1, not 0."),
         ("--batch_norm=local", "train.py: batch_norm=local needs parallel="),
         ("epochs=3", "train.py: unexpected argument epochs=3: flags are written --name=value."),
-        ("--model=foo", "flag --model=foo: value should be one of <mlp|cnn|flatiron|vgg16|resnet18|resnet34|resnet50>"),
+        (
+            "--model=foo",
+            "flag --model=foo: value should be one of <mlp|cnn|flatiron|vgg16|resnet9|resnet18|resnet34|resnet50>",
+        ),
         ("--epochs=3.5", "flag --epochs=3.5"),
         ("--epoch=3", "Unknown command line flag 'epoch'. Did you mean: epochs"),
         ("--flagfile=no/such.flags", "Unable to open flagfile"),
