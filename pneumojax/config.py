@@ -333,7 +333,7 @@ def config_from_dict(values: dict[str, Any]) -> Config:
 
 
 def replace_fields(config: Config, values: dict[str, Any]) -> Config:
-    """Returns a copy of the config with new values for some fields, whichever groups they are in.
+    """Returns a copy of the config in which some fields, named without their group, have new values.
 
     Raises:
       UserError: a value is outside its limits.

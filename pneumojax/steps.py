@@ -29,7 +29,7 @@ from pneumojax.state import StepResult, TrainState
 def make_graph(config: Config, make: Callable[..., Network] = make_model) -> nnx.GraphDef:
     """Makes the network's graph definition, which holds no arrays.
 
-    With parallel=shard_map or pmap and batch_norm=global, its batch statistics are averaged over the devices.
+    With parallel=shard_map or pmap and batch_norm=global, the network averages batch statistics over the devices.
 
     Args:
       config: the run.
@@ -63,7 +63,7 @@ def init_state(
 def make_init(
     config: Config, tx: optax.GradientTransformation, mesh: Mesh, make: Callable[..., Network] = make_model
 ) -> Callable[[jax.Array], TrainState]:
-    """Compiles `init(key) -> state`, replicated over the devices; arguments as in `make_graph`."""
+    """Compiles `init(key) -> state`. The state is replicated over the devices. See `make_graph` for the arguments."""
 
     def init(key: jax.Array) -> TrainState:
         model = make(config.model, config.data.image_px, key)
@@ -78,13 +78,13 @@ def make_init(
 
 
 def make_key(config: Config, mesh: Mesh) -> jax.Array:
-    """Makes the run's only key. Each step folds its number into it, so a checkpoint holds no random state."""
-    # jit caches by function: with a function of the module, another seed compiles nothing.
+    """Makes the only PRNG key of a run. Each step folds the step number into the key, so a checkpoint stores no key."""
+    # jit caches by function. `derive_key` is one function for all seeds, so another seed is not compiled again.
     return jax.jit(derive_key, out_shardings=replicated(mesh))(config.train.seed)
 
 
 def derive_key(seed: jax.Array) -> jax.Array:
-    """The run's key as a function of its seed."""
+    """Computes the PRNG key of a run from the seed of the run, [] int32."""
     return jax.random.fold_in(jax.random.key(seed), 1)
 
 
@@ -103,14 +103,14 @@ def make_train_step(
       graph: from `make_graph`.
       tx: the optimizer.
       class_weights: [C] float32, weight of each class in the loss.
-      mapped: whether the step runs under a mapped axis, on its device's share of the batch.
+      mapped: whether the step runs under a mapped axis, where each device has a shard of the batch.
       image_px: size to which the images are shrunk; None: the config's.
 
     Returns:
       `train_step(state, images, labels, index, key) -> (state, metrics)`: images [N, H, W] uint8, labels [N] int32,
-      index [B] int32 (the device's share of it if mapped), key the run's PRNG key. With loader=stream images
-      [S, B, H, W] and labels [S, B] are those of a chunk, and index [] int32 is the number of the batch in it. With
-      `cached_views` images are features [N, K, ...] from `make_extract`. The metrics `loss`, `correct` and `count`
+      index [B] int32 (a shard of it if mapped), key the PRNG key of the run. With loader=stream, images
+      [S, B, H, W] and labels [S, B] belong to a chunk of S steps, and index [] int32 is the number of the step in the
+      chunk. With `cached_views`, images are features [N, K, ...] from `make_extract`. The metrics `loss`, `correct` and `count`
       are float32 sums over the batch.
     """
     prepare = (make_prepare_features if config.model.cached_views else make_prepare)(config, mapped, image_px)
@@ -145,7 +145,7 @@ def make_train_step(
 
 
 def fold_in_positions(key: jax.Array, step: jax.Array, size: int, mapped: bool) -> jax.Array:
-    """[size] keys, one for each image by its position in the global batch, whatever the number of devices."""
+    """Makes [size] PRNG keys, one for each image. A key depends only on the position of its image in the global batch."""
     position = jnp.arange(size) + (lax.axis_index(AXIS) * size if mapped else 0)
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, step), position)
 

@@ -238,14 +238,14 @@ def erase(key: jax.Array, image: jax.Array, probability: float) -> jax.Array:
 
 
 def mixup(keys: jax.Array, alpha: float, first: tuple, second: tuple) -> tuple:
-    """Mixes each image and its target with those of a partner.
+    """Mixes each image with a second image, and the target of the first with the target of the second.
 
     Args:
       keys: [B] PRNG keys.
       alpha: both parameters of the beta distribution from which the weights are sampled. `first` gets the larger
         weight.
       first: (images [B, H, W] float32, targets [B, C] float32).
-      second: images and targets of the partners, with the same shapes.
+      second: (images, targets) to mix in, with the same shapes.
 
     Returns:
       (images, targets) with the same shapes.

@@ -86,7 +86,7 @@ def open_ensemble(
     data_dir: str | None = None,
     test_time_views: int | None = None,
 ) -> Ensemble:
-    """Opens several runs as an ensemble. Its folder is next to that of the first run, with a name such as `a+b+c`.
+    """Opens several runs as an ensemble. Its folder has a name such as `a+b+c` and is next to the first run `a`.
 
     Args:
       workdirs: folders of the runs, in any order. Their networks and image sizes may differ.
@@ -130,7 +130,7 @@ def open_replicas(
     data_dir: str | None = None,
     test_time_views: int | None = None,
 ) -> Ensemble:
-    """Opens the replicas of a run as an ensemble, without those that have diverged. Its folder is that of the run.
+    """Opens the replicas of a run that have not diverged as an ensemble. It uses the folder of the run.
 
     Args:
       workdir: folder of the run.

@@ -131,7 +131,7 @@ def make_pretraining_model(config: ModelConfig, image_px: int, key: jax.Array, a
 
 
 def split_frozen(tree: dict[str, Any], frozen: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Splits parameters or batch statistics into those of trained and of frozen stages.
+    """Splits parameters or batch statistics by whether their stage is trained or frozen.
 
     The stage of a layer is the part of the layer's name before the first underscore.
 
@@ -140,7 +140,7 @@ def split_frozen(tree: dict[str, Any], frozen: tuple[str, ...]) -> tuple[dict[st
       frozen: names of the frozen stages.
 
     Returns:
-      (trained, kept): the layers of the other stages, and those of the frozen stages.
+      (trained, kept): the layers of the trained stages, and the layers of the frozen stages.
     """
     kept = {name: layer for name, layer in tree.items() if name.split("_")[0] in frozen}
     return {name: layer for name, layer in tree.items() if name not in kept}, kept

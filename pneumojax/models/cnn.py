@@ -8,7 +8,7 @@ from pneumojax.ops.pooling import max_pool
 
 
 class CNN(Network):
-    """A stage for each width, followed by global average pooling and the head.
+    """One stage for each width in `widths`, then global average pooling and the head.
 
     A stage is a 3x3 convolution, batch normalisation, 2x2 max-pooling and ReLU.
     """

@@ -11,7 +11,10 @@ STEMS = {"imagenet": (7, 2, True), "strided": (3, 2, False), "small": (3, 1, Fal
 
 
 class Conv(nnx.Module):
-    """A convolution with a square kernel, by default padded by size // 2 at each edge ('SAME' differs at stride 2).
+    """A convolution with a square kernel.
+
+    By default, each edge of the image is padded by size // 2 pixels. At stride 2 this differs from padding='SAME' of
+    JAX, which pads the lower and the right edge by one pixel more than the others.
 
     References:
       He et al., "Delving Deep into Rectifiers", 2015: the initialisation.
@@ -138,7 +141,7 @@ class Network(nnx.Module):
         return self.classify(self.extract(images, train), train, keys)
 
     def extract(self, images: jax.Array, train: bool) -> jax.Array:
-        """The backbone: [B, H, W, 1] images -> [B, ...] features."""
+        """Computes the features [B, ...] of images [B, H, W, 1]. This part of the network is the backbone."""
         raise NotImplementedError
 
     def classify(self, features: jax.Array, train: bool, keys: jax.Array | None = None) -> jax.Array:

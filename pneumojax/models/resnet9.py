@@ -46,7 +46,7 @@ class ResNet9(Network):
         self.head = Head(8 * width, num_outputs, dropout, rngs)
 
     def extract(self, images: jax.Array, train: bool) -> jax.Array:
-        """The backbone: [B, H, W, 1] images -> [B, F] features."""
+        """Computes the features of images, [B, H, W, 1] -> [B, 8 * width]."""
 
         def apply(name: str, x: jax.Array, window: int | None = None) -> jax.Array:
             x = getattr(self, f"{name}_norm")(getattr(self, f"{name}_conv")(x), use_running_average=not train)

@@ -116,7 +116,7 @@ def fit(
 
 
 def make_train_chunks(plan: TrainingPlan) -> list[jax.stages.Wrapped]:
-    """The training chunk of each image size, not compiled yet."""
+    """Makes the training chunk of each image size. JAX compiles it when it is first called."""
     class_weights = plan.class_weights()
     return [
         steps.make_train_chunk(plan.config, plan.graph, plan.tx, class_weights, plan.mesh, image_px)

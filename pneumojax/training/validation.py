@@ -17,10 +17,10 @@ from pneumojax.training.plan import TrainingPlan
 def make_validate(
     plan: TrainingPlan, labels: np.ndarray, images: np.ndarray
 ) -> Callable[[TrainState], dict[str, float]]:
-    """Compiles the prediction of the selection split.
+    """Makes a function that scores a training state on the selection split.
 
     Args:
-      plan: the training.
+      plan: the training plan.
       labels: [2N] int32 class indices, of `add_swapped`.
       images: [2N, H, W] uint8, of `add_swapped`, or with `cached_views` their features [2N, K, ...].
 
