@@ -110,7 +110,8 @@ def make_train_step(
       `train_step(state, images, labels, index, key) -> (state, metrics)`: images [N, H, W] uint8, labels [N] int32,
       index [B] int32 (a shard of it if mapped), key the PRNG key of the run. With loader=stream, images
       [S, B, H, W] and labels [S, B] belong to a chunk of S steps, and index [] int32 is the number of the step in the
-      chunk. With `cached_views`, images are features [N, K, ...] from `make_extract`. The metrics `loss`, `correct` and `count`
+      chunk. With `cached_views`, images are features [N, K, ...] from `make_extract`. The
+      metrics `loss`, `correct` and `count`
       are float32 sums over the batch.
     """
     prepare = (make_prepare_features if config.model.cached_views else make_prepare)(config, mapped, image_px)
@@ -145,7 +146,7 @@ def make_train_step(
 
 
 def fold_in_positions(key: jax.Array, step: jax.Array, size: int, mapped: bool) -> jax.Array:
-    """Makes [size] PRNG keys, one for each image. A key depends only on the position of its image in the global batch."""
+    """Makes [size] PRNG keys, one for each image, which depend only on its position in the global batch."""
     position = jnp.arange(size) + (lax.axis_index(AXIS) * size if mapped else 0)
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, step), position)
 
