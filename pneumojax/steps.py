@@ -111,8 +111,7 @@ def make_train_step(
       index [B] int32 (a shard of it if mapped), key the PRNG key of the run. With loader=stream, images
       [S, B, H, W] and labels [S, B] belong to a chunk of S steps, and index [] int32 is the number of the step in the
       chunk. With `cached_views`, images are features [N, K, ...] from `make_extract`. The
-      metrics `loss`, `correct` and `count`
-      are float32 sums over the batch.
+      metrics `loss`, `correct` and `count` are float32 sums over the batch.
     """
     prepare = (make_prepare_features if config.model.cached_views else make_prepare)(config, mapped, image_px)
 
