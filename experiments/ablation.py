@@ -15,16 +15,14 @@ import json
 import logging
 import pathlib
 import time
-import tomllib
 
 from absl import flags
 
-from experiments.benchmarks.ablation_page import format_page
+from experiments.benchmarks.ablation_page import format_page, read_table
 from experiments.cli import fail, run
 from experiments.flags import read_preset
 from experiments.progress import Progress, format_resume
 from pneumojax.config import Config
-from pneumojax.errors import UserError
 from pneumojax.files import write_json, write_text
 
 EXPERIMENTS = pathlib.Path(__file__).parent
@@ -67,37 +65,6 @@ def main() -> int:
     print((workdir / "ablation.md").read_text())
     print(f"Written to {workdir}: ablation.md and the runs.")
     return 0
-
-
-def read_table(path: pathlib.Path) -> tuple[dict, dict[str, dict]]:
-    """Reads the base and the rows.
-
-    Args:
-      path: TOML file with a table `base`, {"flagfile", and values of config fields}, and a table `rows`, {name:
-        {"title", and values of config fields that differ from the base}}.
-
-    Returns:
-      (base, rows): base as in the file, rows {name: {"title": str, "fields": dict}}.
-
-    Raises:
-      UserError: the file cannot be read, or has another shape.
-    """
-    try:
-        content = tomllib.loads(path.read_text())
-        base = dict(content["base"])
-        rows = {
-            name: {"title": row["title"], "fields": {key: value for key, value in row.items() if key != "title"}}
-            for name, row in content["rows"].items()
-        }
-        base["flagfile"]
-    except (OSError, ValueError) as error:
-        raise UserError(f"--table: {path} cannot be read: {error}.") from error
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"--table: {path} needs a table base with a flagfile, and for each row a table rows.NAME with a title "
-            f"({error!r} is missing or has another type)."
-        ) from error
-    return base, rows
 
 
 def make_config(base: dict, fields: dict) -> Config:

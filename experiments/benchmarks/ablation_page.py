@@ -1,9 +1,12 @@
-"""The table of an ablation as Markdown: what each change of the base gains or costs on validation."""
+"""The file of an ablation, and its table as Markdown: what each change of the base gains or costs on validation."""
 
+import pathlib
+import tomllib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from pneumojax.errors import UserError
 from pneumojax.reporting.tables import Table
 
 COLUMNS = (
@@ -28,12 +31,43 @@ HOW_TO_READ = (
 )
 
 
+def read_table(path: pathlib.Path) -> tuple[dict, dict[str, dict]]:
+    """Reads the base and the rows.
+
+    Args:
+      path: TOML file with a table `base`, {"flagfile", and values of config fields}, and a table `rows`, {name:
+        {"title", and values of config fields that differ from the base}}.
+
+    Returns:
+      (base, rows): base as in the file, rows {name: {"title": str, "fields": dict}}.
+
+    Raises:
+      UserError: the file cannot be read, or has another shape.
+    """
+    try:
+        content = tomllib.loads(path.read_text())
+        base = dict(content["base"])
+        rows = {
+            name: {"title": row["title"], "fields": {key: value for key, value in row.items() if key != "title"}}
+            for name, row in content["rows"].items()
+        }
+        base["flagfile"]
+    except (OSError, ValueError) as error:
+        raise UserError(f"--table: {path} cannot be read: {error}.") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"--table: {path} needs a table base with a flagfile, and for each row a table rows.NAME with a title "
+            f"({error!r} is missing or has another type)."
+        ) from error
+    return base, rows
+
+
 def format_page(base: Mapping, rows: Mapping[str, Mapping], results: Mapping[str, Mapping], quick: bool) -> str:
     """Formats the page.
 
     Args:
-      base: of `ablation.read_table`.
-      rows: of `ablation.read_table`.
+      base: of `read_table`.
+      rows: of `read_table`.
       results: {row: content of its ablation.json}.
       quick: whether the runs are a smoke test, whose figures mean nothing.
     """

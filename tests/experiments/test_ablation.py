@@ -1,14 +1,16 @@
 """The ablation: its file, its table, and the command on synthetic radiographs."""
 
 import json
+import pathlib
 
 import pytest
 from forked import run_script
 
-from experiments.ablation import EXPERIMENTS, read_table
-from experiments.benchmarks.ablation_page import format_page
+from experiments.benchmarks.ablation_page import format_page, read_table
 from experiments.flags import read_preset
 from pneumojax.errors import UserError
+
+EXPERIMENTS = pathlib.Path(__file__).parents[2] / "experiments"
 
 
 def make_result(aspect, accuracy=0.8):
