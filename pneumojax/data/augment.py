@@ -36,11 +36,12 @@ def make_augment(config: AugmentConfig) -> Callable[[jax.Array, jax.Array], jax.
                 key, image, config.brightness, config.contrast, config.gamma, strength
             ),
         ),
-        (config.tone, lambda key, image, strength: change_tone(key, image, strength * config.tone)),
         (
             config.erase_probability,
             lambda key, image, strength: erase(key, image, strength * config.erase_probability),
         ),
+        # Last, so that the keys of the steps above are those of runs without tone curves.
+        (config.tone, lambda key, image, strength: change_tone(key, image, strength * config.tone)),
     )
 
     def augment_one(key: jax.Array, image: jax.Array) -> jax.Array:
