@@ -28,7 +28,9 @@ WORKDIR = flags.DEFINE_list(
     "workdir", ["runs/latest"], "folder of the run; several folders, separated by commas, are evaluated as one ensemble"
 )
 SPLIT = flags.DEFINE_enum("split", "validation", ("train", "validation", "test"), "split to evaluate on")
-CHECKPOINT = flags.DEFINE_enum("checkpoint", "best", ("best", "latest"), "best by val/auroc, or the latest")
+CHECKPOINT = flags.DEFINE_enum(
+    "checkpoint", "best", ("best", "latest"), "best by the select_by of the run, or the latest"
+)
 DATA_DIR = flags.DEFINE_string("data_dir", None, "folder of prepared data sets (default: where the run found them)")
 VIEWS = flags.DEFINE_integer(
     "test_time_views",

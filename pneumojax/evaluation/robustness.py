@@ -223,7 +223,7 @@ def explain(results: dict) -> list[str]:
     auroc, change = results["unchanged"]["auroc"], worst["change"]["value"]
     return [
         f"On the {results['run']['split']['name']} images as they are, the AUROC is {format_interval(auroc)}.",
-        f"Of the swapped nuisances, {worst['title']} changes it most, by {change:+.4f}, to "
+        f"Of the swapped nuisances, {worst['title']} is the worst: the change is {change:+.4f}, to "
         f"{worst['metrics']['auroc']['value']:.4f}.",
     ]
 

@@ -151,7 +151,7 @@ def open_run(
 
     Args:
       workdir: folder of the run.
-      checkpoint: best (by val/auroc) or latest.
+      checkpoint: best (by the select_by of the run) or latest.
       data_dir: current folder of the data sets. None: the folder of the run's config.
       test_time_views: number of views of each image that are averaged. None: the number of the run's config.
 

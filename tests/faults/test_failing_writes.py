@@ -86,7 +86,7 @@ def test_a_write_that_fails_ends_in_a_sentence_and_the_command_resumes(
             code, errors, _ = run(preloaded, command, folder, first, last)
             problems = find_problems(command, code, errors)
             if code == 0:
-                # A command that cannot write the cache of decoded images says so and goes on without it.
+                # A command that cannot write the cache of decoded images says so and continues without it.
                 uncached = "the decoded images cannot be cached" in errors
                 differences = find_differences(read_result(folder), expected)
                 problems += [one for one in differences if not (uncached and "/decoded/" in one)]
