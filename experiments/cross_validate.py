@@ -6,7 +6,7 @@
 
 All official training images, which are the prepared train and validation splits, are split into folds by patient. The
 official test folder is not used. The run of fold i is in `<workdir>/fold_<i>`, and fold i is its test split. The other
-folds are split by patient into train and validation, and the epoch, threshold and temperature are chosen on that
+folds are split by patient into train and validation, and the epoch, threshold and calibration are chosen on that
 validation split. If the command is stopped, the same command resumes it. The results are written to
 `<workdir>/evaluation/out_of_fold/`, as evaluate.py writes them. compare.py --split=out_of_fold compares two
 cross-validations.

@@ -9,7 +9,7 @@ Writes to `<workdir>/evaluation/<split>/`: report.html, which contains all resul
 predictions.csv, curves.json, roc.png, precision_recall.png, reliability.png, predictive_values.png, decision_curve.png,
 confusion_matrix.png and learning_curves.png. They replace all files of an earlier evaluation at once. The settings of
 the run are read from the workdir. An ensemble averages the calibrated probabilities of its runs. Its threshold and its
-temperature are chosen for the average.
+calibration are chosen for the average.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from absl import flags
 from experiments.cli import fail, run
 from pneumojax.config import ThresholdConfig
 from pneumojax.reporting.caveats import describe_warnings
-from pneumojax.reporting.format import format_bounds, format_interval
+from pneumojax.reporting.format import format_bounds, format_calibration, format_interval
 from pneumojax.reporting.tables import Table
 
 WORKDIR = flags.DEFINE_list(
@@ -124,12 +124,12 @@ def _format_step(threshold: dict) -> str:
 
 def _format_calibration(results: dict) -> list[str]:
     calibration, there = results["calibration"], results["at_prevalence"]
-    temperature = f"temperature {calibration['temperature']:.3f} (fitted on {calibration['split']})"
     rows = [
         (name, format_interval(before), format_interval(calibration["after"][name]))
         for name, before in calibration["before"].items()
     ]
-    lines = [Table(("calibration", "as trained", f"at {temperature}"), rows).format_text()]
+    lines = [Table(("calibration", "as trained", "recalibrated"), rows).format_text()]
+    lines += ["", f"recalibrated on {calibration['split']}: {format_calibration(calibration)}"]
     if there:
         values = ", ".join(f"{name.upper()} {format_interval(there[name])}" for name in ("ppv", "npv"))
         lines += ["", f"at a prevalence of {there['prevalence']}: {values}"]

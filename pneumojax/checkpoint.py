@@ -5,7 +5,7 @@ Layout of a workdir:
     metrics.jsonl          one row of JSON for each chunk and each validation
     learning_curves.png
     threshold.json         the threshold, chosen on the selection split
-    calibration.json       the temperature, fitted on the selection split
+    calibration.json       the temperature and the biases of the classes, fitted on the selection split
     backbone.safetensors   only after pretraining: the weights from which train.py can start
     checkpoints/STEP/      Orbax: `state` (arrays in nested dicts), its `checksum`, `run` (as config.json), metrics
     evaluation/SPLIT/      the files of an evaluation

@@ -64,13 +64,13 @@ class DataConfig(Checked):
     )
     selection_split: str = option(
         "validation",
-        "split on which the epoch, the threshold and the temperature are chosen; test is the leaky protocol of many "
+        "split on which the epoch, the threshold and the calibration are chosen; test is the leaky protocol of many "
         "publications: its metrics are biased and serve only to show that bias",
         choices=("validation", "test"),
     )
     selection_images: str = option(
         "plain",
-        "images of that split on which the threshold and the temperature are chosen: as they are (plain), or together "
+        "images of that split on which the threshold and the calibration are chosen: as they are (plain), or together "
         "with a copy of each with swapped aspect (shift)",
         choices=("plain", "shift"),
     )

@@ -140,7 +140,7 @@ def make_sections(results: dict, split: str) -> list[Section]:
         sections.append(Section(f"Ours on {split}", (), [make_table(honest)]))
     if leaky:
         text = (
-            f"{LEAKY}: the same systems, with epoch, threshold and temperature chosen on the evaluated images, as in "
+            f"{LEAKY}: the same systems, with epoch, threshold and calibration chosen on the evaluated images, as in "
             "many publications. These metrics are invalid. Their difference from those above shows how much the "
             "leak adds.",
         )

@@ -1,36 +1,28 @@
-"""Calibration: measures how close scores are to probabilities of pneumonia, and improves them.
+"""Calibration: measures how close scores are to probabilities of pneumonia.
 
-Scores are calibrated if, for example, 80 % of the images with score 0.8 have pneumonia. Temperature scaling improves
-the calibration. Several metrics and a reliability diagram measure it. Bayes' rule converts a probability to another
-prevalence.
+Scores are calibrated if, for example, 80 % of the images with score 0.8 have pneumonia. Several metrics and a
+reliability diagram measure it. `recalibration.py` improves it.
 
 Additional letters in shapes: P covariates, G points of a grid.
 """
 
-import math
-
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import special
 
 from pneumojax.evaluation.bootstrap import PatientBootstrap, summarise
 from pneumojax.evaluation.checks import (
     check_binary,
-    check_indices,
-    check_probabilities,
     check_same_length,
     check_unit_interval,
 )
 from pneumojax.evaluation.point_metrics import compute_binary_scores, compute_decision_values
+from pneumojax.evaluation.recalibration import compute_logits
 
 # Bins of the reliability diagram and of the expected calibration error: 62 images each in the test split of 624.
 RELIABILITY_BINS = 10
 
 # Prevalences at which predictive values are computed, in steps of one percent.
 PREVALENCE_GRID = np.linspace(0.01, 0.99, 99)
-
-# Log-odds are clipped to this value. It corresponds to a probability of 1e-300, near the smallest normal float64.
-LARGEST_LOG_ODDS = 690.0
 
 # Newton steps of the logistic fit. Ten are typical; a resample that needs more than 100 is almost separable.
 MAX_FIT_STEPS = 100
@@ -58,95 +50,8 @@ def compute_log_odds(probabilities: ArrayLike) -> np.ndarray:
     Raises:
       ValueError: the shape is not [N, 2] or [N, 3], or a probability is not in 0..1.
     """
-    clipped = np.maximum(check_probabilities(probabilities), math.exp(-LARGEST_LOG_ODDS))
-    return np.log(clipped[:, 1:].sum(axis=1)) - np.log(clipped[:, 0])
-
-
-def fit_temperature(labels: ArrayLike, probabilities: ArrayLike) -> float | None:
-    """Fits the temperature T that maximises the likelihood of the labels under softmax(logits / T).
-
-    The log-likelihood is concave in 1 / T, so bisection of its slope finds the maximum. In two cases there is no
-    maximum. If the most probable class is right for every image, the likelihood increases as T approaches 0. If the
-    probabilities are no better than equal ones, it increases as T approaches infinity.
-
-    Args:
-      labels: [N] int, 0..C - 1.
-      probabilities: [N, C] float, 0..1: softmax of the logits.
-
-    Returns:
-      T, above 0, or None if the likelihood has no maximum. If T is above 1, the network was overconfident.
-
-    Raises:
-      ValueError: lengths differ, there are no images, a label is not a class, or a probability is not in 0..1.
-
-    References:
-      Guo, Pleiss, Sun and Weinberger, On calibration of modern neural networks, 2017.
-    """
-    labels, logits = np.asarray(labels), _log(probabilities)
-    check_same_length(labels=labels, probabilities=logits)
-    check_indices("label", labels, logits.shape[1])
-    own = np.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
-
-    def compute_slope(inverse: float) -> float:
-        powers = np.exp(inverse * (logits - logits.max(axis=1, keepdims=True)))
-        expected = (powers * logits).sum(axis=1) / powers.sum(axis=1)
-        return float(np.sum(expected - own))
-
-    if np.all(own >= logits.max(axis=1)) or compute_slope(0.0) >= 0:
-        return None
-    low, high = 0.0, 1.0
-    while compute_slope(high) < 0:
-        low, high = high, 2 * high
-    while high - low > 1e-12 * high:
-        middle = (low + high) / 2
-        low, high = (middle, high) if compute_slope(middle) < 0 else (low, middle)
-    return 1 / high
-
-
-def apply_temperature(probabilities: ArrayLike, temperature: ArrayLike) -> np.ndarray:
-    """Computes the probabilities after a division of the logits by a temperature.
-
-    Args:
-      probabilities: [N, C] float, 0..1: softmax of the logits.
-      temperature: a float above 0, or [N] with one for each image. With 1, only the last bits change.
-
-    Returns:
-      [N, C] float64, 0..1. With two classes, the order of the images by score does not change. With three it can.
-
-    Raises:
-      ValueError: the shape is not [N, 2] or [N, 3], or a probability is not in 0..1.
-    """
-    return special.softmax(_log(probabilities) / np.asarray(temperature)[..., None], axis=1)
-
-
-def shift_prevalence(scores: ArrayLike, prevalence: float, new_prevalence: float) -> np.ndarray:
-    """Converts probabilities of pneumonia to another prevalence.
-
-    The odds of each score are multiplied by the ratio of the odds of the two prevalences. This assumes that only the
-    prevalence differs, and that the images of each class have the same distribution (label shift).
-
-    Args:
-      scores: [N] float, 0..1: probabilities of pneumonia that are calibrated at `prevalence`.
-      prevalence: share of pneumonia, between 0 and 1.
-      new_prevalence: the new share of pneumonia, between 0 and 1.
-
-    Returns:
-      [N] float64, 0..1.
-
-    Raises:
-      ValueError: a prevalence is not between 0 and 1, or a score is not in 0..1.
-
-    References:
-      Saerens, Latinne and Decaestecker, Adjusting the outputs of a classifier to new a priori probabilities, 2002.
-    """
-    for share in (prevalence, new_prevalence):
-        if not 0 < share < 1:
-            raise ValueError(f"A prevalence must be between 0 and 1, not {share}.")
-    scores = np.asarray(scores, np.float64)
-    check_unit_interval("Scores", scores)
-    with_pneumonia = scores * (new_prevalence / prevalence)
-    without = (1 - scores) * ((1 - new_prevalence) / (1 - prevalence))
-    return with_pneumonia / (with_pneumonia + without)
+    logits = compute_logits(probabilities)
+    return np.log(np.exp(logits[:, 1:]).sum(axis=1)) - logits[:, 0]
 
 
 def compute_calibration(labels: ArrayLike, probabilities: ArrayLike, bootstrap: PatientBootstrap) -> dict[str, dict]:
@@ -283,11 +188,6 @@ def compute_predictive_values(
         "npv": _NEEDS_BOTH if single else "Needs predicted negatives; there is none.",
     }
     return {name: [summarise(row, reasons[name]) for row in rows] for name, rows in (("ppv", ppv), ("npv", npv))}
-
-
-def _log(probabilities: ArrayLike) -> np.ndarray:
-    """Computes logits from probabilities, up to a constant for each image."""
-    return np.log(np.maximum(check_probabilities(probabilities), math.exp(-LARGEST_LOG_ODDS)))
 
 
 def _find_overlaps(positive: np.ndarray, log_odds: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Cross-validation: each training image is scored once, by the run that was not trained on its patient.
 
-There is one run for each fold of a config (`DataConfig.folds`). The epoch, threshold and temperature of a run are
+There is one run for each fold of a config (`DataConfig.folds`). The epoch, threshold and calibration of a run are
 chosen on its own validation split and apply only to the images of its fold. A single threshold for all folds would have
 to be chosen on images that are also scored, because each image is in the test split of one fold. AUROC and AUPRC over
 all images rank the scores of several networks together. They may therefore be lower than the means over the folds,
@@ -29,8 +29,8 @@ def evaluate_folds(runs: Sequence[Run], workdir: str | pathlib.Path) -> dict:
       workdir: folder of the cross-validation.
 
     Returns:
-      The content of metrics.json, as from `evaluate`, but with lists of the folds' thresholds and temperatures. In
-      addition, it has
+      The content of metrics.json, as from `evaluate`, but with lists of the folds' thresholds, temperatures and
+      biases. In addition, it has
         "folds": a list of {"workdir", "images", "threshold", "temperature", "metrics": {name: float or None}};
         "over_folds": {name: {"mean", "standard_deviation"}}, which are None if a fold lacks the metric.
 
@@ -42,6 +42,7 @@ def evaluate_folds(runs: Sequence[Run], workdir: str | pathlib.Path) -> dict:
     rows = {filename: i for i, filename in enumerate(images.filenames)}
     probabilities = np.full((len(images), len(runs[0].info["class_names"])), np.nan)
     value, temperature = np.full((2, len(images)), np.nan)
+    biases = np.full(probabilities.shape, np.nan)
     points: dict[str, np.ndarray] = {}
     prevalences, folds = [], []
     for run in runs:
@@ -49,7 +50,7 @@ def evaluate_folds(runs: Sequence[Run], workdir: str | pathlib.Path) -> dict:
         at = [rows[filename] for filename in held_out.filenames]
         probabilities[at] = compute_probabilities(run.predict(held_out.images))
         threshold, calibration = load_or_choose_threshold(run, rules), load_or_fit_calibration(run)
-        value[at], temperature[at] = threshold["value"], calibration["temperature"]
+        value[at], temperature[at], biases[at] = threshold["value"], calibration["temperature"], calibration["biases"]
         for name, point in threshold["operating_points"].items():
             points.setdefault(name, np.full(len(images), np.nan))[at] = np.nan if point is None else point
         prevalences.append(calibration["prevalence"])
@@ -58,7 +59,8 @@ def evaluate_folds(runs: Sequence[Run], workdir: str | pathlib.Path) -> dict:
     operating_points = {name: None if np.isnan(point).any() else point for name, point in points.items()}
     together = Ensemble(pathlib.Path(workdir).expanduser(), tuple(runs))
     identity = {"checkpoint_step": together.identity["checkpoint_step"], "data_fingerprint": images.fingerprint}
-    calibration = {"temperature": temperature, "prevalence": float(np.mean(prevalences)), "split": "validation"}
+    calibration = {"temperature": temperature, "biases": biases, "prevalence": float(np.mean(prevalences))}
+    calibration["split"] = "validation"
     return write_evaluation(
         together,
         images,

@@ -10,8 +10,8 @@ from pneumojax.checkpoint import find_replicas
 from pneumojax.config import Config
 from pneumojax.data.dataset import Split
 from pneumojax.errors import UserError
-from pneumojax.evaluation.calibration import apply_temperature
 from pneumojax.evaluation.operating_point import load_or_fit_calibration
+from pneumojax.evaluation.recalibration import apply_calibration
 from pneumojax.evaluation.run import Run, open_run
 
 
@@ -76,7 +76,8 @@ class Ensemble:
                     "Give --data_dir, so that all are evaluated on the same data set."
                 )
             splits.append(split)
-            calibrated.append(apply_temperature(probabilities, load_or_fit_calibration(run)["temperature"]))
+            fitted = load_or_fit_calibration(run)
+            calibrated.append(apply_calibration(probabilities, fitted["temperature"], fitted["biases"]))
         return splits[0], np.mean(calibrated, axis=0)
 
 

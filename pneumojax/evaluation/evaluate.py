@@ -14,8 +14,8 @@ from pneumojax.config import ThresholdConfig
 from pneumojax.data.dataset import Split
 from pneumojax.evaluation import point_metrics
 from pneumojax.evaluation.bootstrap import PatientBootstrap
-from pneumojax.evaluation.calibration import apply_temperature, shift_prevalence
 from pneumojax.evaluation.operating_point import load_or_choose_threshold, load_or_fit_calibration
+from pneumojax.evaluation.recalibration import apply_calibration, shift_prevalence
 from pneumojax.evaluation.run import Predictor, check_data
 from pneumojax.evaluation.summary import compute_curves, compute_statistics
 from pneumojax.files import read_rows, replace_folder, write_json, write_text
@@ -90,7 +90,7 @@ def write_evaluation(
       split: the evaluated split.
       probabilities: [N, C] float, 0..1, of the images of the split.
       threshold: content of threshold.json. Its thresholds may be [N] arrays, one for each image.
-      calibration: content of calibration.json. Its temperature may be an [N] array.
+      calibration: content of calibration.json. Its temperature may be an [N] array, and its biases an [N, C] array.
       prevalence: prevalence of pneumonia where the network will be used; None if unknown.
       more: additional content for metrics.json.
 
@@ -137,7 +137,7 @@ def _list_distinct(content: Any) -> Any:
     """Replaces arrays by lists of their distinct values, which can be stored as JSON."""
     if isinstance(content, dict):
         return {name: _list_distinct(value) for name, value in content.items()}
-    return np.unique(content).tolist() if isinstance(content, np.ndarray) else content
+    return np.unique(content, axis=0).tolist() if isinstance(content, np.ndarray) else content
 
 
 def _count(
@@ -167,7 +167,9 @@ def _format_predictions(
     scores = point_metrics.compute_binary_scores(probabilities)
     decisions = point_metrics.compute_decisions(scores, results["threshold"]["value"])
     calibration, there = results["calibration"], results["at_prevalence"]
-    calibrated = point_metrics.compute_binary_scores(apply_temperature(probabilities, calibration["temperature"]))
+    calibrated = point_metrics.compute_binary_scores(
+        apply_calibration(probabilities, calibration["temperature"], calibration["biases"])
+    )
     calibrated_scores = {"calibrated_score": calibrated}
     if there:
         shifted = shift_prevalence(calibrated, calibration["prevalence"], there["prevalence"])

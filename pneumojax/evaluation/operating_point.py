@@ -10,7 +10,7 @@ from pneumojax.config import ThresholdConfig
 from pneumojax.data.dataset import Split, ensure_prepared
 from pneumojax.errors import UserError
 from pneumojax.evaluation import point_metrics, thresholds
-from pneumojax.evaluation.calibration import fit_temperature
+from pneumojax.evaluation.recalibration import fit_calibration
 from pneumojax.evaluation.run import Predictor
 from pneumojax.files import write_json
 
@@ -90,9 +90,9 @@ def store_threshold(predictor: Predictor, rules: ThresholdConfig, split: Split, 
 
 
 def load_or_fit_calibration(predictor: Predictor) -> dict:
-    """Loads calibration.json, or fits the temperature and stores it.
+    """Loads calibration.json, or fits the calibration and stores it.
 
-    The stored temperature is used if it was fitted with the same checkpoint and test_time_views on the same data.
+    The stored calibration is used if it was fitted with the same checkpoint and test_time_views on the same data.
 
     Args:
       predictor: the run or ensemble.
@@ -108,7 +108,9 @@ def load_or_fit_calibration(predictor: Predictor) -> dict:
         try:
             stored = json.loads(path.read_text())
             float(stored["temperature"]), float(stored["prevalence"])
-            if _belongs_to(predictor, stored):
+            np.asarray(stored.get("biases", ()), np.float64)
+            # A file without biases is older than they are.
+            if "biases" in stored and _belongs_to(predictor, stored):
                 return stored
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is damaged ({error!r}). Delete it. It is then fitted again.") from error
@@ -116,7 +118,7 @@ def load_or_fit_calibration(predictor: Predictor) -> dict:
 
 
 def store_calibration(predictor: Predictor, split: Split, probabilities: np.ndarray) -> dict:
-    """Fits the temperature on the selection split and stores it in calibration.json.
+    """Fits the temperature and biases on the selection split and stores them in calibration.json.
 
     Args:
       predictor: the run or ensemble.
@@ -124,19 +126,23 @@ def store_calibration(predictor: Predictor, split: Split, probabilities: np.ndar
       probabilities: [N, C] of that split.
 
     Returns:
-      The content of calibration.json: the temperature, and the prevalence at which the calibrated scores are valid.
+      The content of calibration.json: the temperature, the bias of each class, and the prevalence at which the
+      calibrated scores are valid.
     """
     labels = split.labels(predictor.config.model.task)
-    temperature = fit_temperature(labels, probabilities)
+    fitted = fit_calibration(labels, probabilities)
+    temperature, biases = fitted or (1.0, np.zeros(probabilities.shape[1]))
     calibration = {
-        "temperature": temperature or 1.0,
+        "temperature": temperature,
+        "biases": biases.tolist(),
         "prevalence": float(np.mean(labels > 0)),
         "split": split.name,
         **_describe_scores(predictor, split),
     }
-    if temperature is None:
+    if fitted is None:
         calibration["reason"] = (
-            f"No temperature is optimal: the decisions on {split.name} are all right, or no better than chance."
+            f"The scores stay as trained, because no calibration is optimal: on {split.name} they separate the classes "
+            "without error, are no better than chance, or a class has no image."
         )
     if jax.process_index() == 0:
         write_json(predictor.workdir / "calibration.json", calibration)

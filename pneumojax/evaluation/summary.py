@@ -12,6 +12,7 @@ from pneumojax.data.dataset import Split
 from pneumojax.evaluation import calibration, curves, decision_curve, metrics, point_metrics, subgroups, thresholds
 from pneumojax.evaluation.bootstrap import PatientBootstrap, summarise
 from pneumojax.evaluation.prediction_files import Predictions, check_same_images
+from pneumojax.evaluation.recalibration import apply_calibration
 
 
 def compute_statistics(
@@ -30,7 +31,7 @@ def compute_statistics(
       task: binary or three_class.
       probabilities: [N, C] float, 0..1, class 0 is NORMAL.
       threshold: content of threshold.json. "value" and "operating_points" are used.
-      fitted: content of calibration.json. "temperature" is used.
+      fitted: content of calibration.json. "temperature" and "biases" are used.
       bootstrap: resamples of the split's patients.
       prevalence: prevalence of pneumonia where the network will be used; None if unknown.
 
@@ -38,12 +39,12 @@ def compute_statistics(
       A dict with
         "metrics": from `metrics.compute_metrics`.
         "operating_points": from `thresholds.compute_operating_points`.
-        "calibration": {"before", "after": from `calibration.compute_calibration`}, for temperature scaling.
+        "calibration": {"before", "after": from `calibration.compute_calibration`}: as trained, and recalibrated.
         "at_prevalence": {"prevalence", "ppv", "npv"} of the decision at the threshold; None without a prevalence.
         "subgroups": from `subgroups.compute_subgroups`.
     """
     positive, scores = split.labels("binary"), point_metrics.compute_binary_scores(probabilities)
-    calibrated = calibration.apply_temperature(probabilities, fitted["temperature"])
+    calibrated = apply_calibration(probabilities, fitted["temperature"], fitted["biases"])
     at_prevalence = None
     if prevalence is not None:
         values = calibration.compute_predictive_values(positive, scores, threshold["value"], [prevalence], bootstrap)
@@ -71,20 +72,20 @@ def compute_curves(
       split: the evaluated split.
       probabilities: [N, C] float, 0..1, class 0 is NORMAL.
       threshold: content of threshold.json. "value" is used.
-      fitted: content of calibration.json. "temperature" is used.
+      fitted: content of calibration.json. "temperature" and "biases" are used.
       bootstrap: resamples of the split's patients.
 
     Returns:
       A dict with
         "roc": from `curves.compute_roc_curve`; None if the curve does not exist.
         "precision_recall": from `curves.compute_pr_curve`; None if the curve does not exist.
-        "reliability": {"before", "after": from `calibration.compute_reliability`}, for temperature scaling.
+        "reliability": {"before", "after": from `calibration.compute_reliability`}: as trained, and recalibrated.
         "decision_curve": from `decision_curve.compute_decision_curve`, for the calibrated scores.
         "predictive_values": {"prevalence", "ppv", "npv"} of the decision at the threshold, on a grid of prevalences.
     """
     positive, scores = split.labels("binary"), point_metrics.compute_binary_scores(probabilities)
     calibrated = point_metrics.compute_binary_scores(
-        calibration.apply_temperature(probabilities, fitted["temperature"])
+        apply_calibration(probabilities, fitted["temperature"], fitted["biases"])
     )
     return {
         "roc": curves.compute_roc_curve(positive, scores, bootstrap),

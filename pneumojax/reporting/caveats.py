@@ -27,7 +27,7 @@ def describe_warnings(results: Mapping) -> list[str]:
     warnings = list(filter(None, [describe_synthetic(run["data"])]))
     if split == selection_split:
         chosen = ["epoch"] * (run["checkpoint"]["which"] == "best")
-        chosen += ["threshold"] * (results["threshold"]["split"] == split) + ["temperature"]
+        chosen += ["threshold"] * (results["threshold"]["split"] == split) + ["calibration"]
         choices = " and ".join(filter(None, (", ".join(chosen[:-1]), chosen[-1])))
         verb = "were" if "and" in choices else "was"
         if split == "test":

@@ -12,7 +12,7 @@ from pneumojax.config import Config, config_from_dict, config_to_dict
 from pneumojax.data.dataset import SUBTYPES, Split
 from pneumojax.reporting import html
 from pneumojax.reporting.caveats import NOT_A_DEVICE, describe_warnings
-from pneumojax.reporting.format import format_bounds, format_interval, format_range, format_score
+from pneumojax.reporting.format import format_bounds, format_calibration, format_interval, format_score
 from pneumojax.reporting.tables import Table
 
 # Largest number of images that are shown of each kind of error: one or two rows of the page.
@@ -54,8 +54,8 @@ TERMS = {
     "contain the true value.",
     "Bootstrap by patient": "How the intervals are computed: patients are resampled at random, each with all of their "
     "images.",
-    "Calibration, temperature": "Scores are calibrated if 8 of 10 images with the score 0.8 have pneumonia. The "
-    "network's logits are divided by the temperature to calibrate the scores.",
+    "Calibration": "Scores are calibrated if 8 of 10 images with the score 0.8 have pneumonia. The "
+    "network's logits are divided by a temperature, and a bias is added to each, to calibrate the scores.",
     "Brier score": "Mean squared difference between the score and the truth (0 or 1). 0 is perfect.",
     "ECE": "Expected calibration error: mean difference between the score and the share of pneumonia, in bins of the "
     "score.",
@@ -234,17 +234,16 @@ def _show_probabilities(results: Mapping, directory: pathlib.Path) -> html.Secti
         "Reliability diagram",
         "If the scores are probabilities, the points are on the dashed line.",
     )
-    after = f"At temperature {format_range(calibration['temperature'], '{:.3f}'.format)}"
     rows = [
         (_format_name(name), format_interval(before), format_interval(calibration["after"][name]))
         for name, before in calibration["before"].items()
     ]
     text = [
-        "This section shows whether a score can be read as a probability. The temperature was fitted on "
-        f"{calibration['split']}."
+        "This section shows whether a score can be read as a probability. The scores were recalibrated on "
+        f"{calibration['split']}: {format_calibration(calibration)}."
     ]
     text += [calibration["reason"]] if "reason" in calibration else []
-    blocks: list[Table | html.Picture] = [picture, Table(("Calibration", "As trained", after), rows)]
+    blocks: list[Table | html.Picture] = [picture, Table(("Calibration", "As trained", "Recalibrated"), rows)]
     return html.Section("Scores as probabilities", text, blocks)
 
 

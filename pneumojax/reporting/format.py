@@ -3,6 +3,8 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
+
 
 def format_bounds(bounds: Sequence[float], spec: str = ".3f") -> str:
     """Formats the two ends of an interval, such as "0.951 to 0.980".
@@ -55,3 +57,15 @@ def format_range(numbers: float | Sequence[float], format_one: Callable[[float],
     """
     ends = (min(numbers), max(numbers)) if isinstance(numbers, Sequence) else (numbers,)
     return " to ".join(dict.fromkeys(map(format_one, ends)))
+
+
+def format_calibration(calibration: Mapping) -> str:
+    """Formats a calibration, such as "temperature 1.083, biases +1.84 and +1.65". The bias of NORMAL is 0.
+
+    Args:
+      calibration: content of calibration.json. A cross-validation has lists, with an entry for each fold.
+    """
+    temperature = format_range(calibration["temperature"], "{:.3f}".format)
+    biases = np.atleast_2d(calibration["biases"])[:, 1:].T.tolist()
+    shown = " and ".join(format_range(numbers, "{:+.2f}".format) for numbers in biases)
+    return f"temperature {temperature}, {'biases' if len(biases) > 1 else 'bias'} {shown}"

@@ -101,7 +101,7 @@ def make_plan(config: Config, make: Callable[..., Network] = make_model) -> Trai
 
 
 def load_selection_split(config: Config) -> Split:
-    """Loads the split that chooses the epoch, the threshold and the temperature.
+    """Loads the split that chooses the epoch, the threshold and the calibration.
 
     Raises:
       UserError: the data set is not prepared or damaged, or the split has one class only.
@@ -110,7 +110,7 @@ def load_selection_split(config: Config) -> Split:
     if selection.name == "test":
         logger.warning(
             "selection_split=test is the leaky protocol: the test split chooses the epoch, the threshold and the "
-            "temperature, so its metrics are biased and only serve to show that bias."
+            "calibration, so its metrics are biased and only serve to show that bias."
         )
     if len(np.unique(selection.labels("binary"))) < 2:
         raise UserError(

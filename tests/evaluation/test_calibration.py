@@ -29,70 +29,11 @@ def make_split(images, classes=2, sharpness=1.0, seed=0):
     return labels, sharp / sharp.sum(axis=1, keepdims=True), np.array([f"person{i // 2}" for i in range(images)])
 
 
-@pytest.mark.parametrize("classes", [2, 3])
-@pytest.mark.parametrize("sharpness", [0.3, 1.0, 4.0])
-def test_temperature_is_where_scipy_finds_the_likelihood_highest(classes, sharpness):
-    labels, probabilities, _ = make_split(500, classes, sharpness)
-    temperature = calibration.fit_temperature(labels, probabilities)
-
-    def compute_loss(log_temperature):
-        return oracle.log_loss(labels, calibration.apply_temperature(probabilities, np.exp(log_temperature)))
-
-    best = optimize.minimize_scalar(compute_loss, bounds=(-4, 4), method="bounded", options={"xatol": 1e-9})
-    assert temperature == pytest.approx(np.exp(best.x), rel=1e-4)
-    # The true temperature is the sharpness. 500 images give it to within about a tenth.
-    assert temperature == pytest.approx(sharpness, rel=0.25)
-
-
-@pytest.mark.parametrize("classes", [2, 3])
-def test_temperature_divides_the_logits(classes):
-    logits = np.random.default_rng(0).normal(size=(20, classes))
-    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    expected = np.exp(logits / 2.5) / np.exp(logits / 2.5).sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(calibration.apply_temperature(probabilities, 2.5), expected, rtol=1e-12)
-    np.testing.assert_allclose(calibration.apply_temperature(probabilities, 1.0), probabilities, rtol=1e-12)
-
-
-def test_temperature_of_ten_images_of_one_certainty_is_the_closed_form():
-    # Eight of ten are right at log-odds 3. The maximum likelihood is at log-odds log(8 / 2), so T = 3 / log(4).
-    labels = [1] * 8 + [0] * 2
-    probabilities = np.tile([1 / (1 + np.exp(3)), 1 / (1 + np.exp(-3))], (10, 1))
-    assert calibration.fit_temperature(labels, probabilities) == pytest.approx(3 / np.log(4), rel=1e-9)
-
-
-@pytest.mark.parametrize("labels", [[0, 1, 1], [1, 0, 0]])
-def test_no_temperature_is_best_where_all_are_right_or_worse_than_chance(labels):
-    assert calibration.fit_temperature(labels, [[0.9, 0.1], [0.2, 0.8], [0.4, 0.6]]) is None
-    assert calibration.fit_temperature([0, 1], [[0.5, 0.5], [0.5, 0.5]]) is None
-
-
 def test_log_odds_of_near_certain_images_stay_apart():
     probabilities = np.array([[1e-17, 1.0], [1e-30, 1.0], [0.0, 1.0], [1.0, 0.0], [0.25, 0.75]])
     log_odds = calibration.compute_log_odds(probabilities)
     np.testing.assert_allclose(log_odds[[0, 1, 4]], [17 * np.log(10), 30 * np.log(10), np.log(3)])
     assert np.isfinite(log_odds).all()
-
-
-def test_prevalence_shift_is_bayes_rule():
-    # Odds of 0.6 / 0.4 at prevalence 0.5 are a likelihood ratio of 1.5. At prevalence 0.2, the prior odds are 0.25, so
-    # the odds are 0.375 and the probability is 3 / 11.
-    np.testing.assert_allclose(calibration.shift_prevalence([0.6, 0.0, 1.0], 0.5, 0.2), [3 / 11, 0, 1])
-    scores = np.random.default_rng(0).random(50)
-    np.testing.assert_allclose(calibration.shift_prevalence(scores, 0.7, 0.7), scores)
-    there = calibration.shift_prevalence(scores, 0.74, 0.1)
-    np.testing.assert_allclose(calibration.shift_prevalence(there, 0.1, 0.74), scores)
-    # If 9 of 10 NORMAL images of a calibrated set are removed, the shifted scores are calibrated for the rest.
-    with_pneumonia, without = np.array([10.0, 40.0, 90.0]), np.array([90.0, 60.0, 10.0])
-    old, new = 140 / 300, 140 / (140 + 16)
-    shifted = calibration.shift_prevalence(with_pneumonia / 100, old, new)
-    np.testing.assert_allclose(shifted, with_pneumonia / (with_pneumonia + without / 10))
-
-
-@pytest.mark.parametrize("share", [-0.5, 0, 1, 1.5, math.nan])
-def test_a_prevalence_that_is_not_between_0_and_1_is_refused(share):
-    for shares in ((share, 0.5), (0.5, share)):
-        with pytest.raises(ValueError, match="A prevalence must be between 0 and 1, not"):
-            calibration.shift_prevalence([0.5], *shares)
 
 
 @pytest.mark.parametrize("sharpness", [0.5, 1.0, 3.0])
@@ -253,15 +194,9 @@ def test_numbers_that_are_no_probabilities_are_refused(bad):
     probabilities[3, 1] = bad
     bootstrap = PatientBootstrap(patient_ids, 40)
     with pytest.raises(ValueError, match="between 0 and 1"):
-        calibration.fit_temperature(labels, probabilities)
-    with pytest.raises(ValueError, match="between 0 and 1"):
-        calibration.apply_temperature(probabilities, 1.5)
-    with pytest.raises(ValueError, match="between 0 and 1"):
         calibration.compute_log_odds(probabilities)
     with pytest.raises(ValueError, match="between 0 and 1"):
         calibration.compute_calibration(labels, probabilities, bootstrap)
-    with pytest.raises(ValueError, match="between 0 and 1"):
-        calibration.shift_prevalence(probabilities[:, 1], 0.5, 0.2)
     with pytest.raises(ValueError, match="between 0 and 1"):
         calibration.compute_reliability(labels, probabilities[:, 1])
     if not np.isfinite(bad):
@@ -277,39 +212,6 @@ def test_saturated_scores_have_no_slope_instead_of_a_singular_matrix():
     for name in ("calibration_slope", "calibration_intercept"):
         assert result[name]["value"] is None or np.isfinite(result[name]["value"])
         assert result[name]["ci95"] is None or np.isfinite(result[name]["ci95"]).all()
-
-
-@examples
-@given(splits())
-def test_temperature_maximises_the_likelihood(split):
-    labels, probabilities, _, _ = split
-    temperature = calibration.fit_temperature(labels, probabilities)
-
-    def compute_loss(log_temperature):
-        scaled = special.log_softmax(np.log(probabilities) / np.exp(log_temperature), axis=1)
-        return -np.mean(scaled[np.arange(len(labels)), labels])
-
-    grid = [compute_loss(t) for t in np.linspace(-8, 8, 33)]
-    if temperature is None:  # The likelihood is largest at the smallest or the largest temperature.
-        assert min(grid[0], grid[-1]) <= min(grid) + 1e-9
-        return
-    assert temperature > 0
-    at = compute_loss(np.log(temperature))
-    assert at <= min(grid) + 1e-9
-    assert at <= optimize.minimize_scalar(compute_loss, bounds=(-8, 8), method="bounded").fun + 1e-7
-    expected = special.softmax(np.log(probabilities) / temperature, axis=1)
-    np.testing.assert_allclose(calibration.apply_temperature(probabilities, temperature), expected, atol=1e-9)
-
-
-@examples
-@given(splits(), st.floats(0.01, 0.99), st.floats(0.01, 0.99))
-def test_prevalence_shift_is_bayes_rule_and_its_own_inverse(split, old, new):
-    scores = np.clip(1 - split[1][:, 0], 1e-9, 1 - 1e-9)
-    shifted = calibration.shift_prevalence(scores, old, new)
-    likelihood_ratio = (scores / (1 - scores)) / (old / (1 - old))
-    odds = likelihood_ratio * new / (1 - new)
-    np.testing.assert_allclose(shifted, odds / (1 + odds), rtol=1e-6)
-    np.testing.assert_allclose(calibration.shift_prevalence(shifted, new, old), scores, rtol=1e-6)
 
 
 @examples

@@ -13,9 +13,9 @@ from sklearn.metrics import accuracy_score, roc_auc_score
 from pneumojax.checkpoint import read_run
 from pneumojax.data.dataset import ensure_prepared, load_split, load_training_images
 from pneumojax.errors import UserError
-from pneumojax.evaluation.calibration import apply_temperature
 from pneumojax.evaluation.predict import compute_probabilities
 from pneumojax.evaluation.prediction_files import check_same_images, read_predictions
+from pneumojax.evaluation.recalibration import apply_calibration
 from pneumojax.evaluation.run import open_run
 
 PARTS = ("train", "validation", "test")
@@ -109,7 +109,9 @@ def test_out_of_fold_predictions_are_those_of_the_run_that_never_saw_the_patient
         held_out = load_split(run.config.data, "test")
         probabilities = compute_probabilities(run.predict(held_out.images))
         chosen = {name: json.loads((run.workdir / f"{name}.json").read_text()) for name in ("threshold", "calibration")}
-        calibrated = apply_temperature(probabilities, chosen["calibration"]["temperature"])
+        calibrated = apply_calibration(
+            probabilities, *(chosen["calibration"][name] for name in ("temperature", "biases"))
+        )
         for i, filename in enumerate(held_out.filenames):
             row, score = pooled[filename], 1 - probabilities[i, 0]
             assert float(row["probability_NORMAL"]) == probabilities[i, 0]

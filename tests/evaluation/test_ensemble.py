@@ -27,9 +27,10 @@ def test_ensemble_is_the_mean_of_calibrated_probabilities(make_run):
         expected = []
         for workdir in workdirs:
             evaluate(open_run(workdir), split)
-            temperature = json.loads((workdir / "calibration.json").read_text())["temperature"]
+            fitted = json.loads((workdir / "calibration.json").read_text())
             scores = np.array([float(row["score"]) for row in read_csv(workdir, split)])
-            expected.append(1 / (1 + np.exp(-np.log(scores / (1 - scores)) / temperature)))
+            log_odds = np.log(scores / (1 - scores)) / fitted["temperature"] + fitted["biases"][1]
+            expected.append(1 / (1 + np.exp(-log_odds)))
         scores = np.array([float(row["score"]) for row in read_csv(ensemble.workdir, split)])
         np.testing.assert_allclose(scores, np.mean(expected, axis=0), atol=1e-6)
         labels = [row["label"] == "PNEUMONIA" for row in read_csv(ensemble.workdir, split)]

@@ -16,11 +16,11 @@ from pneumojax.data.dataset import load_split
 from pneumojax.errors import UserError
 from pneumojax.evaluation import metrics, point_metrics, prediction_files, thresholds
 from pneumojax.evaluation.bootstrap import PatientBootstrap
-from pneumojax.evaluation.calibration import fit_temperature
 from pneumojax.evaluation.ensemble import open_ensemble
 from pneumojax.evaluation.evaluate import FILES, evaluate
 from pneumojax.evaluation.operating_point import load_or_choose_threshold
 from pneumojax.evaluation.predict import compute_probabilities
+from pneumojax.evaluation.recalibration import fit_calibration
 from pneumojax.evaluation.run import open_run
 from pneumojax.files import replace_folder
 from pneumojax.reporting.caveats import describe_warnings
@@ -227,11 +227,11 @@ def test_the_leaky_protocol_chooses_on_test_trains_the_same_and_says_so(
     assert (stored["split"], stored["data_fingerprint"]) == ("test", test.fingerprint)
     fitted = json.loads((leaky / "calibration.json").read_text())
     assert fitted["split"] == "test"
-    temperature = fit_temperature(test.labels("binary"), compute_probabilities(logits))
-    assert fitted["temperature"] == temperature or fitted.get("reason")
+    expected = fit_calibration(test.labels("binary"), compute_probabilities(logits))
+    assert fitted.get("reason") if expected is None else fitted["temperature"] == expected[0]
     assert json.loads((leaky / "config.json").read_text())["config"]["selection_split"] == "test"
 
-    warning = "LEAKY: epoch, threshold and temperature were chosen on the evaluated split"
+    warning = "LEAKY: epoch, threshold and calibration were chosen on the evaluated split"
     assert warning in " ".join(describe_warnings(evaluate(run, "test")))
     assert warning in (leaky / "evaluation" / "test" / "report.html").read_text()
     assert "LEAKY" not in " ".join(describe_warnings(evaluate(run, "validation")))

@@ -13,10 +13,11 @@ from pneumojax.data.dataset import load_split
 from pneumojax.errors import UserError
 from pneumojax.evaluation import point_metrics, thresholds
 from pneumojax.evaluation.bootstrap import PatientBootstrap
-from pneumojax.evaluation.calibration import apply_temperature, compute_calibration, fit_temperature
+from pneumojax.evaluation.calibration import compute_calibration
 from pneumojax.evaluation.evaluate import evaluate
 from pneumojax.evaluation.operating_point import load_or_choose_threshold, load_or_fit_calibration
 from pneumojax.evaluation.predict import compute_probabilities
+from pneumojax.evaluation.recalibration import apply_calibration, fit_calibration
 from pneumojax.evaluation.run import open_run
 from tfds_builder import kermany_pneumonia
 
@@ -50,7 +51,7 @@ def other_data_dir(tmp_path_factory):
     return str(path)
 
 
-def test_threshold_and_temperature_belong_to_the_data_set_that_they_were_chosen_on(workdir, other_data_dir):
+def test_threshold_and_calibration_belong_to_the_data_set_that_they_were_chosen_on(workdir, other_data_dir):
     youden = ThresholdConfig(threshold_rule="youden")
     ours, theirs = open_run(workdir), open_run(workdir, data_dir=other_data_dir)
 
@@ -63,8 +64,9 @@ def test_threshold_and_temperature_belong_to_the_data_set_that_they_were_chosen_
             chosen = choose(run, rules)
             validation = load_split(run.config.data, "validation")
             probabilities = compute_probabilities(run.predict(validation.images))
-            temperature = fit_temperature(validation.labels("binary"), probabilities)
-            assert chosen["calibration"]["temperature"] == (temperature or 1.0)
+            temperature, biases = fit_calibration(validation.labels("binary"), probabilities) or (1.0, np.zeros(2))
+            assert chosen["calibration"]["temperature"] == temperature
+            assert chosen["calibration"]["biases"] == biases.tolist()
             assert chosen["calibration"]["data_fingerprint"] == validation.fingerprint
             assert chosen["threshold"]["data_fingerprint"] == validation.fingerprint
             assert chosen["threshold"]["value"] == thresholds.choose_threshold(
@@ -88,7 +90,7 @@ def test_a_damaged_threshold_is_named(workdir, text):
         load_or_choose_threshold(run, run.config.threshold)
 
 
-def test_threshold_and_temperature_are_of_as_many_views_as_are_scored(workdir):
+def test_threshold_and_calibration_are_of_as_many_views_as_are_scored(workdir):
     plain = open_run(workdir)
     rules = plain.config.threshold
     first = load_or_choose_threshold(plain, rules), load_or_fit_calibration(plain)
@@ -119,9 +121,10 @@ def test_calibration_is_fitted_once_on_validation_and_mends_it(make_run, task):
     validation = load_split(run.config.data, "validation")
     rows = read_csv(run.workdir)
     probabilities = np.array([[float(row[f"probability_{name}"]) for name in run.info["class_names"]] for row in rows])
-    assert stored["temperature"] == fit_temperature(validation.labels(task), probabilities)
+    temperature, biases = fit_calibration(validation.labels(task), probabilities)
+    assert (stored["temperature"], stored["biases"]) == (temperature, biases.tolist())
     assert stored["prevalence"] == np.mean(validation.subtypes > 0)
-    calibrated = apply_temperature(probabilities, stored["temperature"])
+    calibrated = apply_calibration(probabilities, temperature, biases)
     assert [float(row["calibrated_score"]) for row in rows] == point_metrics.compute_binary_scores(calibrated).tolist()
     assert oracle.log_loss(validation.labels(task), calibrated) <= oracle.log_loss(
         validation.labels(task), probabilities
@@ -135,7 +138,8 @@ def test_lost_or_old_calibration_is_fitted_again_and_a_damaged_one_named(make_ru
     run = open_run(make_run())
     path = run.workdir / "calibration.json"
     stored = json.loads(path.read_text())
-    for content in (None, stored | {"temperature": 9.0, "checkpoint_step": run.step + 1}):
+    older = {name: value for name, value in stored.items() if name != "biases"}
+    for content in (None, stored | {"temperature": 9.0, "checkpoint_step": run.step + 1}, older):
         path.unlink() if content is None else path.write_text(json.dumps(content))
         assert load_or_fit_calibration(run)["temperature"] == stored["temperature"]
         assert json.loads(path.read_text())["temperature"] == stored["temperature"]

@@ -1,4 +1,4 @@
-"""The images on which the threshold and the temperature are chosen: as they are, or with swapped aspects as well."""
+"""The images on which the threshold and the calibration are chosen: as they are, or with swapped aspects as well."""
 
 import dataclasses
 import json
@@ -9,10 +9,10 @@ import pytest
 from pneumojax.errors import UserError
 from pneumojax.evaluation import thresholds
 from pneumojax.evaluation.aspect import swap_aspect
-from pneumojax.evaluation.calibration import fit_temperature
 from pneumojax.evaluation.ensemble import open_ensemble
 from pneumojax.evaluation.operating_point import load_or_choose_threshold, load_or_fit_calibration
 from pneumojax.evaluation.predict import compute_probabilities
+from pneumojax.evaluation.recalibration import fit_calibration
 from pneumojax.evaluation.run import open_run
 from pneumojax.training.fit import fit
 
@@ -25,7 +25,7 @@ def shifted(make_config, tmp_path_factory):
     return workdir
 
 
-def test_threshold_and_temperature_are_those_of_both_kinds_of_images(shifted):
+def test_threshold_and_calibration_are_those_of_both_kinds_of_images(shifted):
     run = open_run(shifted)
     split, plain = run.score("validation")
     swapped = compute_probabilities(run.predict(swap_aspect(split.images, split.labels("binary") > 0)))
@@ -34,8 +34,10 @@ def test_threshold_and_temperature_are_those_of_both_kinds_of_images(shifted):
     expected = thresholds.choose_threshold(labels, 1 - both[:, 0], "target_sensitivity", target_sensitivity=0.95)
     assert stored["value"] == pytest.approx(expected, abs=1e-12)
     assert stored["selection_images"] == "shift" and stored["split"] == "validation"
-    temperature = json.loads((shifted / "calibration.json").read_text())["temperature"]
-    assert temperature == pytest.approx(fit_temperature(labels, both), rel=1e-9)
+    fitted = json.loads((shifted / "calibration.json").read_text())
+    temperature, biases = fit_calibration(labels, both)
+    assert fitted["temperature"] == pytest.approx(temperature, rel=1e-9)
+    assert fitted["biases"] == pytest.approx(biases.tolist(), rel=1e-9)
 
 
 def test_a_threshold_of_other_images_is_chosen_again(shifted, tmp_path):

@@ -17,7 +17,7 @@ def test_script_scores_an_ensemble_and_names_its_folder(make_run, processes, tmp
         f"Read {folder / 'evaluation' / 'test' / 'report.html'}",
         "for 2 runs together",
         f"specificity_at_sensitivity_0.95    {results['metrics']['specificity_at_sensitivity_0.95']['value']:.4f}",
-        f"at temperature {results['calibration']['temperature']:.3f}",
+        f"recalibrated on validation: temperature {results['calibration']['temperature']:.3f}, bias ",
         f"PPV {results['at_prevalence']['ppv']['value']:.3f}",
         "bacterial_against_viral",
     ):

@@ -57,7 +57,7 @@ def make_results(split, scores, threshold=0.5, task="binary"):
     probabilities = np.stack(columns, axis=1)
     chosen = {"value": threshold, "rule": "youden", "split": "validation"}
     chosen["operating_points"] = {"target_sensitivity_0.95": 0.25, "target_sensitivity_0.99": None, "youden": threshold}
-    fitted = {"temperature": 1.5, "prevalence": 0.5, "split": "validation"}
+    fitted = {"temperature": 1.5, "biases": [0.0, 0.5, 0.2][: len(columns)], "prevalence": 0.5, "split": "validation"}
     numbers = compute_statistics(split, task, probabilities, chosen, fitted, PatientBootstrap(split.patient_ids))
     ill = split.subtypes > 0
     confusion = point_metrics.compute_confusion(ill.astype(int), point_metrics.compute_decisions(scores, threshold), 2)
@@ -218,19 +218,19 @@ def test_three_classes_have_their_matrix_and_metrics(report):
     [
         ({}, []),
         ({"synthetic": True}, ["synthetic radiographs, not patients"]),
-        ({"split": "validation"}, ["Epoch, threshold and temperature were chosen on the evaluated split"]),
+        ({"split": "validation"}, ["Epoch, threshold and calibration were chosen on the evaluated split"]),
         (
             {"split": "validation", "rule_split": None},
-            ["Epoch and temperature were chosen on the evaluated split"],
+            ["Epoch and calibration were chosen on the evaluated split"],
         ),
         (
             {"split": "validation", "which": "latest", "rule_split": None},
-            ["Temperature was chosen on the evaluated split"],
+            ["Calibration was chosen on the evaluated split"],
         ),
         ({"split": "train"}, ["trained on these images"]),
         (
             {"selection_split": "test", "rule_split": "test"},
-            ["LEAKY: epoch, threshold and temperature were chosen on the evaluated split"],
+            ["LEAKY: epoch, threshold and calibration were chosen on the evaluated split"],
         ),
         ({"trained": False, "synthetic": True}, ["synthetic radiographs", "may have been trained on"]),
     ],

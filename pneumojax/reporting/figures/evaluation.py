@@ -21,7 +21,7 @@ from pneumojax.reporting.figures.style import (
     use_style,
     write_lines,
 )
-from pneumojax.reporting.format import format_interval, format_range, format_score
+from pneumojax.reporting.format import format_interval, format_score
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -152,12 +152,12 @@ def save_confusion_matrix(path: str | Path, confusion: np.ndarray, class_names: 
 
 
 def save_reliability(path: str | Path, reliability: Mapping, calibration: Mapping, title: str = "") -> None:
-    """Plots the share of pneumonia against the score, before and after temperature scaling.
+    """Plots the share of pneumonia against the score, as trained and recalibrated.
 
     Args:
       path: PNG file to write. Its folder must exist.
       reliability: {"before", "after": from `calibration.compute_reliability`}.
-      calibration: {"before", "after": from `calibration.compute_calibration`, "temperature": float}.
+      calibration: {"before", "after": from `calibration.compute_calibration`}.
       title: description of the evaluated data, such as "test, 624 images".
 
     Raises:
@@ -171,7 +171,7 @@ def save_reliability(path: str | Path, reliability: Mapping, calibration: Mappin
         for when, colour, size in (("before", GREY, 4), ("after", BLUE, 6)):
             bins = reliability[when]
             below, above = (np.abs(np.subtract(bins[bound], bins["share"])) for bound in ("low", "high"))
-            # Where the temperature is near 1 the two curves coincide, so the first has small open markers.
+            # If the scores hardly change, the two curves coincide, so the first has small open markers.
             face = colour if when == "after" else "white"
             marker: dict[str, Any] = {"marker": "o", "markersize": size, "markerfacecolor": face}
             axes.errorbar(
@@ -180,7 +180,7 @@ def save_reliability(path: str | Path, reliability: Mapping, calibration: Mappin
         lines = [(INK, "ECE, Brier score, slope")]
         for when, colour, words in (
             ("before", GREY, "as trained"),
-            ("after", BLUE, f"temperature {format_range(calibration['temperature'], '{:.3g}'.format)}"),
+            ("after", BLUE, "recalibrated"),
         ):
             names = ("ece", "brier", "calibration_slope")
             numbers = [calibration[when][name]["value"] for name in names]

@@ -27,7 +27,7 @@ def draw_all(folder, labels, probabilities, threshold):
     evaluation.save_reliability(
         folder / "reliability.png",
         {"before": bins, "after": bins},
-        {"before": fitted, "after": fitted, "temperature": 1.2},
+        {"before": fitted, "after": fitted},
     )
     curve = decision_curve.compute_decision_curve(labels, scores, bootstrap)
     evaluation.save_decision_curve(folder / "decision.png", curve, title="test")
