@@ -3,12 +3,14 @@
     scripts/run experiments/cross_validate.py                                     # synthetic radiographs, 3 minutes
     scripts/run experiments/cross_validate.py --dataset=kermany --flagfile=experiments/presets/resnet.flags \
         --folds=5 --workdir=runs/resnet_folds
+    scripts/run experiments/cross_validate.py --dataset=kermany --folds=2 --folds_by=series --workdir=runs/series
 
 All official training images, which are the prepared train and validation splits, are split into folds by patient. The
 official test folder is not used. The run of fold i is in `<workdir>/fold_<i>`, and fold i is its test split. The other
 folds are split by patient into train and validation, and the epoch, threshold and calibration are chosen on that
-validation split. If the command is stopped, the same command resumes it. The results are written to
-`<workdir>/evaluation/out_of_fold/`, as evaluate.py writes them. compare.py --split=out_of_fold compares two
+validation split. With --folds_by=series, the NORMAL images of a fold are those of one series of file names, so each is
+scored by a run that never saw its series. If the command is stopped, the same command resumes it. The results are
+written to `<workdir>/evaluation/out_of_fold/`, as evaluate.py writes them. compare.py --split=out_of_fold compares two
 cross-validations.
 """
 

@@ -44,6 +44,12 @@ class DataConfig(Checked):
         "the prepared splits)",
         at_least=2,
     )
+    folds_by: str = option(
+        "patient",
+        "how images are assigned to folds: at random by patient, or, for the NORMAL images, by series: the test split "
+        "of a fold then has all images of a series, and no image of it is trained on",
+        choices=("patient", "series"),
+    )
     fold: int = option(0, "index of the fold that is the test split, from 0", at_least=0)
     image_px: int = option(64, "height and width of the network's input, in pixels", at_least=16)
     resize: str = option(

@@ -91,6 +91,8 @@ def _check_splits(config: "Config") -> None:
         raise UserError(f"fold must be less than folds: there is no fold {data.fold} of {data.folds or 1}.")
     if data.folds and data.selection_split != "validation":
         raise UserError("folds needs selection_split=validation, because the held-out fold is only scored.")
+    if data.folds_by == "series" and not data.folds:
+        raise UserError("folds_by=series needs folds, the number of series among the NORMAL images.")
 
 
 def _check_devices(config: "Config") -> None:

@@ -3,12 +3,12 @@
 import datetime
 import logging
 import pathlib
-import re
 from collections.abc import Callable
 
 import numpy as np
 
 from pneumojax.data.dataset import Split, load_split
+from pneumojax.data.folds import find_series
 from pneumojax.evaluation import metrics
 from pneumojax.evaluation.bootstrap import RESAMPLES, PatientBootstrap, summarise
 from pneumojax.evaluation.corruptions import CORRUPTIONS
@@ -168,7 +168,7 @@ def describe_series(split: Split, scores: np.ndarray, threshold: float) -> dict[
     Returns:
       {name: {"images": int, "mean_score": float, "specificity": float}}, sorted by name.
     """
-    series = np.array([re.split(r"[^A-Za-z0-9]", name)[0] for name in split.filenames])
+    series = find_series(split.filenames)
     normal = split.subtypes == 0
     return {
         str(name): {

@@ -7,7 +7,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from pneumojax.data.folds import choose_patients, split_fold
+from pneumojax.data.folds import choose_patients, find_series, split_fold
 from pneumojax.errors import UserError
 
 PATIENTS = st.one_of(st.integers(0, 40).map("train/person/{}".format), st.integers(0, 40).map("train/IM/{}".format))
@@ -81,3 +81,41 @@ def test_each_class_is_shared_out_as_its_share_is():
         for name, share in (("test", 0.2), ("validation", 0.15 * 0.8), ("train", 0.85 * 0.8)):
             assert abs(parts[name].mean() - share) < 0.003
             np.testing.assert_allclose(np.bincount(subtypes[parts[name]]) / parts[name].sum(), shares, atol=0.025)
+
+
+def make_series(normal_series=("IM", "NORMAL2")):
+    """File names, patients and subtypes of 60 patients with two images each; each NORMAL patient is of one series."""
+    rng = np.random.default_rng(0)
+    subtypes = np.repeat(rng.integers(0, 3, 60), 2)
+    series = np.repeat(rng.choice(normal_series, 60), 2)
+    names = [
+        f"{a}-{i // 2}-{i % 2}.jpeg" if t == 0 else f"person{i // 2}_{i % 2}.jpeg"
+        for i, (a, t) in enumerate(zip(series, subtypes, strict=True))
+    ]
+    return np.array(names), np.array([f"train/{i // 2}" for i in range(120)]), subtypes
+
+
+def test_a_fold_by_series_trains_on_no_normal_image_of_the_series_that_it_tests():
+    names, patients, subtypes = make_series()
+    series = find_series(names)
+    folds = [split_fold(patients, subtypes, 2, fold, series) for fold in range(2)]
+    for name, parts in zip(("IM", "NORMAL2"), folds, strict=True):
+        np.testing.assert_array_equal(np.sum([*parts.values()], axis=0), 1)
+        assert_whole_patients(patients, parts.values())
+        normal = subtypes == 0
+        np.testing.assert_array_equal(parts["test"][normal], series[normal] == name)
+        for part in parts.values():
+            assert set(subtypes[part]) == {0, 1, 2}
+        # Pneumonia is split as without series.
+        expected = split_fold(patients, subtypes, 2, ("IM", "NORMAL2").index(name))["test"]
+        np.testing.assert_array_equal(parts["test"][~normal], expected[~normal])
+    np.testing.assert_array_equal(folds[0]["test"] ^ folds[1]["test"], True)
+
+
+def test_folds_by_series_that_do_not_fit_the_data_are_refused():
+    names, patients, subtypes = make_series()
+    with pytest.raises(UserError, match="needs folds=2, because the NORMAL images have the series IM, NORMAL2"):
+        split_fold(patients, subtypes, 3, 0, find_series(names))
+    patients[:] = "train/one"
+    with pytest.raises(UserError, match="a patient has images of two series"):
+        split_fold(patients, subtypes, 2, 0, find_series(names))
