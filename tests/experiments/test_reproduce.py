@@ -9,6 +9,7 @@ import pytest
 from forked import run_script
 
 from experiments.benchmarks.systems import LEAKY, SYSTEMS
+from pneumojax.files import read_rows
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,10 @@ def test_the_table_holds_the_means_over_the_seeds_of_the_runs_own_figures(reprod
     for name, protocol in (("e1", "chosen on validation"), (f"e1_{LEAKY}", "chosen on test (leaky)")):
         of_runs = read_metrics(workdir, name)
         chosen = {row["metric"]: row for row in rows if row["system"] == "e1" and row["protocol"] == protocol}
-        assert chosen.keys() == of_runs[0].keys()
+        assert chosen.keys() == {*of_runs[0], "shift_auroc"}
+        logged = [read_rows(workdir / name / f"seed_{seed}" / "metrics.jsonl") for seed in range(2)]
+        values = [row["val/shift_auroc"] for rows in logged for row in rows if "val/shift_auroc" in row]  # One epoch.
+        assert float(chosen["shift_auroc"]["mean"]) == pytest.approx(statistics.mean(values))
         values = [run["auroc"]["value"] for run in of_runs]
         assert float(chosen["auroc"]["mean"]) == pytest.approx(statistics.mean(values))
         assert float(chosen["auroc"]["standard_deviation"]) == pytest.approx(statistics.stdev(values))

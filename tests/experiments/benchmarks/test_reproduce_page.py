@@ -17,7 +17,8 @@ def make_result(shift=0.0):
         for i, name in enumerate(names)
     }
     metrics["auroc"] |= {"value": None, "ci95": None, "reason": "One class."}
-    return {"metrics": metrics, "seeds": 2, "seconds": 60.0, "images_per_second": None}
+    shift_auroc = {"value": 0.7 + shift, "standard_deviation": 0.01, "ci95": None}
+    return {"metrics": metrics, "shift_auroc": shift_auroc, "seeds": 2, "seconds": 60.0, "images_per_second": None}
 
 
 @pytest.fixture
@@ -45,7 +46,8 @@ def test_the_leaky_protocol_has_a_section_of_its_own(results):
 
 def test_the_csv_keeps_all_digits_and_marks_the_protocol(results):
     rows = [*csv.DictReader(io.StringIO(reproduce_page.format_results(results, "test")))]
-    assert len(rows) == sum(len(result["metrics"]) for result in results.values())
+    assert len(rows) == sum(len(result["metrics"]) + 1 for result in results.values())
+    assert [float(row["mean"]) for row in rows if row["metric"] == "shift_auroc"] == pytest.approx([0.7, 0.8, 0.9])
     accuracy = {(row["system"], row["protocol"]): row for row in rows if row["metric"] == "accuracy"}
     honest, leaky = accuracy["e1", "chosen on validation"], accuracy["e1", "chosen on test (leaky)"]
     assert float(honest["mean"]) == results["e1"]["metrics"]["accuracy"]["value"]
