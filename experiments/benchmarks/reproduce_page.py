@@ -28,9 +28,9 @@ METRICS = {
 SHIFT = "AUROC of the selection split, aspects swapped"
 
 SHIFT_TEXT = (
-    "Aspects swapped: in the split that chose the threshold (validation), NORMAL images are cropped to the central 86 % "
-    "of their height and images of pneumonia to the central 86 % of their width. The shape of the child then no longer "
-    "tells the classes apart."
+    "Aspects swapped: in the split that chose the threshold (validation), NORMAL images are cropped to the central "
+    "86 % of their height and images of pneumonia to the central 86 % of their width. The shape of the child then no "
+    "longer tells the classes apart."
 )
 
 
