@@ -104,7 +104,7 @@ def format_stop(step: int, total_steps: int, workdir: pathlib.Path) -> str:
 
 
 def format_replicas(configs: Sequence[Config], results: Sequence, split: str) -> str:
-    """Formats a table with a row for each replica: the fields that differ, and the best AUROC or "diverged".
+    """Formats a table with a row for each replica: the fields that differ, and its AUROC or "diverged".
 
     Args:
       configs: the config of each replica.
@@ -120,4 +120,4 @@ def format_replicas(configs: Sequence[Config], results: Sequence, split: str) ->
             epoch = result.best_step / result.steps_per_epoch
             reached = (f"{result.best_auroc:.4f}", f"{epoch:.0f}", f"{result.threshold['value']:.4f}")
         rows.append((str(replica), *(str(one[name]) for name in own), *reached))
-    return Table(("replica", *own, f"best {split} AUROC", "after epoch", "threshold"), rows).format_text()
+    return Table(("replica", *own, f"{split} AUROC", "after epoch", "threshold"), rows).format_text()

@@ -100,7 +100,9 @@ def plan_runs(chosen: list[str], seeds: int, workdir: pathlib.Path) -> dict[path
     systems = [name for name in SYSTEMS if name in chosen]
     protocols = [(systems, "", fields)]
     if LEAKY in chosen:
-        protocols.append((systems or [*SYSTEMS], f"_{LEAKY}", fields | {"selection_split": "test"}))
+        protocols.append(
+            (systems or [*SYSTEMS], f"_{LEAKY}", fields | {"selection_split": "test", "select_by": "auroc"})
+        )
     return {
         workdir / f"{name}{suffix}" / f"seed_{seed}": read_preset(PRESETS / f"{name}.flags", seed=seed, **fields)
         for names, suffix, fields in protocols

@@ -63,7 +63,8 @@ def main() -> int:
         assert result.best_step is not None and result.threshold is not None  # The run is finished.
         epoch = result.best_step / result.steps_per_epoch
         print(
-            f"{done} {result.total_steps} steps. Best {split} AUROC {result.best_auroc:.4f}, after epoch {epoch:.0f}; "
+            f"{done} {result.total_steps} steps. "
+            f"Best checkpoint: {split} AUROC {result.best_auroc:.4f}, after epoch {epoch:.0f}; "
             f"threshold {result.threshold['value']:.4f} ({result.threshold['rule']}).\n"
             f"The run is in {workdir}: checkpoints, config.json, metrics.jsonl, learning_curves.png."
         )

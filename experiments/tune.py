@@ -232,7 +232,7 @@ def format_page(search: "Search", rows: list[dict], importances: dict | None, be
     picture = load_picture(
         workdir / "tune.png",
         "Validation AUROC of each trial, by its number and by the value of each field",
-        "Each dot is the best AUROC of a trial. An open dot is a trial that was pruned or diverged.",
+        "Each dot is the AUROC of a trial. An open dot is a trial that was pruned or diverged.",
         wide=True,
     )
     blocks = [make_table(rank(rows), fields)]

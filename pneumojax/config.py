@@ -237,9 +237,10 @@ class TrainConfig(Checked):
         identity=False,
     )
     select_by: str = option(
-        "auroc",
-        "best checkpoint: that of the largest AUROC or AUROC with swapped aspects (shift) on validation, or the last",
-        choices=("auroc", "shift", "last"),
+        "last",
+        "best checkpoint: the last, or that of the largest AUROC on validation, as it is (auroc) or with swapped "
+        "aspects (shift)",
+        choices=("last", "auroc", "shift"),
     )
     seed: int = option(
         0, "seed of the initialisation, the order of the images and the augmentation", at_least=0, at_most=2**31 - 1

@@ -162,8 +162,9 @@ def list_trials(search: Search) -> list[dict]:
     """Lists the finished trials in the order in which they started.
 
     Returns:
-      A dict for each trial: {"name": name of its folder, "state": "complete", "pruned" or "diverged", "auroc": best
-      val/auroc or None, "epochs": epochs trained, "seconds": training time, "values": {field: value}}.
+      A dict for each trial: {"name": name of its folder, "state": "complete", "pruned" or "diverged", "auroc":
+      val/auroc of its best checkpoint, or the largest so far if it is not complete, or None, "epochs": epochs trained,
+      "seconds": training time, "values": {field: value}}.
     """
     with search_storage.explain_errors(search.storage):
         trials = search.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
@@ -171,7 +172,7 @@ def list_trials(search: Search) -> list[dict]:
         {
             "name": _name(trial),
             "state": "diverged" if "diverged" in trial.user_attrs else trial.state.name.lower(),
-            "auroc": max(trial.intermediate_values.values(), default=None),
+            "auroc": max(trial.intermediate_values.values(), default=None) if trial.value is None else trial.value,
             "epochs": trial.last_step or 0,
             "seconds": trial.user_attrs.get("seconds"),
             "values": _read_values(search.space, trial.params),

@@ -65,7 +65,7 @@ def test_training_logs_lines_and_ends_with_its_result_and_folder(first_run):
     assert "WARNING" not in done.stderr
     last = done.stdout.splitlines()[-3:]
     assert re.match(
-        r"Finished 12 steps\. Best validation AUROC \d\.\d{4}, after epoch \d; threshold \d\.\d{4}", last[0]
+        r"Finished 12 steps\. Best checkpoint: validation AUROC \d\.\d{4}, after epoch \d; threshold \d\.\d{4}", last[0]
     )
     assert str(workdir) in last[1]
     assert last[2].startswith("Next: scripts/run experiments/evaluate.py")
@@ -81,7 +81,7 @@ def test_the_next_command_works_on_one_device_what_eight_trained(first_run, run)
     assert evaluated.returncode == 0, evaluated.stderr
     assert "Traceback" not in evaluated.stderr
     results = json.loads((workdir / "evaluation" / "validation" / "metrics.json").read_text())
-    (best,) = re.findall(r"Best validation AUROC (\d\.\d{4})", done.stdout)
+    (best,) = re.findall(r"Best checkpoint: validation AUROC (\d\.\d{4})", done.stdout)
     assert f"{results['metrics']['auroc']['value']:.4f}" == best
     assert re.search(rf"^auroc +{best} ", evaluated.stdout, re.M)
     assert "say nothing about X-rays" in evaluated.stdout

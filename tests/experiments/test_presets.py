@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from experiments import flags
-from pneumojax.config import AugmentConfig
+from pneumojax.config import AugmentConfig, config_to_dict
 from pneumojax.data.augment import keep_pneumonia, make_augment
 from pneumojax.models import make_model
 
@@ -73,8 +73,16 @@ def test_the_ensemble_is_five_of_the_small_flagship():
     assert dataclasses.replace(small.train, replicas=5) == ensemble.train
 
 
-def test_the_flagship_hides_aspect_exposure_and_contrast_and_trusts_no_single_epoch():
-    config = read_preset("flagship_small")
+def test_the_flagship_is_the_small_one_but_larger_and_longer():
+    small, large = (config_to_dict(read_preset(name)) for name in ("flagship_small", "flagship"))
+    larger = {name for name in small if small[name] != large[name]}
+    assert larger == {"resnet_width", "image_px", "progressive_px", "epochs"}
+    assert all(large[name] > small[name] for name in ("resnet_width", "image_px", "epochs"))
+
+
+@pytest.mark.parametrize("name", ["flagship", "flagship_small"])
+def test_the_flagship_hides_aspect_exposure_and_contrast_and_trusts_no_single_epoch(name):
+    config = read_preset(name)
     assert config.data.pixel_scaling == "image" and config.augment.stretch > 0 and config.augment.crop_max_aspect >= 2
     assert config.train.select_by == "last" and config.data.selection_images == "shift"
     assert config.data.selection_split == "validation"

@@ -58,7 +58,7 @@ def test_the_table_of_replicas_has_the_fields_that_differ():
         "replica",
         "seed",
         "learning_rate",
-        "best validation AUROC",
+        "validation AUROC",
         "after epoch",
         "threshold",
     ]
