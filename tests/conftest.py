@@ -82,11 +82,11 @@ def make_run(data_dir, tmp_path_factory):
 
 @pytest.fixture(scope="session", autouse=True)
 def draw_pictures():
-    """`with draw_pictures():` draws figures. Elsewhere each is one white pixel, because they take most of the time."""
+    """`with draw_pictures():` draws figures. Elsewhere each is one white pixel, also in the scripts of `forked`."""
     from matplotlib.figure import Figure
-    from PIL import Image
+    from pictures import save_white_pixel
 
-    white, draw = Image.new("L", (1, 1), 255), Figure.savefig
+    draw = Figure.savefig
 
     @contextlib.contextmanager
     def use(savefig):
@@ -94,7 +94,7 @@ def draw_pictures():
             patch.setattr(Figure, "savefig", savefig)
             yield
 
-    with use(lambda figure, path, **options: white.save(path, "png")):
+    with use(save_white_pixel):
         yield lambda: use(draw)
 
 
@@ -118,5 +118,5 @@ def compile_as_users_do():
 def processes():
     """Starts processes with other devices in half a second. They are forked from a server that has done the imports."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pneumojax.training.fit", "pneumojax.evaluation.evaluate"])
+    context.set_forkserver_preload(["pneumojax.training.fit", "pneumojax.evaluation.evaluate", "matplotlib.figure"])
     return context
