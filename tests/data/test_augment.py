@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 import scipy.ndimage
+from generated_examples import generate
 
 from pneumojax.config import AugmentConfig
 from pneumojax.data.augment import (
@@ -330,7 +331,15 @@ CONFIGS = st.lists(st.sampled_from(sorted(RANGES)), max_size=4, unique=True).fla
 )
 
 
-def check_augment(config, height, width, seed):
+@generate(
+    5,  # Each example is compiled.
+    40,
+    config=CONFIGS,
+    height=st.integers(1, 20),
+    width=st.integers(1, 20),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_any_ranges_keep_shape_dtype_and_pixel_range_and_depend_on_the_key_alone(config, height, width, seed):
     rng = np.random.default_rng(seed)
     images = rng.random((4, height, width), np.float32)
     images = np.stack([images[0], images[1].round(), np.zeros_like(images[0]), np.ones_like(images[0])])
@@ -344,13 +353,6 @@ def check_augment(config, height, width, seed):
     np.testing.assert_array_equal(augment(keys, images), augmented)
     order = rng.permutation(4)
     np.testing.assert_array_equal(augment(keys[order], images[order]), augmented[order])
-
-
-@pytest.mark.parametrize("examples", [5, pytest.param(40, marks=pytest.mark.slow)])  # Each example is compiled.
-def test_any_ranges_keep_shape_dtype_and_pixel_range_and_depend_on_the_key_alone(examples):
-    sizes = {"height": st.integers(1, 20), "width": st.integers(1, 20), "seed": st.integers(0, 2**32 - 1)}
-    check = hypothesis.given(config=CONFIGS, **sizes)(check_augment)
-    hypothesis.settings(max_examples=examples, deadline=None, derandomize=True)(check)()
 
 
 @hypothesis.settings(max_examples=25, deadline=None, derandomize=True)
