@@ -5,8 +5,8 @@
 
 The official test split has 390 images of pneumonia and 234 of NORMAL. All figures of a classifier at one threshold
 follow from two counts: its true positives and its true negatives. The command tries all pairs of counts, and lists
-those whose figures round to the published ones. If there are none, the published figures are not of one classifier on
-this split.
+those whose figures round to the published ones. If there are none, the published figures cannot all be of one
+classifier on this split.
 """
 
 import pathlib

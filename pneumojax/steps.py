@@ -145,7 +145,7 @@ def make_train_step(
 
 
 def fold_in_positions(key: jax.Array, step: jax.Array, size: int, mapped: bool) -> jax.Array:
-    """Makes [size] PRNG keys, one for each image. A key depends only on the image's position in the global batch."""
+    """Makes a PRNG key for each of `size` images, from the run's key, the step and the position in the global batch."""
     position = jnp.arange(size) + (lax.axis_index(AXIS) * size if mapped else 0)
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, step), position)
 

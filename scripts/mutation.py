@@ -173,7 +173,7 @@ def measure_limit(command: str) -> float:
 
 
 def try_mutant(mutant: Mutant, command: str, limit_seconds: float) -> dict[str, object]:
-    """Runs the tests against a mutant. Returns the outcome, the seconds, and what was changed where."""
+    """Runs the tests against a mutant. Returns the outcome, the seconds, and the lines that the mutant changes."""
     from cosmic_ray.mutating import mutate_and_test
     from cosmic_ray.work_item import MutationSpec
 

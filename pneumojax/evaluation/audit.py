@@ -256,9 +256,9 @@ def _format_metric(metric: dict) -> str:
 def _compare_with_chance(auroc: dict) -> str:
     low, high = auroc["ci95"] or (auroc["value"], auroc["value"])
     if low > 0.5:
-        return "better than chance, although the average lung is outside of it"
+        return "better than chance, although this shows no part of the average lung"
     if high < 0.5:
-        return "worse than chance, so the scores depend on it, but in the wrong direction"
+        return "worse than chance, so the scores depend on what this shows, but in the wrong direction"
     return "no better than chance"
 
 

@@ -152,7 +152,7 @@ def _text(name: bytes | str) -> str:
 def _fold_keras_biases(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Folds two differences between Keras's ResNet50 and our network into the batch statistics.
 
-    Keras's convolutions have a bias before the normalisation, and its epsilon of the normalisation is larger.
+    In Keras, a convolution before a normalisation has a bias, and the normalisation has a larger epsilon.
     """
     for name in [name for name in tensors if name.endswith("_conv.bias")]:
         norm = name.removesuffix("_conv.bias") + "_bn"

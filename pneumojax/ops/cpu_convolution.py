@@ -24,7 +24,7 @@ measured on two cores (Zen 4, peak about 230 GFLOP/s) at batch 32, with the flag
                          up to 7 px: Winograd for the whole batch, one     [4, 512 -> 512, 3 / 1]        184    239
                          matrix product for each kernel column
   below 5 px             one matrix product for each kernel tap, only at   [2, 512 -> 512, 3 / 1]          2    252
-                         the positions where the tap meets the image
+                         the positions where the tap is on the image
   grey images            small kernels: a sum over the taps, which XLA     [224, 1 -> 32, 3 / 1]      120 ms  29 ms
                          fuses with later operations (max-pooling, tanh)
                          large kernels: convolution of one row, with the   [112, 1 -> 64, 7 / 2]     10.1 ms 5.6 ms
@@ -311,8 +311,9 @@ def _count_batch_tiles(batch: int, positions: int, min_images: int, min_position
     The result is the largest number of tiles of equal size that satisfies this. If no number above 1 does, the result
     depends on the number of devices:
 
-    A single device uses two tiles, or one if the batch size is odd. With one tile there is no loop, and XLA would fuse
-    the operations that produced the images with the transposition of the images, which makes them many times slower.
+    A single device uses two tiles, or one if the batch size is odd. With one tile there would be no loop, and XLA would
+    fuse the transposition of the images with the operations that produced them. Fused, these operations are many times
+    slower.
 
     Several devices use one tile, because each tile requires a sum over the devices.
     """

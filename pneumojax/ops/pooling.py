@@ -23,8 +23,8 @@ OUTSIDE = -9
 def max_pool(images: jax.Array, window: int, valid: bool = False) -> jax.Array:
     """Applies max-pooling at stride 2.
 
-    Apply increasing functions, such as ReLU and tanh, after the pooling. The result is the same as before the pooling,
-    at a quarter of the cost.
+    Apply increasing functions, such as ReLU and tanh, after the pooling and not before it. The result is the same, at a
+    quarter of the cost.
 
     Args:
       images: [B, H, W, I] with I channels, of any float dtype.
