@@ -88,6 +88,7 @@ def test_a_replica_is_bitwise_the_run_with_its_seed_learning_rate_and_weight_dec
     assert not np.array_equal(*state.params["head"]["linear"]["kernel"])
 
 
+@pytest.mark.slow  # test_replicas.py compares whole runs bitwise, with less augmentation and compiled in less time.
 def test_a_replica_with_the_default_augmentation_is_bitwise_the_run_alone(compile_as_users_do):
     defaults = {field.name: field.default for field in dataclasses.fields(AugmentConfig)}
     config = config_from_dict(PLAIN | defaults | {"model": "mlp", "replicas": 2})

@@ -54,7 +54,16 @@ def test_pictures_of_a_split(tmp_path, classes):
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("labels", [[0], [1], [0, 0, 0], [1, 1, 1], [0, 1]])
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [0],
+        [1],
+        pytest.param([0, 0, 0], marks=pytest.mark.slow),
+        pytest.param([1, 1, 1], marks=pytest.mark.slow),
+        [0, 1],
+    ],
+)
 @pytest.mark.parametrize(
     "threshold", [pytest.param(0.0, marks=pytest.mark.slow), 0.5, pytest.param(0.99999, marks=pytest.mark.slow), 1.0]
 )
