@@ -1,4 +1,4 @@
-"""The file of an ablation, and its table as Markdown: what each change of the base gains or costs on validation."""
+"""Reads the TOML file of an ablation, and formats the results on validation as a Markdown table."""
 
 import pathlib
 import tomllib
