@@ -1,7 +1,7 @@
 """Cross-validates a config: trains a run for each fold, and scores each image by the run that did not train on it.
 
     scripts/run experiments/cross_validate.py                                     # synthetic radiographs, 3 minutes
-    scripts/run experiments/cross_validate.py --dataset=kermany --flagfile=experiments/presets/resnet.flags \
+    scripts/run experiments/cross_validate.py --dataset=kermany --flagfile=experiments/presets/resnet.flags \\
         --folds=5 --workdir=runs/resnet_folds
     scripts/run experiments/cross_validate.py --dataset=kermany --folds=2 --folds_by=series --workdir=runs/series
 

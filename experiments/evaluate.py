@@ -9,7 +9,7 @@ Writes to `<workdir>/evaluation/<split>/`: report.html, which contains all resul
 predictions.csv, curves.json, roc.png, precision_recall.png, reliability.png, predictive_values.png, decision_curve.png,
 confusion_matrix.png and learning_curves.png. They replace all files of an earlier evaluation at once. The settings of
 the run are read from the workdir. An ensemble averages the calibrated probabilities of its runs. Its threshold and its
-calibration are chosen for the average.
+calibration are chosen for the averaged probabilities.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ WORKDIR = flags.DEFINE_list(
 )
 SPLIT = flags.DEFINE_enum("split", "validation", ("train", "validation", "test"), "split to evaluate on")
 CHECKPOINT = flags.DEFINE_enum(
-    "checkpoint", "best", ("best", "latest"), "best by the select_by of the run, or the latest"
+    "checkpoint", "best", ("best", "latest"), "the best checkpoint by the run's --select_by, or the latest one"
 )
 DATA_DIR = flags.DEFINE_string("data_dir", None, "folder of prepared data sets (default: where the run found them)")
 VIEWS = flags.DEFINE_integer(

@@ -1,10 +1,12 @@
-"""Writes who publishes what on these X-rays, by which protocol, and whether the published figures can be true together.
+"""Lists published results on these X-rays with their protocols, and checks whether their figures are consistent.
 
     scripts/run experiments/protocols.py                          # prints the page
     scripts/run experiments/protocols.py --out=experiments/results/protocols.md
 
-The official test split has 390 images of pneumonia and 234 of NORMAL, so a decision has two whole numbers: its true
-positives and true negatives. The command tries all of them, and lists those whose figures round to the published ones.
+The official test split has 390 images of pneumonia and 234 of NORMAL. All figures of a classifier at one threshold
+follow from two counts: its true positives and its true negatives. The command tries all pairs of counts, and lists
+those whose figures round to the published ones. If there are none, the published figures cannot all be of one
+classifier on this split.
 """
 
 import pathlib
@@ -62,7 +64,7 @@ def make_table() -> Table:
 
 
 def format_counts(one: Published) -> str:
-    """Formats the decisions that have the published figures, or why there is none to find."""
+    """Formats the counts that have the published figures, as text such as "TP 363, TN 211". Without any, says why."""
     known = {name: text for name, text in one.figures.items() if name in compute_figures(np.array(1), np.array(1))}
     if not known:
         return "not a binary decision"
@@ -77,13 +79,14 @@ def format_counts(one: Published) -> str:
 
 
 def find_counts(figures: dict[str, str]) -> list[tuple[int, int]]:
-    """Finds all decisions whose figures round to the given ones.
+    """Finds all counts whose figures round to the given ones.
 
     Args:
-      figures: {name of `compute_figures`: number as text, "0.932"}. Its digits say how far it was rounded.
+      figures: {name: text}, such as {"sensitivity": "0.932"}, with names from `compute_figures`. A figure with three
+        decimal places is compared to three decimal places.
 
     Returns:
-      (true positives, true negatives) of each, in increasing order.
+      A list of (true positives, true negatives), in increasing order.
     """
     positives, negatives = np.meshgrid(np.arange(PNEUMONIA + 1), np.arange(NORMAL + 1), indexing="ij")
     values, agrees = compute_figures(positives, negatives), np.ones(positives.shape, bool)
@@ -94,14 +97,14 @@ def find_counts(figures: dict[str, str]) -> list[tuple[int, int]]:
 
 
 def compute_figures(true_positives: np.ndarray, true_negatives: np.ndarray) -> dict[str, np.ndarray]:
-    """Computes the figures of a decision on the official test split.
+    """Computes the figures that follow from the counts of a classifier on the official test split.
 
     Args:
-      true_positives: images of pneumonia that are decided so, 0..390.
-      true_negatives: images of NORMAL that are decided so, 0..234.
+      true_positives: array of numbers of images, 0..390.
+      true_negatives: array of numbers of images, 0..234, with the same shape.
 
     Returns:
-      Numbers of the same shape, 0..1; NaN where a figure does not exist.
+      {name: array of the same shape}, 0..1; NaN where a figure does not exist.
     """
     false_positives, false_negatives = NORMAL - true_negatives, PNEUMONIA - true_positives
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -8,12 +8,12 @@ training is stopped or discarded because of its AUROC. The measured time starts 
 ends when the weights are ready on the device. It includes initialisation, shuffling and the transfer of the images to
 the device. The evaluation on validation comes afterwards. Its time is reported separately.
 
-A warm-up training precedes the measured trainings. Its seed is the one after their last seed, and its AUROC is
-discarded. It starts with an empty compile cache, in memory and on disk, so it measures the time with compilation.
+A warm-up training precedes the measured trainings. It starts with an empty compile cache, in memory and on disk, so it
+measures the time with compilation. Its seed is one higher than the last measured seed, and its AUROC is discarded.
 
 Each config field is a flag, as in train.py; --seed is the first seed. The command appends a row for each training to
---results and a row for all of them at the end, and writes a Markdown table of all rows with the same name. The same
-command with --resume continues where it was stopped.
+the file --results, and a row with the summary at the end. It then writes all summaries in this file as a Markdown table
+with the same file name. If the command was stopped, the same command with --resume skips the seeds that were measured.
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
 """Searches for better hyperparameters.
 
-    scripts/run experiments/tune.py --space=experiments/spaces/resnet.toml --dataset=kermany \
+    scripts/run experiments/tune.py --space=experiments/spaces/resnet.toml --dataset=kermany \\
         --flagfile=experiments/presets/resnet.flags --trials=30 --workdir=runs/tune
     scripts/run experiments/train.py --flagfile=runs/tune/best.flags --workdir=runs/tuned
 

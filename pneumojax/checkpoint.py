@@ -333,7 +333,7 @@ def _load_arrays(checkpoints: ocp.CheckpointManager, step: int) -> dict[str, Any
 
 
 def _is_not_raised(entry: logging.LogRecord) -> bool:
-    """Hides tracebacks of Orbax's background thread. The next call raises the same error, which becomes a UserError."""
+    """Hides tracebacks of Orbax's background thread. Orbax raises the same errors again at its next call."""
     return not (entry.exc_info and "orbax" in entry.pathname)
 
 

@@ -34,7 +34,7 @@ class DataConfig(Checked):
     )
     train_share: float = option(
         1.0,
-        "fraction of the training images that is used, by whole patients and equal for each class",
+        "fraction of the training images of each class that is used; all images of a patient are used, or none",
         above=0.0,
         at_most=1.0,
     )
@@ -169,7 +169,9 @@ class AugmentConfig(Checked):
     contrast: float = option(0.2, "largest relative change of contrast in either direction", at_least=0.0, below=1.0)
     gamma: float = option(0.2, "gamma range: the exponent is drawn between 1 / (1 + gamma) and 1 + gamma", at_least=0.0)
     tone: float = option(
-        0.0, "standard deviation of the log increments of a random monotone tone curve; 0 disables it", at_least=0.0
+        0.0,
+        "strength of a random monotone tone curve: standard deviation of the logarithms of its slopes; 0 disables it",
+        at_least=0.0,
     )
     flip: bool = option(False, "flip each image left to right with probability 1/2 (the heart then changes sides)")
     erase_probability: float = option(
@@ -238,8 +240,8 @@ class TrainConfig(Checked):
     )
     select_by: str = option(
         "last",
-        "best checkpoint: the last, or that of the largest AUROC on validation, as it is (auroc) or with swapped "
-        "aspects (shift)",
+        "how the best checkpoint is chosen: always the last one (last), by the AUROC on validation (auroc), or by the "
+        "AUROC on validation images with swapped aspects (shift)",
         choices=("last", "auroc", "shift"),
     )
     seed: int = option(

@@ -88,9 +88,11 @@ def check_combination(config: "Config") -> None:
 def _check_splits(config: "Config") -> None:
     data = config.data
     if data.fold >= (data.folds or 1):
-        raise UserError(f"fold must be less than folds: there is no fold {data.fold} of {data.folds or 1}.")
+        raise UserError(f"fold must be less than folds, but fold is {data.fold} and folds is {data.folds or 1}.")
     if data.folds and data.selection_split != "validation":
-        raise UserError("folds needs selection_split=validation, because the held-out fold is only scored.")
+        raise UserError(
+            "folds needs selection_split=validation: nothing may be chosen on the test split, the held-out fold."
+        )
     if data.folds_by == "series" and not data.folds:
         raise UserError("folds_by=series needs folds, the number of series among the NORMAL images.")
 
@@ -99,7 +101,8 @@ def _check_devices(config: "Config") -> None:
     train = config.train
     if train.batch_norm == "local" and train.parallel == "jit":
         raise UserError(
-            "batch_norm=local needs parallel=shard_map or pmap: with jit, statistics are of the global batch."
+            "batch_norm=local needs parallel=shard_map or pmap: with jit, batch statistics are always computed over "
+            "the global batch."
         )
     if train.multihost and train.parallel == "pmap":
         raise UserError("multihost needs parallel=jit or shard_map: pmap uses the devices of one process only.")

@@ -1,4 +1,4 @@
-"""The compiled steps of pretraining without labels, as in `steps.py`."""
+"""The compiled steps of pretraining without labels. They have the form of the steps in `steps.py`."""
 
 from collections.abc import Callable
 from typing import Any

@@ -40,7 +40,7 @@ def make_graph(config: Config, make: Callable[..., Network] = make_model) -> nnx
 
 
 def make_abstract_variables(config: Config) -> dict:
-    """The shapes and dtypes of the network's {"params", "batch_stats"}."""
+    """Returns the shapes and dtypes of the network's {"params", "batch_stats"}."""
     model = _make_abstract_model(config.model, config.data.image_px)
     kinds = {"params": nnx.Param, "batch_stats": nnx.BatchStat}
     return {name: nnx.to_pure_dict(nnx.state(model, kind)) for name, kind in kinds.items()}
@@ -145,7 +145,7 @@ def make_train_step(
 
 
 def fold_in_positions(key: jax.Array, step: jax.Array, size: int, mapped: bool) -> jax.Array:
-    """Makes [size] PRNG keys, one for each image, which depend only on its position in the global batch."""
+    """Makes a PRNG key for each of `size` images, from the run's key, the step and the position in the global batch."""
     position = jnp.arange(size) + (lax.axis_index(AXIS) * size if mapped else 0)
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, step), position)
 
@@ -196,7 +196,7 @@ def make_train_chunk(
     mesh: Mesh,
     image_px: int | None = None,
 ) -> jax.stages.Wrapped:
-    """Compiles a chunk of training steps, parallelised over the devices as the config says.
+    """Compiles a chunk of training steps, parallelised over the devices as the config specifies.
 
     Args:
       config: the run.
@@ -209,8 +209,8 @@ def make_train_chunk(
     Returns:
       `train_chunk(state, images, labels, batches, key) -> (state, metrics)`: batches [S, B] from
       `parallel.put_batches`, metrics [S] float32 each, other arguments as in `make_train_step`. The state is donated.
-      With loader=stream `train_chunk(state, images, labels, key)`: the chunk's images [S, B, H, W] and labels [S, B],
-      sharded along B as `parallel.shape_batches` says.
+      With loader=stream, it is `train_chunk(state, images, labels, key)`, where the images [S, B, H, W] and the labels
+      [S, B] of the chunk are sharded along B, in the shape that `parallel.shape_batches` gives.
     """
     train_step = make_train_step(config, graph, tx, class_weights, config.train.parallel != "jit", image_px)
     return compile_chunk(train_step, 2, config, mesh)

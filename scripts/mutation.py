@@ -2,12 +2,12 @@
 
     pip install --editable '.[dev,mutation]'
     python scripts/mutation.py --results=mutants.jsonl                # tries the sample, or resumes
-    python scripts/mutation.py --results=mutants.jsonl --survivors    # tries again what survived, after adding tests
+    python scripts/mutation.py --results=mutants.jsonl --survivors    # tries the survivors again, after new tests
 
 Cosmic Ray lists all mutants of the modules below. A random sample of them is tried, one at a time, each in a copy of
 the working tree, and only with the tests of its module. A mutant is killed when a test fails, or when the tests take
-longer than `limit_seconds`. Of each place in the code at most one mutant is in the sample. Not in the sample are type
-annotations and texts, f-strings included, because no test should depend on them.
+longer than `limit_seconds`. The sample contains at most one mutant of each place in the code. It contains no mutants of
+type annotations and strings (f-strings included), because no test should depend on them.
 
 The results are appended to a file, one row for each attempt, so that a stopped command resumes.
 """
@@ -39,7 +39,7 @@ MIN_LIMIT_SECONDS = 60
 
 
 class Module(NamedTuple):
-    """What is mutated.
+    """A module that is mutated.
 
     Attributes:
       group: the row of the table.
@@ -107,7 +107,7 @@ def main(argv: list[str]) -> None:
 
 
 def read_history(results: pathlib.Path) -> dict[Mutant, list[str]]:
-    """Returns the outcomes of each mutant, first to last."""
+    """Returns the outcomes of all attempts at each mutant, from the first to the last."""
     history = collections.defaultdict(list)
     for row in read_rows(results):
         history[Mutant(row["path"], row["operator"], row["occurrence"])].append(row["outcome"])
@@ -127,14 +127,14 @@ def use_copy(folder: pathlib.Path) -> None:
     os.chdir(folder / "tree")
     os.environ["PYTHONPATH"] = os.getcwd()
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder / "compiled")
-    # Cosmic Ray has Python write no byte code, so it is written here. A mutated file must not have any.
+    # Cosmic Ray stops Python from writing bytecode, so the bytecode is written here. Mutated files must not have any.
     compileall.compile_dir(".", quiet=1)
     for module in MODULES:
         pathlib.Path(importlib.util.cache_from_source(module.path)).unlink(missing_ok=True)
 
 
 def draw_sample(seed: int) -> list[Mutant]:
-    """Draws the mutants that are tried, module after module. Reads the modules of the current folder."""
+    """Draws the random sample of mutants, in the order of MODULES. Reads the modules in the current folder."""
     from cosmic_ray.commands.init import _all_work_items
 
     sample = []
@@ -161,7 +161,10 @@ def find_excluded(tree: ast.Module) -> Iterator[tuple[tuple[int, int], tuple[int
 
 
 def measure_limit(command: str) -> float:
-    """Returns the seconds that a run may take: four times what the tests take without a mutant, which must pass."""
+    """Returns the time limit of a run in seconds: four times as long as the tests take without a mutant.
+
+    Exits if the tests fail without a mutant.
+    """
     started = time.perf_counter()
     done = subprocess.run(shlex.split(command), capture_output=True, text=True)
     if done.returncode:
@@ -170,7 +173,7 @@ def measure_limit(command: str) -> float:
 
 
 def try_mutant(mutant: Mutant, command: str, limit_seconds: float) -> dict[str, object]:
-    """Runs the tests against a mutant. Returns the outcome, the seconds, and what was changed where."""
+    """Runs the tests against a mutant. Returns the outcome, the seconds, and the lines that the mutant changes."""
     from cosmic_ray.mutating import mutate_and_test
     from cosmic_ray.work_item import MutationSpec
 

@@ -4,7 +4,6 @@ import atexit
 import contextlib
 import functools
 import importlib.metadata
-import json
 import multiprocessing
 import os
 import shutil
@@ -60,41 +59,52 @@ def make_config(data_dir):
     return lambda **fields: config_from_dict({"data_dir": str(data_dir), **tiny, **drawing, **fields})
 
 
-@pytest.fixture(scope="module")
-def make_run(data_dir, tmp_path_factory):
-    """`make_run(**fields)`: trains a small perceptron on the phantom set and returns its workdir."""
-    from pneumojax.config import config_from_dict
+@pytest.fixture(scope="session")
+def train_once(tmp_path_factory):
+    """`train_once(config)`: trains a run, or returns the workdir of a run of this config. Tests must not change it."""
     from pneumojax.training.fit import fit
 
-    made = {}
+    @functools.cache
+    def train(config):
+        workdir = tmp_path_factory.mktemp("trained")
+        fit(config, workdir, report=lambda *_: None)
+        return workdir
+
+    return train
+
+
+@pytest.fixture(scope="module")
+def make_run(data_dir, train_once, tmp_path_factory):
+    """`make_run(**fields)`: returns the workdir of a small perceptron, trained on the phantom set, for this module."""
+    from pneumojax.config import config_from_dict
+
+    small = {
+        "data_dir": str(data_dir),
+        "select_by": "auroc",
+        "image_px": 16,
+        "model": "mlp",
+        "mlp_widths": [16],
+        "epochs": 2,
+    }
+    small |= {"rotate_degrees": 0.0, "shift": 0.0, "zoom": 0.0}  # Their compilation would take longest.
+    runs, made = tmp_path_factory.mktemp("runs"), {}
 
     def make(**fields):
-        key = json.dumps(fields, sort_keys=True)
-        if key not in made:
-            workdir = tmp_path_factory.mktemp("runs") / f"run{len(made)}"
-            small = {
-                "data_dir": str(data_dir),
-                "select_by": "auroc",
-                "image_px": 16,
-                "model": "mlp",
-                "mlp_widths": [16],
-                "epochs": 2,
-            }
-            small |= {"rotate_degrees": 0.0, "shift": 0.0, "zoom": 0.0}  # Their compilation would take longest.
-            fit(config_from_dict(small | fields), workdir, report=lambda *_: None)
-            made[key] = workdir
-        return made[key]
+        config = config_from_dict(small | fields)
+        if config not in made:
+            made[config] = shutil.copytree(train_once(config), runs / f"run{len(made)}")
+        return made[config]
 
     return make
 
 
 @pytest.fixture(scope="session", autouse=True)
 def draw_pictures():
-    """`with draw_pictures():` draws figures. Elsewhere each is one white pixel, because they take most of the time."""
+    """`with draw_pictures():` draws figures. Elsewhere each is one white pixel, also in the scripts of `forked`."""
     from matplotlib.figure import Figure
-    from PIL import Image
+    from pictures import save_white_pixel
 
-    white, draw = Image.new("L", (1, 1), 255), Figure.savefig
+    draw = Figure.savefig
 
     @contextlib.contextmanager
     def use(savefig):
@@ -102,7 +112,7 @@ def draw_pictures():
             patch.setattr(Figure, "savefig", savefig)
             yield
 
-    with use(lambda figure, path, **options: white.save(path, "png")):
+    with use(save_white_pixel):
         yield lambda: use(draw)
 
 
@@ -126,5 +136,5 @@ def compile_as_users_do():
 def processes():
     """Starts processes with other devices in half a second. They are forked from a server that has done the imports."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pneumojax.training.fit", "pneumojax.evaluation.evaluate"])
+    context.set_forkserver_preload(["pneumojax.training.fit", "pneumojax.evaluation.evaluate", "matplotlib.figure"])
     return context

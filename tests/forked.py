@@ -1,4 +1,4 @@
-"""Runs scripts in processes that are forked from a server that has done the imports."""
+"""Runs scripts in processes that are forked from a server that has done the imports. Their figures are white."""
 
 import os
 import pathlib
@@ -7,6 +7,8 @@ import subprocess
 import sys
 
 import jax
+from matplotlib.figure import Figure
+from pictures import save_white_pixel
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -41,5 +43,6 @@ def _start(printed, script, arguments, devices, environment):
     os.chdir(ROOT)
     os.environ.update(environment)
     jax.config.update("jax_num_cpu_devices", devices)
+    Figure.savefig = save_white_pixel
     sys.argv = [script, *arguments]
     runpy.run_path(str(ROOT / script), run_name="__main__")

@@ -1,6 +1,8 @@
 """Tests of the structure of the code: imports, lengths, docstrings and the names of test files."""
 
 import ast
+import functools
+import json
 import pathlib
 import re
 import subprocess
@@ -47,15 +49,30 @@ def test_imports_keep_to_the_contracts():
     assert " 0 broken." in done.stdout
 
 
-def import_alone(module):
-    """Returns the names of all modules that are loaded by importing one module in a new process."""
-    program = f"import sys, {module}; print(*{{name.split('.')[0] for name in sys.modules}})"
-    return set(subprocess.check_output([sys.executable, "-c", program], text=True, cwd=ROOT).split())
+PRINT_MODULES = """
+import sys, json
+print(json.dumps({name: getattr(module, "__file__", None) for name, module in sys.modules.items()}))
+"""
 
 
-@pytest.mark.parametrize("module", ["pneumojax.training.fit", "pneumojax.evaluation.audit"])
-def test_training_loads_no_tensorflow_and_nothing_it_does_not_need(module):
-    loaded = import_alone(module)
+@functools.cache
+def list_loaded(*modules):
+    """Returns {name: file or None} of all modules that are loaded by importing some modules in a new process."""
+    program = f"import {', '.join(modules)}\n{PRINT_MODULES}"
+    return json.loads(subprocess.check_output([sys.executable, "-c", program], text=True, cwd=ROOT))
+
+
+def import_alone(*modules):
+    """Returns the names of all packages that are loaded by importing some modules in a new process."""
+    return {name.split(".")[0] for name in list_loaded(*modules)}
+
+
+RESNET_TRAINING = ("pneumojax.training.fit", "pneumojax.models.resnet")
+
+
+@pytest.mark.parametrize("modules", [RESNET_TRAINING, ("pneumojax.evaluation.audit",)])
+def test_training_loads_no_tensorflow_and_nothing_it_does_not_need(modules):
+    loaded = import_alone(*modules)
     assert "jax" in loaded
     assert not loaded & {"tensorflow", "tensorflow_datasets", "matplotlib", "sklearn", "skimage", "torch", "grain"}
 
@@ -74,13 +91,8 @@ def test_the_main_path_of_a_training_is_short():
 
 
 def test_a_training_imports_few_lines_of_this_repository():
-    program = (
-        "import sys, pneumojax.training.fit, pneumojax.models.resnet\n"
-        "print(*{file for module in sys.modules.values() if (file := getattr(module, '__file__', None))}, sep='\\n')"
-    )
-    output = subprocess.check_output([sys.executable, "-c", program], text=True, cwd=ROOT)
     folders = [ROOT / name for name in ("pneumojax", "tfds_builder", "experiments")]
-    paths = map(pathlib.Path, output.splitlines())
+    paths = map(pathlib.Path, filter(None, set(list_loaded(*RESNET_TRAINING).values())))
     ours = [path for path in paths if any(path.is_relative_to(folder) for folder in folders)]
     assert ROOT / "pneumojax" / "steps.py" in ours
     assert sum(map(count_lines, ours)) < 5000

@@ -71,13 +71,13 @@ def test_view_0_is_the_image_and_each_other_view_is_augmented_by_its_own_key():
     extract = make_extract(config, graph, mesh)
     index = np.array([3, 0, 9, 3, 21, 40, 63, 8], np.int32)
     arrays = put(images, mesh), put(labels, mesh), put(index, mesh, axis=0)
-    host = jax.device_get(variables)
+    host, augment = jax.device_get(variables), jax.jit(make_augment(config.augment))
     for view in range(3):
         features = extract(variables, *arrays, put(np.array(view, np.int32), mesh), key)
         pixels = jnp.asarray(scale(images[index]))
         if view:
             keys = [jax.random.fold_in(jax.random.fold_in(key, view), i) for i in index]
-            pixels = make_augment(config.augment)(jnp.stack(keys), pixels)
+            pixels = augment(jnp.stack(keys), pixels)
         np.testing.assert_allclose(features, apply_network(graph, host, pixels, True), atol=1e-5)
         np.testing.assert_array_equal(features[0], features[3])  # The same image at another position.
 
@@ -88,7 +88,7 @@ def test_views_are_combined_as_the_mean_of_their_probabilities():
     views = dataclasses.replace(config.augment, test_time_views=3)
     batches = put(np.arange(16, dtype=np.int32)[None], mesh, axis=1)
     logits = make_predict(graph, mesh, views)(variables, put(images, mesh), batches)[0]
-    augment, host = make_augment(config.augment), jax.device_get(variables)
+    augment, host = jax.jit(make_augment(config.augment)), jax.device_get(variables)
     pixels = [jnp.asarray(scale(images))]
     pixels += [augment(jnp.broadcast_to(key, 16), pixels[0]) for key in jax.random.split(jax.random.key(0), 2)]
     positive = np.mean([jax.nn.sigmoid(apply_network(graph, host, one)[:, 0]) for one in pixels], axis=0)

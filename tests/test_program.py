@@ -40,7 +40,7 @@ def count_all_reduces(parallel, batch_norm, norms):
         pytest.param("jit", "global", (4, 4, 4), marks=pytest.mark.slow),
         ("shard_map", "global", (4, 4, 4)),
         ("shard_map", "local", (4, 8)),
-        ("pmap", "global", (4, 8)),
+        pytest.param("pmap", "global", (4, 8), marks=pytest.mark.slow),
         ("pmap", "local", (4, 8)),
     ],
 )
@@ -80,7 +80,12 @@ def find_shapes(text, operation):
 
 @pytest.mark.parametrize(
     ("model", "platform", "pools"),
-    [("cnn", "tpu", 2), ("resnet18", "cuda", 1), ("vgg16", "cuda", 5), ("flatiron", "cuda", 3)],
+    [
+        ("cnn", "tpu", 2),
+        ("resnet18", "cuda", 1),
+        pytest.param("vgg16", "cuda", 5, marks=pytest.mark.slow),
+        ("flatiron", "cuda", 3),
+    ],
 )
 def test_an_accelerator_gets_plain_convolutions_in_the_compute_type_and_the_rest_in_float32(
     monkeypatch, model, platform, pools

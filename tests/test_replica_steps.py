@@ -71,11 +71,6 @@ def train_alone(plan, replica, num_steps=3):
 
 
 @functools.cache
-def replicas_config(number, sweep=None):
-    return config_from_dict(PLAIN | RANDOM | SGD | {"cnn_widths": (4,), "replicas": number, "sweep": sweep, "seed": 3})
-
-
-@functools.cache
 def each_alone(config):
     plans = plan_replicas(config)
     return jax.tree.map(lambda *leaves: np.stack(leaves), *[train_alone(plan, r) for r, plan in enumerate(plans)])
@@ -93,6 +88,7 @@ def test_a_replica_is_bitwise_the_run_with_its_seed_learning_rate_and_weight_dec
     assert not np.array_equal(*state.params["head"]["linear"]["kernel"])
 
 
+@pytest.mark.slow  # test_replicas.py compares whole runs bitwise, with less augmentation and compiled in less time.
 def test_a_replica_with_the_default_augmentation_is_bitwise_the_run_alone(compile_as_users_do):
     defaults = {field.name: field.default for field in dataclasses.fields(AugmentConfig)}
     config = config_from_dict(PLAIN | defaults | {"model": "mlp", "replicas": 2})
@@ -101,11 +97,12 @@ def test_a_replica_with_the_default_augmentation_is_bitwise_the_run_alone(compil
     jax.tree.map(np.testing.assert_array_equal, replicated, alone)
 
 
-@pytest.mark.parametrize("vectorised", [False, True], ids=["one after the other", "side by side"])
-def test_a_replica_with_all_swept_values_is_near_the_run_alone(sweep, monkeypatch, vectorised):
+@pytest.mark.parametrize("vectorised", [pytest.param(False, marks=pytest.mark.slow), True], ids=["in turn", "together"])
+@pytest.mark.parametrize("random", [DRAWS, pytest.param(RANDOM, marks=pytest.mark.slow)], ids=["some", "all"])
+def test_a_replica_with_all_swept_values_is_near_the_run_alone(sweep, monkeypatch, vectorised, random):
     if vectorised:
         monkeypatch.setattr(replica_steps, "_map_replicas", lambda function, own: jax.vmap(function)(own))
-    config = replicas_config(2, sweep)
+    config = config_from_dict(PLAIN | random | SGD | {"cnn_widths": (4,), "replicas": 2, "sweep": sweep, "seed": 3})
     (state, metrics), (alone, alone_metrics) = train_replicas(1, config), each_alone(config)
     assert_near(metrics, alone_metrics, 2e-5)
     # Rounding can change the position of a maximum or the sign of a ReLU's input, and thereby the gradient.

@@ -45,7 +45,11 @@ def train_on_eight_devices(parallel):
     return train(draw_batches(4), 8, parallel=parallel, **RANDOM, **SGD)
 
 
-@pytest.mark.parametrize("parallel", PARALLEL)
+# `parallel` changes how a chunk is compiled for several devices, and not how its steps are repeated.
+ALSO_MAPPED = ["jit", *(pytest.param(parallel, marks=pytest.mark.slow) for parallel in PARALLEL[1:])]
+
+
+@pytest.mark.parametrize("parallel", ALSO_MAPPED)
 def test_a_chunk_of_steps_is_as_many_chunks_of_one_step(parallel):
     batches = draw_batches(4)
     at_once, metrics = train_on_eight_devices(parallel)
@@ -63,12 +67,13 @@ def train_on_one_device(task):
 @pytest.mark.parametrize("parallel", PARALLEL)
 def test_eight_devices_train_as_one_does_with_all_that_draws_random_numbers(parallel):
     one, one_metrics = train_on_one_device("binary")
-    eight, eight_metrics = train(draw_batches(4), 8, parallel=parallel, **RANDOM, **SGD)
+    eight, eight_metrics = train_on_eight_devices(parallel)
     assert_near(eight_metrics, one_metrics, 2e-5)
     assert_near(eight, one, 2e-5)
     assert set(one.ema) == {"params", "batch_stats"}
 
 
+@pytest.mark.slow  # The test above shows the same for eight devices.
 @pytest.mark.parametrize("parallel", PARALLEL[1:])
 def test_one_device_is_the_same_under_each_way_to_spread(parallel):
     one, one_metrics = train_on_one_device("binary")
@@ -77,7 +82,8 @@ def test_one_device_is_the_same_under_each_way_to_spread(parallel):
     assert_near(mapped, one, 2e-5)
 
 
-@pytest.mark.parametrize("parallel", PARALLEL[1:])
+# The test below compares pmap with shard_map.
+@pytest.mark.parametrize("parallel", ["shard_map", pytest.param("pmap", marks=pytest.mark.slow)])
 def test_local_batch_norm_is_the_mean_over_devices_that_each_saw_their_share_only(parallel):
     batch = draw_batches(1)
     local, metrics = train(batch, 8, parallel=parallel, batch_norm="local", **SGD)
@@ -94,8 +100,9 @@ def test_local_batch_norm_is_the_mean_over_devices_that_each_saw_their_share_onl
 def test_local_batch_norm_is_the_same_under_pmap_and_shard_map_and_the_state_is_equal_on_all_devices():
     states = {}
     for parallel in PARALLEL[1:]:
-        trainer = Trainer(8, parallel=parallel, batch_norm="local", **DRAWS)
-        trainer.train(draw_batches(4))
+        trainer = Trainer(8, parallel=parallel, batch_norm="local", **SGD)
+        for batch in draw_batches(4):  # Chunks of one step, which the test above has compiled.
+            trainer.train(batch[None])
         states[parallel] = jax.device_get(trainer.state)
         for leaf in jax.tree.leaves(trainer.state):
             copies = [np.asarray(shard.data) for shard in leaf.addressable_shards]
@@ -121,7 +128,7 @@ def test_a_streamed_chunk_is_bitwise_the_resident_one(compile_as_users_do):
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(results), (jax.device_get(resident.state), metrics))
 
 
-@pytest.mark.parametrize("parallel", PARALLEL)
+@pytest.mark.parametrize("parallel", ["jit", pytest.param("shard_map", marks=pytest.mark.slow), "pmap"])
 def test_the_chunk_compiles_once_and_nothing_is_copied_unseen(parallel):
     trainer = Trainer(8, parallel=parallel, **DRAWS)
     compiled = []
@@ -172,7 +179,7 @@ def test_the_first_steps_are_the_golden_ones_and_32_images_are_overfitted(model)
     assert metrics["correct"].sum() == metrics["count"].sum() == 3 * BATCH
 
 
-@pytest.mark.parametrize("model", ["mlp", "cnn"])
+@pytest.mark.parametrize("model", [pytest.param("mlp", marks=pytest.mark.slow), "cnn"])
 def test_bfloat16_keeps_the_state_in_float32_and_the_loss_near(model):
     batches = draw_batches(4)
     _, metrics = train(batches, 1, model=model, **SGD)

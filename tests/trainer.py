@@ -7,7 +7,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from pneumojax import parallel, steps
-from pneumojax.config import config_from_dict
+from pneumojax.config import config_from_dict, replace_fields
 from pneumojax.optimizer import make_optimizer
 from pneumojax.sharding import AXIS, put, replicated
 
@@ -88,7 +88,7 @@ class Trainer:
     def __init__(self, devices, **fields):
         self.config = config_from_dict(PLAIN | fields)
         self.mesh = make_mesh(devices)
-        self.chunk, init = make_functions(self.config, devices)
+        self.chunk, init = make_functions(replace_fields(self.config, {"seed": 0}), devices)  # No program has the seed.
         self.state = init(jax.random.key(self.config.train.seed))
         images, labels = draw_images()
         key = jax.device_put(jax.random.key(5), replicated(self.mesh))

@@ -1,4 +1,4 @@
-"""The file of an ablation, and its table as Markdown: what each change of the base gains or costs on validation."""
+"""Reads the TOML file of an ablation, and formats the results on validation as a Markdown table."""
 
 import pathlib
 import tomllib
@@ -66,8 +66,8 @@ def format_page(base: Mapping, rows: Mapping[str, Mapping], results: Mapping[str
     """Formats the page.
 
     Args:
-      base: of `read_table`.
-      rows: of `read_table`.
+      base: from `read_table`.
+      rows: from `read_table`.
       results: {row: content of its ablation.json}.
       quick: whether the runs are a smoke test, whose figures mean nothing.
     """
@@ -95,7 +95,7 @@ def format_page(base: Mapping, rows: Mapping[str, Mapping], results: Mapping[str
 
 
 def _list_missing(rows: Mapping[str, Mapping], results: Mapping[str, Mapping]) -> list[str]:
-    """Lines that name the rows of the file that have not been trained."""
+    """Returns lines of text with the names of the rows that have not been trained."""
     missing = [row["title"] for name, row in rows.items() if name not in results]
     return (
         ["Rows of the file that have not been trained:", "", *(f"- {title}" for title in missing), ""]

@@ -144,7 +144,9 @@ def list_files(images: str | None, limit: int | None, folder: pathlib.Path) -> p
         for path in sorted((root / name).glob("*.jp*g"))
     ]
     if not files or len(files) < (limit or 0):
-        raise UserError(f"--images={root}: there are {len(files)} JPEG files in its folders NORMAL and PNEUMONIA.")
+        raise UserError(
+            f"--images={root}: its folders NORMAL and PNEUMONIA have {len(files)} JPEG files; {limit or 1} are needed."
+        )
     count = limit or (len(files) if images else SYNTHETIC_FILES)
     files = [files[i * len(files) // count] for i in range(count)]
     path = folder / f"files-{len(files)}.json"

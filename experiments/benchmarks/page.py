@@ -236,13 +236,14 @@ def draw_roofline(results: pathlib.Path, rows: list[dict]) -> Picture | None:
 
 
 def compute_growth(rows: list[dict]) -> list[dict]:
-    """Fits the growth of the seconds with a parameter.
+    """Fits a power law to the time as a function of one parameter: seconds ~ parameter ** power.
 
     The rows are grouped so that the rows of a group differ in one parameter only. Groups with fewer than three values
     of this parameter are left out.
 
     Returns:
-      A dict for each group: {"varied": key of VARIED, "group": description, "values", "seconds", "power"}.
+      A dict for each group: {"varied": name of the parameter, a key of VARIED; "group": description of the group;
+      "values": values of the parameter; "seconds": median time for each value; "power"}.
     """
     growth = []
     for varied in VARIED:

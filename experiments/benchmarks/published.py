@@ -11,9 +11,9 @@ class Published:
 
     Attributes:
       system: name, with the year if it is a publication.
-      weights: what the network started from.
+      weights: initial weights of the network, random or ImageNet.
       chosen_on: the split that chose the epoch and the threshold, as published.
-      seeds: number of trainings that the figures are of, as published.
+      seeds: number of trainings over which the figures are averaged, as published.
       figures: {metric: number as it was published}, on the official test split.
     """
 

@@ -145,7 +145,9 @@ def measure_in_turn(case: dict, folder: pathlib.Path, peer_python: str) -> list[
         started = [start("pneumojax")]
         device = started[0][1]["device"]
         if case["devices"] not in (None, device["count"]):
-            raise UserError(f"--devices={case['devices']}: there are {device['count']} of {device['kind']}.")
+            raise UserError(
+                f"--devices={case['devices']}: this machine has only {device['count']} devices ({device['kind']})."
+            )
         started += [start(name) for name in list_frameworks(case["peers"], device["platform"])]
         sizes = {worker.framework: ready["parameters"] for worker, ready in started if "parameters" in ready}
         if len(set(sizes.values())) > 1:

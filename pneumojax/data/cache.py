@@ -80,7 +80,10 @@ def write_cache(folder: pathlib.Path, images: np.ndarray, examples: dict[str, li
 
 @functools.lru_cache(maxsize=64)
 def _compute_checksum(path: pathlib.Path, *version: int) -> int:
-    """Computes the CRC-32 of a file. `version` identifies its content in the cache of this function."""
+    """Computes the CRC-32 of a file.
+
+    Results are memoised. `version` is part of the key, so that a file that has changed is read again.
+    """
     if os.path.getsize(path) == 0:
         return 0  # An empty file cannot be mapped.
     return zlib.crc32(np.memmap(path, np.uint8, mode="r").data)

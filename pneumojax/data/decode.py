@@ -16,11 +16,14 @@ USED_BITS = (8, 10, 12, 14, 16)
 
 
 def decode_image(data: bytes, image_px: int, resize: str = "squeeze") -> np.ndarray:
-    """Decodes one radiograph to a square, with an antialiasing triangle filter, and turns it as its EXIF tag says.
+    """Decodes one radiograph, rotates it by its EXIF orientation, and resizes it to a square.
 
-    squeeze scales width and height independently, as is the custom for this data set. The aspect of the original then
-    shows in the shape of the ribs, and in the Kermany X-rays it tells the classes apart. crop keeps the central square
-    and pad adds black bars to the shorter sides; both keep the shape of the child. Square files give the same pixels.
+    It is resized with an antialiasing triangle filter, in one of three ways:
+      squeeze: width and height are scaled independently, as is usual for this data set. This distorts an image that is
+        not square. In the Kermany X-rays, the distortion reveals the class.
+      crop: only the central square is kept.
+      pad: black bars make the image square.
+    crop and pad do not distort the image. A square image gives the same result in all three ways.
 
     The header of a 16-bit PNG does not contain the number of bits that are used. The decoder takes the smallest of 8,
     10, 12, 14 and 16 bits that can represent the largest value of the image, and scales them to 0..255. Without
@@ -60,7 +63,7 @@ def decode_image(data: bytes, image_px: int, resize: str = "squeeze") -> np.ndar
 
 
 def _resize(image: Image.Image, box: tuple[float, float, float, float], image_px: int, resize: str) -> Image.Image:
-    """Resizes the part of a grey image that `box` (left, top, right, bottom) holds to a square."""
+    """Crops a grey image to `box` (left, top, right, bottom), and resizes it to a square as in `decode_image`."""
     width, height = box[2] - box[0], box[3] - box[1]
     if resize == "crop":
         side = min(width, height)
@@ -77,7 +80,7 @@ def _resize(image: Image.Image, box: tuple[float, float, float, float], image_px
 
 
 def _scale_to_8_bits(pixels: np.ndarray) -> np.ndarray:
-    """Scales [H, W] integers 0..65535 to uint8, given the number of bits that they use."""
+    """Scales the pixels of a 16-bit image, [H, W] integers, to uint8. The range depends on the bits that they use."""
     used = next(bits for bits in USED_BITS if pixels.max() < 2**bits)
     table = np.arange(2**used, dtype=np.uint32) * 255 // (2**used - 1)
     return table.astype(np.uint8)[pixels]

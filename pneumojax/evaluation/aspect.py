@@ -1,7 +1,8 @@
-"""Swaps the aspects of the classes: the shift of validation that every training logs as val/shift_auroc.
+"""Swaps the aspects of the classes. Every training logs the AUROC on validation images with swapped aspects.
 
-In the Kermany X-rays, images of pneumonia are wider than those of NORMAL. Resized to a square they are squeezed more,
-and a network can tell the classes apart by that alone. See `nuisances.py` for the other properties of this kind.
+In the Kermany X-rays, images of pneumonia are wider than images of NORMAL. If all are resized to a square, images of
+pneumonia are squeezed more, and a network can distinguish the classes by that alone. The AUROC on images with swapped
+aspects (val/shift_auroc) shows how much a network depends on it. `nuisances.py` has other properties of this kind.
 """
 
 import dataclasses
@@ -16,20 +17,24 @@ KEPT_ASPECT = 0.86
 
 
 def swap_aspect(images: np.ndarray, positive: np.ndarray) -> np.ndarray:
-    """Makes NORMAL images wider and images of pneumonia higher, as if their originals had had the other's aspect.
+    """Stretches images of each class towards the aspect of the other class.
+
+    A NORMAL image loses rows at the top and bottom and is stretched to its earlier height. An image of pneumonia loses
+    columns at the left and right and is stretched to its earlier width.
 
     Args:
       images: [B, H, W] uint8, 0..255.
       positive: [B] bool, pneumonia.
 
     Returns:
-      [B, H, W] uint8: of NORMAL images the central 86 % of the height, of the others the central 86 % of the width.
+      [B, H, W] uint8. They show the central 86 % of the height of NORMAL images, and the central 86 % of the width of
+      images of pneumonia.
     """
     return select_by_class(positive, crop_centre(images, KEPT_ASPECT, 1.0), crop_centre(images, 1.0, KEPT_ASPECT))
 
 
 def add_swapped(split: Split) -> Split:
-    """Appends to the N images of a split the same N images with their aspects swapped between the classes."""
+    """Returns a split of 2 N images: the N images of a split, then the same images with swapped aspects."""
     both = split.select(np.tile(np.arange(len(split)), 2))
     swapped = swap_aspect(split.images, split.labels("binary") > 0)
     return dataclasses.replace(both, images=np.concatenate([split.images, swapped]))
@@ -51,7 +56,7 @@ def crop_centre(images: np.ndarray, rows: float, columns: float) -> np.ndarray:
 
 
 def resize(images: np.ndarray, height: int, width: int) -> np.ndarray:
-    """[B, H, W] uint8 -> [B, height, width] uint8, bilinearly."""
+    """Resizes images [B, H, W] uint8 to [B, height, width] uint8 by bilinear interpolation."""
     return _resample(images, _interpolate(images.shape[1], height, 1.0), _interpolate(images.shape[2], width, 1.0))
 
 
@@ -60,14 +65,23 @@ def _resample(images: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.n
 
 
 def _interpolate(size: int, new_size: int, kept: float) -> np.ndarray:
-    """[new_size, size] float32: the weights of linear interpolation in the central share of an axis."""
+    """Computes the weights of a linear interpolation along one axis.
+
+    Args:
+      size: number of pixels of the image.
+      new_size: number of pixels of the result.
+      kept: share of the axis, around its centre, that the result shows.
+
+    Returns:
+      [new_size, size] float32. Each row has the weights of the image's pixels for one pixel of the result.
+    """
     centres = (size - 1) / 2 + ((np.arange(new_size) + 0.5) / new_size - 0.5) * kept * size
     centres = np.clip(centres, 0, size - 1)
     return np.maximum(0, 1 - np.abs(centres[:, None] - np.arange(size))).astype(np.float32)
 
 
 def select_by_class(positive: np.ndarray, normal: np.ndarray, pneumonia: np.ndarray) -> np.ndarray:
-    """[B] bool, [B, H, W], [B, H, W] -> [B, H, W]: takes each image from the second array where it is positive."""
+    """Takes each image from one of two arrays [B, H, W]: `pneumonia` if it is positive, otherwise `normal`."""
     return np.where(positive[:, None, None], pneumonia, normal)
 
 

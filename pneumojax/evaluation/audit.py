@@ -133,10 +133,12 @@ def _score_perturbed(run: Run, split: Split, summarise: Callable) -> tuple[dict,
 
 
 def measure_nuisances(run: Run, split_name: str) -> dict[str, dict]:
-    """Measures how well single numbers of an image tell the classes apart. No network and no fit is involved.
+    """Measures how well single numbers of an image, such as its aspect, separate the classes.
+
+    The number itself is the score. Neither a network nor a linear model is fitted.
 
     Args:
-      run: the run, which gives the data set.
+      run: a run. Its config determines the data set.
       split_name: a split, in addition to train.
 
     Returns:
@@ -179,8 +181,8 @@ def make_tables(results: dict) -> tuple[Table, Table, Table]:
       results: from `audit`.
 
     Returns:
-      (network, baselines, numbers): a table with a row for each perturbation, one with a row for each linear model, and
-      one with a row for each number of an image.
+      (network, baselines, numbers): the AUROC of the network on images of each perturbation, of each linear model, and
+      of single numbers of an image, such as its aspect.
     """
 
     def make(heading: str, rows: dict, *names: str) -> Table:
@@ -254,9 +256,9 @@ def _format_metric(metric: dict) -> str:
 def _compare_with_chance(auroc: dict) -> str:
     low, high = auroc["ci95"] or (auroc["value"], auroc["value"])
     if low > 0.5:
-        return "better than chance, although the average lung is outside of it"
+        return "better than chance, although this shows no part of the average lung"
     if high < 0.5:
-        return "worse than chance, so the scores depend on it, but in the wrong direction"
+        return "worse than chance, so the scores depend on what this shows, but in the wrong direction"
     return "no better than chance"
 
 

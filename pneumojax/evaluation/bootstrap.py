@@ -82,7 +82,9 @@ class PatientBootstrap:
         return len(np.unique(self.patient_ids[images]))
 
     def count_pairs(self, positive: np.ndarray) -> int:
-        """Counts the largest number of disjoint pairs of a patient with a positive and one with a negative image.
+        """Counts the pairs that can be formed of a patient with a positive and a patient with a negative image.
+
+        Each patient is in at most one pair. The result is the largest number of such pairs.
 
         Args:
           positive: [N] bool, whether an image is positive.

@@ -1,7 +1,8 @@
-"""Changes of an image that another scanner, another exposure or another file format would make, for all images alike.
+"""Corruptions of images, as another scanner, another exposure or another file format would cause them.
 
-A radiologist reads the changed images as well as the original ones, so a network's AUROC should not fall. All functions
-are pure and map [B, H, W] uint8 to [B, H, W] uint8.
+All images are corrupted in the same way, whatever their class. A radiologist can read the corrupted images as well as
+the original ones, so a network's AUROC should not fall. All functions are pure and map [B, H, W] uint8 to
+[B, H, W] uint8.
 
 References:
   Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations", 2019.
@@ -20,23 +21,23 @@ NOISE_SEED = 0
 
 
 def add_exposure(images: np.ndarray, amount: float) -> np.ndarray:
-    """Adds a share of the whole range, between -1 and 1, to all pixels."""
+    """Adds 255 * amount to all pixels. `amount` is between -1 and 1."""
     return to_uint8(images + 255.0 * amount)
 
 
 def scale_contrast(images: np.ndarray, factor: float) -> np.ndarray:
-    """Multiplies the difference of each pixel from the mean of its image."""
+    """Multiplies the difference between each pixel and the mean of its image by `factor`."""
     mean = images.mean((1, 2), keepdims=True)
     return to_uint8((images - mean) * factor + mean)
 
 
 def change_gamma(images: np.ndarray, exponent: float) -> np.ndarray:
-    """Raises pixels, as shares of 255, to a power."""
+    """Applies a gamma curve: a pixel x becomes 255 * (x / 255) ** exponent."""
     return to_uint8(255 * (images / 255.0) ** exponent)
 
 
 def blur(images: np.ndarray, sigma: float) -> np.ndarray:
-    """Blurs with a Gaussian, whose standard deviation is a share of the height of the image."""
+    """Blurs with a Gaussian filter. Its standard deviation is `sigma` times the height of the image."""
     from scipy.ndimage import gaussian_filter  # Imported here, because only this corruption needs it.
 
     pixels = sigma * images.shape[1]
@@ -44,13 +45,13 @@ def blur(images: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def add_noise(images: np.ndarray, deviation: float) -> np.ndarray:
-    """Adds normal noise, whose standard deviation is a share of the whole range. The noise of an image has a seed."""
+    """Adds Gaussian noise with a standard deviation of 255 * deviation. It has a fixed seed, so it is reproducible."""
     noise = np.random.default_rng(NOISE_SEED).normal(0, 255 * deviation, images.shape)
     return to_uint8(images + noise)
 
 
 def compress(images: np.ndarray, quality: int) -> np.ndarray:
-    """Stores each image as a JPEG file of a quality between 1 and 95, and reads it."""
+    """Compresses each image as JPEG with the given quality, 1..95, and decodes it again."""
 
     def compress_one(image: np.ndarray) -> np.ndarray:
         file = io.BytesIO()
@@ -61,12 +62,12 @@ def compress(images: np.ndarray, quality: int) -> np.ndarray:
 
 
 def zoom_in(images: np.ndarray, kept: float) -> np.ndarray:
-    """Keeps a central share of both axes."""
+    """Crops images to the central `kept` of both height and width, 0..1, and enlarges the crop to the original size."""
     return crop_centre(images, kept, kept)
 
 
 def zoom_out(images: np.ndarray, size: float) -> np.ndarray:
-    """Shrinks both axes to a share of their size, with a black frame around the image."""
+    """Shrinks images to `size` times their height and width, 0..1, and fills the frame around them with black."""
     height, width = images.shape[1:]
     rows, columns = round(height * size), round(width * size)
     top, left = (height - rows) // 2, (width - columns) // 2
@@ -77,11 +78,11 @@ def zoom_out(images: np.ndarray, size: float) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Corruption:
-    """One change of all images.
+    """A corruption and its description.
 
     Attributes:
-      title: what is changed and by how much.
-      change: [B, H, W] uint8 -> [B, H, W] uint8.
+      title: what is changed, and by how much.
+      change: function from [B, H, W] uint8 to [B, H, W] uint8.
     """
 
     title: str

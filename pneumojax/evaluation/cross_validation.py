@@ -22,7 +22,9 @@ from pneumojax.evaluation.run import Run
 
 
 def evaluate_folds(runs: Sequence[Run], workdir: str | pathlib.Path) -> dict:
-    """Evaluates each run on its own fold, and writes the files of `evaluate` for all folds together as out_of_fold.
+    """Evaluates each run on its own fold, and all folds together.
+
+    The files of an evaluation, as `evaluate` writes them, are in `<workdir>/evaluation/out_of_fold/`.
 
     Args:
       runs: from `open_run`, one for each fold of a config.

@@ -113,13 +113,15 @@ def open_ensemble(
             )
         if run.config.data.selection_split != first.config.data.selection_split:
             raise UserError(
-                f"{first.workdir} was chosen on {first.config.data.selection_split}, {run.workdir} on "
-                f"{run.config.data.selection_split}: the threshold of an ensemble needs one selection split."
+                f"{first.workdir} has selection_split={first.config.data.selection_split}, {run.workdir} has "
+                f"{run.config.data.selection_split}. The runs of an ensemble must have the same, because its threshold "
+                "is chosen on that split."
             )
         if run.config.data.selection_images != first.config.data.selection_images:
             raise UserError(
                 f"{first.workdir} has selection_images={first.config.data.selection_images}, {run.workdir} has "
-                f"{run.config.data.selection_images}: the threshold of an ensemble needs one choice of images."
+                f"{run.config.data.selection_images}. The runs of an ensemble must have the same, because its "
+                "threshold is chosen on these images."
             )
     directory = first.workdir.parent / "+".join(run.workdir.resolve().name for run in members)
     return Ensemble(directory, members)

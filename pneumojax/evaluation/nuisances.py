@@ -32,63 +32,63 @@ BLACK = 10
 
 
 def measure_aspect(images: np.ndarray) -> np.ndarray:
-    """[B, H, W] uint8 -> [B] float64: mean horizontal over mean vertical gradient. It rises with the aspect."""
+    """Returns mean horizontal over mean vertical gradient, which rises with the aspect: [B, H, W] uint8 -> [B] float64."""
     horizontal, vertical = _compute_gradients(images)
     return horizontal / np.maximum(vertical, 1e-6)
 
 
 def measure_sharpness(images: np.ndarray) -> np.ndarray:
-    """[B, H, W] uint8 -> [B] float64: detail that a 3x3 blur removes, relative to the standard deviation."""
+    """Returns how much a 3x3 blur removes, over the standard deviation: [B, H, W] uint8 -> [B] float64."""
     grey = images.astype(np.float32)
     return np.abs(grey - _blur(grey)).mean((1, 2), dtype=np.float64) / np.maximum(measure_contrast(images), 1e-6)
 
 
 def swap_sharpness(images: np.ndarray, positive: np.ndarray) -> np.ndarray:
-    """[B, H, W] uint8, [B] bool -> [B, H, W] uint8: softens NORMAL images and sharpens images of pneumonia."""
+    """Softens NORMAL images and sharpens images of pneumonia: [B, H, W] uint8, [B] bool -> [B, H, W] uint8."""
     grey = images.astype(np.float32)
     amount = np.where(positive, SHARPENING, -SHARPENING).astype(np.float32)[:, None, None]
     return to_uint8(grey + amount * (grey - _blur(grey)))
 
 
 def measure_exposure(images: np.ndarray) -> np.ndarray:
-    """[B, H, W] uint8 -> [B] float64: mean grey value, 0..255."""
+    """Returns the mean grey value, 0..255: [B, H, W] uint8 -> [B] float64."""
     return images.mean((1, 2), dtype=np.float64)
 
 
 def swap_exposure(images: np.ndarray, positive: np.ndarray) -> np.ndarray:
-    """[B, H, W] uint8, [B] bool -> [B, H, W] uint8: adds a constant; the classes swap their mean grey values."""
+    """Adds a constant to each image so that the classes swap their mean grey values. Shapes as in `swap_sharpness`."""
     mean = measure_exposure(images)
     return to_uint8(images + (match_other_class(mean, positive) - mean)[:, None, None])
 
 
 def measure_contrast(images: np.ndarray) -> np.ndarray:
-    """[B, H, W] uint8 -> [B] float64: standard deviation of the grey values, 0..128."""
+    """Returns the standard deviation of the grey values, 0..128: [B, H, W] uint8 -> [B] float64."""
     return images.std((1, 2), dtype=np.float64)
 
 
 def swap_contrast(images: np.ndarray, positive: np.ndarray) -> np.ndarray:
-    """[B, H, W] uint8, [B] bool -> [B, H, W] uint8: scales around the mean; the classes swap their contrasts."""
+    """Scales each image around its mean so that the classes swap their contrasts. Shapes as in `swap_sharpness`."""
     return _swap_scale(images, positive, measure_contrast(images))
 
 
 def measure_detail(images: np.ndarray) -> np.ndarray:
-    """[B, H, W] uint8 -> [B] float64: mean absolute difference of neighbouring pixels: contrast times sharpness."""
+    """Returns the mean absolute difference of neighbouring pixels: [B, H, W] uint8 -> [B] float64."""
     horizontal, vertical = _compute_gradients(images)
     return (horizontal + vertical) / 2
 
 
 def swap_detail(images: np.ndarray, positive: np.ndarray) -> np.ndarray:
-    """[B, H, W] uint8, [B] bool -> [B, H, W] uint8: scales around the mean; the classes swap their gradients."""
+    """Scales each image around its mean so that the classes swap their gradients. Shapes as in `swap_sharpness`."""
     return _swap_scale(images, positive, measure_detail(images))
 
 
 def measure_border(images: np.ndarray) -> np.ndarray:
-    """[B, H, W] uint8 -> [B] float64: share of black pixels, 0..1."""
+    """Returns the share of black pixels, 0..1: [B, H, W] uint8 -> [B] float64."""
     return (images < BLACK).mean((1, 2))
 
 
 def swap_border(images: np.ndarray, positive: np.ndarray) -> np.ndarray:
-    """[B, H, W] uint8, [B] bool -> [B, H, W] uint8: crops NORMAL images, and frames images of pneumonia in black."""
+    """Crops NORMAL images, and frames images of pneumonia in black. Shapes as in `swap_sharpness`."""
     height, width = images.shape[1:]
     rows, columns = (slice(edge, size - edge) for size, edge in _find_frame(height, width))
     framed = np.zeros_like(images)
@@ -98,13 +98,13 @@ def swap_border(images: np.ndarray, positive: np.ndarray) -> np.ndarray:
 
 
 def measure_mark(images: np.ndarray) -> np.ndarray:
-    """[B, H, W] uint8 -> [B] float64: brightest pixel of the upper corners, where the letter of the side is."""
+    """Returns the brightest pixel of the upper corners, where L or R is written: [B, H, W] uint8 -> [B] float64."""
     size = images.shape[1] // 6
     return np.maximum(images[:, :size, :size].max((1, 2)), images[:, :size, -size:].max((1, 2))).astype(np.float64)
 
 
 def swap_mark(images: np.ndarray, positive: np.ndarray) -> np.ndarray:
-    """[B, H, W] uint8, [B] bool -> [B, H, W] uint8: pastes the upper corners of images of the other class."""
+    """Pastes the upper corners of images of the other class. Shapes as in `swap_sharpness`."""
     size, swapped = images.shape[1] // 6, images.copy()
     for chosen in (positive, ~positive):
         donors = np.flatnonzero(~chosen)[np.arange(chosen.sum()) % (~chosen).sum()]
@@ -142,7 +142,7 @@ NUISANCES = {
 
 
 def match_other_class(values: np.ndarray, positive: np.ndarray) -> np.ndarray:
-    """For each image the number that the image of the same rank in the other class has.
+    """Replaces the value of each image by the value of the image with the same rank in the other class.
 
     Args:
       values: [B] float64.

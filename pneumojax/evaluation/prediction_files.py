@@ -128,8 +128,8 @@ def check_same_images(a: Predictions, b: Predictions) -> None:
         for run, only in ((a, only_a), (b, only_b)):
             if len(only):
                 some = ", ".join(only[:3]) + (", ..." if len(only) > 3 else "")
-                parts.append(f"{len(only)} of {len(run.filenames)} only in {run.workdir} ({some})")
-        how = f"images {' and '.join(parts)}"
+                parts.append(f"{len(only)} of {len(run.filenames)} images are only in {run.workdir} ({some})")
+        how = ", and ".join(parts)
     elif differing := [*a.filenames[(a.labels > 0) != (b.labels > 0)]]:
         how = f"{len(differing)} images have different labels, the first of them {differing[0]}"
     elif differing := [*a.filenames[a.patient_ids != b.patient_ids]]:

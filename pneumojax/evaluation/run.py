@@ -67,8 +67,8 @@ class Predictor(Protocol):
     def score_selection(self) -> tuple[Split, np.ndarray]:
         """Predicts the images on which the threshold and the calibration are chosen.
 
-        They are those of the config's selection_split, with selection_images=shift followed by their copies with
-        swapped aspects. Returns and errors are as of `score`.
+        These are the images of the config's selection_split. With selection_images=shift, they are followed by the same
+        images with swapped aspects (see `aspect.add_swapped`). Results and errors are as in `score`.
         """
 
 
@@ -108,7 +108,7 @@ class Run:
         return split, compute_probabilities(self.predict(split.images))
 
     def score_selection(self) -> tuple[Split, np.ndarray]:
-        """Predicts the images that choose the threshold and the calibration. See `Predictor.score_selection`."""
+        """Predicts the images on which the threshold is chosen. See `Predictor.score_selection`."""
         split = load_split(self.config.data, self.config.data.selection_split)
         if self.config.data.selection_images == "shift":
             split = add_swapped(split)

@@ -53,7 +53,10 @@ class Conv(nnx.Module):
 
 
 def add_ones(images: jax.Array) -> jax.Array:
-    """Adds a plane of ones to images [B, H, W, 1], which `weight_import` needs for offsets. Returns [B, H, W, 2]."""
+    """Adds a channel of ones to images [B, H, W, 1], and returns [B, H, W, 2].
+
+    Imported weights need it, because their first kernel also adds an offset: see `weight_import`.
+    """
     return jnp.concatenate([images, jnp.ones_like(images)], -1)
 
 

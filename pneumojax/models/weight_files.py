@@ -118,7 +118,11 @@ def _read_keras(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _read_layers(file: "h5py.File") -> dict[str, np.ndarray]:
-    """Reads {layer.weight: array} from a file of Keras 3, with groups `layers/*/vars` that have a name, or earlier."""
+    """Reads {layer.weight: array} for all layers, in the layout of Keras 3 or of an earlier version.
+
+    In Keras 3, each layer is a group `layers/*/vars` with the attribute "name". Earlier versions list the weights of a
+    layer in the attribute "weight_names".
+    """
     import h5py
 
     layers: dict[str, list[h5py.Dataset]] = {}
@@ -146,7 +150,10 @@ def _text(name: bytes | str) -> str:
 
 
 def _fold_keras_biases(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Folds Keras's epsilon, and the biases before the normalisations of its ResNet50, into the batch statistics."""
+    """Folds two differences between Keras's ResNet50 and our network into the batch statistics.
+
+    In Keras, a convolution before a normalisation has a bias, and the normalisation has a larger epsilon.
+    """
     for name in [name for name in tensors if name.endswith("_conv.bias")]:
         norm = name.removesuffix("_conv.bias") + "_bn"
         if f"{norm}.moving_mean" in tensors:

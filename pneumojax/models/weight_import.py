@@ -83,7 +83,10 @@ def load_pretrained(
     if source == "pneumojax":
         _check_backbone(path, config)
     elif config.model == "cnn":
-        raise UserError(f"{path} is of {SOURCES[source]}; cnn takes only the backbones of {SOURCES['pneumojax']}.")
+        raise UserError(
+            f"{path} has weights of {SOURCES[source]}. The network cnn can only use backbones of "
+            f"{SOURCES['pneumojax']}."
+        )
     elif config.model.startswith("resnet"):
         _check_stride(path, source, config)
     leaves, structure = jax.tree_util.tree_flatten_with_path(variables)
@@ -105,7 +108,8 @@ def load_pretrained(
         if value.shape != leaf.shape:
             raise UserError(
                 f"{path}: {names[key]} has shape {_shape(value)} in our layout, but this {config.model} needs "
-                f"{_shape(leaf)}. Published networks need --resnet_width=64 and --vgg_width=64; wider ones do not fit."
+                f"{_shape(leaf)}. Published weights need --resnet_width=64 or --vgg_width=64. Weights of wider "
+                "networks cannot be used."
             )
         if not np.isfinite(value).all():
             raise UserError(f"{path}: {names[key]} holds numbers that are not finite. The file is damaged.")
@@ -216,9 +220,9 @@ def _find_fresh(
     source: str,
     tensors: Mapping[str, np.ndarray],
 ) -> list[str]:
-    """Returns the layers of the classifier that keep random weights.
+    """Returns the layers of the classifier that keep their random weights.
 
-    They start with the first layer that is missing in the file or has another shape.
+    These are the first layer that is missing in the file or has another shape there, and all layers after it.
     """
     layers = sorted({key[1] for key in wanted if key[1].startswith(CLASSIFIER)})
     for i, layer in enumerate(layers):

@@ -24,7 +24,7 @@ measured on two cores (Zen 4, peak about 230 GFLOP/s) at batch 32, with the flag
                          up to 7 px: Winograd for the whole batch, one     [4, 512 -> 512, 3 / 1]        184    239
                          matrix product for each kernel column
   below 5 px             one matrix product for each kernel tap, only at   [2, 512 -> 512, 3 / 1]          2    252
-                         the positions where the tap meets the image
+                         the positions where the tap is on the image
   grey images            small kernels: a sum over the taps, which XLA     [224, 1 -> 32, 3 / 1]      120 ms  29 ms
                          fuses with later operations (max-pooling, tanh)
                          large kernels: convolution of one row, with the   [112, 1 -> 64, 7 / 2]     10.1 ms 5.6 ms
@@ -112,16 +112,19 @@ _convolve_few_pixels.defvjp(lambda *args: (_convolve_few_pixels(*args), args[:2]
 
 
 def _convolve_by_taps(images: jax.Array, kernel: jax.Array, stride: int, pads: tuple[int, int]) -> jax.Array:
-    """Sums one matrix product for each kernel tap. Each covers the output positions where the tap meets the image."""
+    """Convolves as a sum over the kernel's taps, with one matrix product for each tap.
+
+    The product of a tap is computed only for the output positions at which the tap is on the image, not on the padding.
+    """
     size, image_shape = kernel.shape[:2], images.shape[1:3]
     output_shape = [(px + 2 * pad - k) // stride + 1 for px, pad, k in zip(image_shape, pads, size, strict=True)]
 
     def find_overlap(tap: int, px: int, out: int, pad: int) -> tuple[slice, tuple[int, int], bool]:
-        """Finds the output positions in one spatial dimension where a tap meets the image, not only the padding.
+        """Finds the pixels that a tap reads from the image in one spatial dimension.
 
         Returns:
-          (pixels, margins, meets): the slice of the image that the tap meets, the numbers of output positions before
-          and after this slice, and whether the tap meets the image at all.
+          (pixels, margins, overlaps): the slice of these pixels; the numbers of output positions before and after
+          them, at which the tap is on the padding; and whether there are any such pixels.
         """
         first, end = max(0, -((tap - pad) // stride)), min(out, (px - 1 + pad - tap) // stride + 1)
         start = first * stride + tap - pad
@@ -130,9 +133,9 @@ def _convolve_by_taps(images: jax.Array, kernel: jax.Array, stride: int, pads: t
     products = []
     taps = jnp.split(kernel.reshape(-1, *kernel.shape[2:]), math.prod(size))  # Its gradient is a single array.
     for position, tap in zip(np.ndindex(*size), taps, strict=True):
-        overlaps = map(find_overlap, position, image_shape, output_shape, pads)
-        pixels, margins, meets = zip(*overlaps, strict=True)
-        if all(meets):
+        found = map(find_overlap, position, image_shape, output_shape, pads)
+        pixels, margins, overlaps = zip(*found, strict=True)
+        if all(overlaps):
             products.append(jnp.pad(images[:, *pixels] @ tap[0], ((0, 0), *margins, (0, 0))))
     return functools.reduce(operator.add, products)
 
@@ -161,9 +164,11 @@ def _convolve_on_cpu(images: jax.Array, kernel: jax.Array, stride: int, pad: int
 
 
 def _convolve_grey_by_rows(images: jax.Array, kernel: jax.Array, stride: int, pad: int) -> jax.Array:
-    """Convolves grey images with a kernel of one row, which has more channels. XLA computes this faster.
+    """Convolves grey images as a convolution with more channels, whose kernel has only one row.
 
-    The channels are the rows of the original kernel and, if the stride is above 1, `stride` adjacent columns.
+    XLA computes this faster than a convolution with one input channel. The images and the kernel are rearranged: each
+    row of the original kernel becomes a channel. If the stride is above 1, each of `stride` adjacent columns becomes a
+    channel too.
     """
     size = len(kernel)
     height, width = ((px + 2 * pad - size) // stride + 1 for px in images.shape[1:3])
@@ -228,8 +233,9 @@ def _compute_image_grads(
 ) -> jax.Array:
     """Computes the image gradient from the gradients of the output.
 
-    With stride s, the pixels have s * s phases: pixel [y, x] has the phase [y % s, x % s]. All pixels of a phase meet
-    the same kernel taps. Their gradients are a convolution of the output's gradients by these taps, flipped.
+    With stride s, the pixels have s * s phases: pixel [y, x] has the phase [y % s, x % s]. All pixels of a phase are
+    multiplied by the same kernel taps. To compute their gradients, the gradients of the output are convolved by a small
+    kernel: these taps, flipped.
     """
     if _is_for_winograd(image_shape[0], kernel.shape, stride, grads.dtype):
         # Without a loop, XLA would flip the kernel again for each sum over its rows.
@@ -295,17 +301,21 @@ def _compute_kernel_grads(images: jax.Array, grads: jax.Array, stride: int, pad:
 
 
 def _take_batch_tile(x: jax.Array, tiles: int, i: jax.Array) -> jax.Array:
-    """Returns batch tile i: the images i, i + tiles, i + 2 * tiles, ... Each device has a part of each tile."""
+    """Returns batch tile i: the images i, i + tiles, i + 2 * tiles, ... Each device thus has a part of each tile."""
     return lax.dynamic_index_in_dim(x.reshape(-1, tiles, *x.shape[1:]), i, 1, keepdims=False)
 
 
 def _count_batch_tiles(batch: int, positions: int, min_images: int, min_positions: int) -> int:
     """Returns the number of batch tiles. Each device gets at least `min_images` and `min_positions` of each tile.
 
-    The result is the largest number of tiles of equal size that satisfies this. If no number above 1 does, a single
-    device uses two tiles. Without a loop over tiles, XLA would fuse the operations that produced the images into their
-    transposition, where they are many times slower. Several devices use one tile, because each tile requires a sum over
-    the devices. A single device also uses one tile if the batch size is odd.
+    The result is the largest number of tiles of equal size that satisfies this. If no number above 1 does, the result
+    depends on the number of devices:
+
+    A single device uses two tiles, or one if the batch size is odd. With one tile there would be no loop, and XLA would
+    fuse the transposition of the images with the operations that produced them. Fused, these operations are many times
+    slower.
+
+    Several devices use one tile, because each tile requires a sum over the devices.
     """
     devices = jax.device_count()
 

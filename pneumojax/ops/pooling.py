@@ -23,8 +23,8 @@ OUTSIDE = -9
 def max_pool(images: jax.Array, window: int, valid: bool = False) -> jax.Array:
     """Applies max-pooling at stride 2.
 
-    Apply increasing functions, such as ReLU and tanh, after the pooling. The result is the same as before the pooling,
-    at a quarter of the cost.
+    Apply increasing functions, such as ReLU and tanh, after the pooling and not before it. The result is the same, at a
+    quarter of the cost.
 
     Args:
       images: [B, H, W, I] with I channels, of any float dtype.
@@ -81,9 +81,13 @@ def _max_pool_backward(window: int, saved: tuple[jax.Array, jax.Array], grads: j
     overlaps = np.array([[0, 1]] if window == 2 else [[1, 2], [OUTSIDE, 0]])
 
     def compute_share(down: int, right: int) -> jax.Array:
-        """Returns the gradients that the pixels in rows 2 i, 2 i + 1 get from the windows in row i + down.
+        """Computes the part of the image gradient that comes from one window for each 2 x 2 block of pixels.
 
-        The same holds for columns and `right`. The result is [B, rows, 2, columns, 2, I].
+        Block [i, j] has the pixels in rows 2 i and 2 i + 1 and in columns 2 j and 2 j + 1. Its window is
+        [i + down, j + right].
+
+        Returns:
+          [B, rows, 2, columns, 2, I].
         """
         chosen, shifted = (
             jnp.pad(x[:, down:, right:], ((0, 0), (0, down), (0, right), (0, 0)))[:, :, None, :, None]

@@ -27,14 +27,14 @@ from pneumojax.training.workdir import describe_run, hold_workdir, resume
 
 @dataclasses.dataclass(frozen=True)
 class FitResult:
-    """What a call of `fit` reached.
+    """Result of a call of `fit`.
 
     Attributes:
       step: training steps of the run so far.
       total_steps: training steps of the whole run.
       steps_per_epoch: training steps per epoch.
       best_step: step of the best checkpoint; None before the first validation.
-      best_auroc: its val/auroc.
+      best_auroc: val/auroc of the best checkpoint.
       trained_steps: training steps of this call; 0 if the run was finished before.
       threshold: content of threshold.json; None until the run is finished.
       stopped_by: number of the signal that stopped this call early, or None.
@@ -71,8 +71,8 @@ def fit(
       count_flops: log `perf/flops_per_step`; on CPU that takes 0.4 to 1.2 s at each start.
 
     Raises:
-      UserError: the data are bad, the workdir holds another run, the batch does not fit, or the loss is not finite
-        (Diverged).
+      UserError: the data are invalid, the workdir holds another run, the batch size does not fit the data or the
+        devices, or the loss is not finite (Diverged).
     """
     if config.train.replicas > 1:
         raise UserError(f"fit trains one run; replicas={config.train.replicas} are trained by replicas.fit_replicas.")
@@ -140,7 +140,7 @@ def train_until_stopped(
     Args:
       plan: the training.
       state: the state to start from. It is donated to the first chunk.
-      step: its step.
+      step: the step of this state.
       train_chunks: the chunk of each image size, called as `train_chunk(state, *inputs)`.
       chunk_inputs: the inputs of each chunk, in order. It is closed at the end.
       log: receives the metrics of each chunk.
@@ -189,9 +189,9 @@ def finish_run(
 
     Args:
       workdir: folder of the run.
-      config: the run; of replicas, the config of one.
+      config: the config of the run. If the run is one of several replicas, the config of this replica.
       plan: the training.
-      checkpoints: the run's checkpoints, all of them written.
+      checkpoints: the run's checkpoints. No save may be in progress.
       step: step of the latest checkpoint.
       trained_steps: training steps of this call.
       stopped_by: from `train_until_stopped`.

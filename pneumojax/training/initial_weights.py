@@ -22,8 +22,8 @@ def load_initial_weights(plan: TrainingPlan, states: Sequence[TrainState]) -> li
 
     Args:
       plan: the training.
-      states: the initial state of a run, or of each replica. If the file has no classifier that fits, the classifier
-        keeps its weights.
+      states: the initial state of a run, or of each replica. If the file has no classifier that fits the network, the
+        states keep the random weights of their classifier.
 
     Returns:
       The states with the new weights.

@@ -130,7 +130,7 @@ class MetricLog:
         self.costs, self.ended = costs, None
 
     def start_chunk(self) -> None:
-        """Stores when the host starts to prepare a chunk. A device that is idle after this waits for the host."""
+        """Stores when the host starts to prepare a chunk. If a device is idle later, it waits for the host."""
         self.started = time.perf_counter()
 
     def end_chunk(self, step: int, sums: dict[str, jax.Array], chunk: Watch) -> None:

@@ -56,7 +56,10 @@ class TrainingPlan:
 
     @property
     def mapped(self) -> bool:
-        """Whether a chunk is a program for one device: with shard_map, with pmap, or with whole replicas per device."""
+        """Whether a chunk is compiled as a program for one device.
+
+        This is so with shard_map and pmap, and if the replicas are partitioned over the devices.
+        """
         train = self.config.train
         return train.parallel != "jit" or (train.replicas > 1 and replicas_partitioned(train.replicas, self.mesh))
 

@@ -132,7 +132,7 @@ def _make_train_chunks(plan: TrainingPlan) -> list[jax.stages.Wrapped]:
 
 
 def _init_replicas(plan: TrainingPlan, configs: Sequence[Config], starts: bool) -> list[TrainState]:
-    """Makes the initial state of each replica. Pretrained weights are read only if `starts`, not if a run resumes."""
+    """Makes the initial state of each replica. `starts` is False if the run resumes and needs no pretrained weights."""
     init = steps.make_init(plan.config, plan.tx, plan.mesh)
     fresh = [init(jax.random.key(config.train.seed)) for config in configs]
     if plan.config.model.pretrained and starts:
@@ -290,7 +290,7 @@ SUMMED = {
 
 
 class _ReplicaLogs:
-    """A log for each replica, and one of their means in the folder of all. It is used as a `ChunkLog`."""
+    """A `ChunkLog` that writes a log for each replica, and a log of their means in the common workdir."""
 
     def __init__(self, workdir: pathlib.Path, replicas: Sequence[_Replica], plan: TrainingPlan, report: Report):
         self.path = workdir / "metrics.jsonl"
@@ -345,7 +345,7 @@ class _ReplicaLogs:
 
 
 def _save(replicas: Sequence[_Replica], step: int, state: TrainState, rows: Sequence[dict] | None) -> None:
-    """Saves the state of each replica, with its row of validation if it was validated."""
+    """Saves the state of each replica. `rows` has the validation row of each replica; None: they were not validated."""
     on_host = jax.device_get(state)
     for replica in _live(replicas):
         wait_for_checkpoints(replica.checkpoints)

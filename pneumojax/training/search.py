@@ -249,9 +249,9 @@ def _run_trial(
 ) -> float:
     """Trains or resumes one trial and returns its best val/auroc.
 
-    `release` releases the lock of `search_storage.hold`, so that other processes can start a trial. The lock on the
-    trial's folder shows other processes that this one is alive. It is entered into `alive`, because it must be held
-    until optuna has stored the result of the trial.
+    `release` releases the lock of `search_storage.hold`, so that other processes can start a trial. A lock on the
+    trial's folder shows other processes that this process is alive. The caller releases this lock by closing `alive`,
+    after optuna has stored the result of the trial.
     """
     values = _suggest(search.space, trial)
     name = trial.user_attrs.get("directory", f"trial_{count_begun(search.study)}")

@@ -23,9 +23,9 @@ MAX_KILLED = 3
 
 
 class Storage(optuna.storages.RDBStorage):
-    """The SQLite storage of a study. If a heartbeat cannot be stored, for example on a full disk, later ones are sent.
+    """The SQLite storage of a study. A heartbeat that cannot be stored is skipped, for example on a full disk.
 
-    In optuna's own class, the thread that sends heartbeats would end.
+    In optuna's own class, such an error would end the thread that sends the heartbeats.
     """
 
     def record_heartbeat(self, trial_id: int) -> None:
@@ -35,7 +35,10 @@ class Storage(optuna.storages.RDBStorage):
 
 
 def count_begun(study: optuna.Study) -> int:
-    """Counts the trials that were started, each once. The next new trial has this number."""
+    """Counts the trials that were started, which is the number of the next new trial.
+
+    A trial that was started several times counts once.
+    """
     names = [trial.user_attrs.get("directory", "") for trial in study.get_trials(deepcopy=False)]
     return max((int(name.removeprefix("trial_")) + 1 for name in names if name), default=0)
 

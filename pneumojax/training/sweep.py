@@ -13,9 +13,10 @@ from pneumojax.errors import UserError
 
 
 def plan_replicas(config: Config) -> list[Config]:
-    """Returns the config of each replica. With it, a single run would train the same network, up to rounding.
+    """Returns the config of each replica.
 
-    Replica r has the seed `seed + r` and element r of each list in the sweep file.
+    Replica r has the seed `seed + r` and element r of each list in the sweep file. A single run with this config trains
+    the same network as the replica, up to rounding.
 
     Args:
       config: the config of all replicas, which names the sweep file.

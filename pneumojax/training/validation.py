@@ -1,7 +1,7 @@
 """Validation during training: metrics of the whole selection split, and the score that chooses the best checkpoint.
 
-Validation images resemble the training images, so their AUROC says little about images from elsewhere. The AUROC of the
-same images with their aspects swapped between the classes (`evaluation.nuisances`) is reported as well.
+Validation images resemble the training images, so their AUROC says little about images of another hospital. The AUROC
+on the same images with swapped aspects (see `evaluation.aspect`) is therefore reported as well.
 """
 
 from collections.abc import Callable
@@ -21,11 +21,11 @@ def make_validate(
 
     Args:
       plan: the training plan.
-      labels: [2N] int32 class indices, of `add_swapped`.
-      images: [2N, H, W] uint8, of `add_swapped`, or with `cached_views` their features [2N, K, ...].
+      labels: [2N] int32, class indices of the split from `aspect.add_swapped`.
+      images: [2N, H, W] uint8, images of that split, or with `cached_views` their features [2N, K, ...].
 
     Returns:
-      `validate(state) -> row`, with the row of `score_validation`.
+      `validate(state) -> row`. The row is from `score_validation`.
     """
     predict_images = make_predict_images(plan.config, images, plan.mesh, cached=bool(plan.config.model.cached_views))
 
@@ -39,12 +39,12 @@ def score_validation(labels: np.ndarray, logits: np.ndarray) -> dict[str, float]
     """Computes a validation row of metrics.jsonl.
 
     Args:
-      labels: [2N] int32 class indices, of `add_swapped`.
-      logits: [2N, C] float32.
+      labels: [2N] int32, class indices of the split from `aspect.add_swapped`.
+      logits: [2N, C] float32 of its images.
 
     Returns:
-      {"val/loss", "val/accuracy", "val/auroc", "val/shift_auroc"}, or the loss alone if it is not finite. The last is
-      the AUROC of the images with swapped aspects, all others are of the images themselves.
+      {"val/loss", "val/accuracy", "val/auroc", "val/shift_auroc"}, or the loss alone if it is not finite.
+      val/shift_auroc is the AUROC on the N images with swapped aspects. The other metrics are of the N original images.
     """
     with np.errstate(invalid="ignore"):  # If logits are not finite, the loss of the row is NaN.
         probabilities = compute_probabilities(logits)
@@ -65,14 +65,14 @@ def score_validation(labels: np.ndarray, logits: np.ndarray) -> dict[str, float]
 
 
 def compute_selection_score(row: dict[str, float], select_by: str, step: int) -> float:
-    """Computes the number by which the best checkpoint is chosen.
+    """Computes the score of a checkpoint. The best checkpoint of a run is the one with the largest score.
 
     Args:
-      row: of `score_validation`.
-      select_by: the config's.
+      row: from `score_validation`.
+      select_by: auroc, shift or last, from the config.
       step: training step of the checkpoint.
 
     Returns:
-      The largest wins: val/auroc, val/shift_auroc, or the step.
+      val/auroc for auroc, val/shift_auroc for shift, and the step for last.
     """
     return {"auroc": row["val/auroc"], "shift": row["val/shift_auroc"], "last": float(step)}[select_by]

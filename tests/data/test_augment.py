@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 import scipy.ndimage
+from generated_examples import generate
 
 from pneumojax.config import AugmentConfig
 from pneumojax.data.augment import (
@@ -330,8 +331,14 @@ CONFIGS = st.lists(st.sampled_from(sorted(RANGES)), max_size=4, unique=True).fla
 )
 
 
-@hypothesis.settings(max_examples=15, deadline=None, derandomize=True)
-@hypothesis.given(config=CONFIGS, height=st.integers(1, 20), width=st.integers(1, 20), seed=st.integers(0, 2**32 - 1))
+@generate(
+    5,  # Each example is compiled.
+    40,
+    config=CONFIGS,
+    height=st.integers(1, 20),
+    width=st.integers(1, 20),
+    seed=st.integers(0, 2**32 - 1),
+)
 def test_any_ranges_keep_shape_dtype_and_pixel_range_and_depend_on_the_key_alone(config, height, width, seed):
     rng = np.random.default_rng(seed)
     images = rng.random((4, height, width), np.float32)

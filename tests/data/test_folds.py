@@ -2,17 +2,16 @@
 
 import collections
 
-import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+from generated_examples import generate
 
 from pneumojax.data.folds import choose_patients, find_series, split_fold
 from pneumojax.errors import UserError
 
 PATIENTS = st.one_of(st.integers(0, 40).map("train/person/{}".format), st.integers(0, 40).map("train/IM/{}".format))
 IMAGES = st.lists(st.tuples(PATIENTS | st.text(max_size=4), st.integers(0, 2)), min_size=1, max_size=150)
-THOROUGH = hypothesis.settings(max_examples=200, deadline=None, derandomize=True)
 
 
 def unzip(images):
@@ -24,8 +23,7 @@ def assert_whole_patients(patients, masks):
     assert sum(map(len, sides)) == len(set.union(*sides))
 
 
-@THOROUGH
-@hypothesis.given(images=IMAGES, folds=st.integers(2, 6), data=st.data())
+@generate(60, 400, images=IMAGES, folds=st.integers(2, 6), data=st.data())
 def test_each_image_is_in_one_split_of_a_fold_and_each_patient_is_whole(images, folds, data):
     patients, subtypes = unzip(images)
     parts = split_fold(patients, subtypes, folds, data.draw(st.integers(0, folds - 1)))
@@ -34,8 +32,7 @@ def test_each_image_is_in_one_split_of_a_fold_and_each_patient_is_whole(images, 
     assert_whole_patients(patients, parts.values())
 
 
-@THOROUGH
-@hypothesis.given(images=IMAGES, folds=st.integers(2, 6))
+@generate(60, 400, images=IMAGES, folds=st.integers(2, 6))
 def test_each_image_is_held_out_in_one_fold(images, folds):
     patients, subtypes = unzip(images)
     held_out = [split_fold(patients, subtypes, folds, fold)["test"] for fold in range(folds)]
@@ -43,8 +40,7 @@ def test_each_image_is_held_out_in_one_fold(images, folds):
     assert_whole_patients(patients, held_out)
 
 
-@THOROUGH
-@hypothesis.given(images=IMAGES, share=st.floats(0.05, 0.95))
+@generate(60, 400, images=IMAGES, share=st.floats(0.05, 0.95))
 def test_a_share_is_of_whole_patients_and_near_the_wish_for_each_kind_of_patient(images, share):
     patients, subtypes = unzip(images)
     try:

@@ -7,14 +7,16 @@ import pytest
 
 @pytest.fixture(scope="session")
 def trained(make_config, tmp_path_factory):
-    """Workdirs of a run for each task. Tests must not change them."""
+    """`trained[task]`: the workdir of a run, which is trained at the first use. Tests must not change it."""
     from pneumojax.training.fit import fit
 
-    workdirs = {}
-    for task in ("binary", "three_class"):
-        workdirs[task] = tmp_path_factory.mktemp(task)
-        fit(make_config(task=task, epochs=2, mixup_alpha=0.0), workdirs[task])
-    return workdirs
+    class Trained(dict):
+        def __missing__(self, task):
+            self[task] = tmp_path_factory.mktemp(task)
+            fit(make_config(task=task, epochs=2, mixup_alpha=0.0), self[task])
+            return self[task]
+
+    return Trained()
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pneumojax.evaluation.prediction_files import check_same_images, read_predic
 @pytest.mark.parametrize(
     ("images", "changes", "sentence"),
     [
-        (8, {}, r"2 of 10 only in .*a \(image8.jpeg, image9.jpeg\)"),
+        (8, {}, r"2 of 10 images are only in .*a \(image8.jpeg, image9.jpeg\)"),
         (10, {"rows": {"image3.jpeg": ["person1", "neither"]}}, "damaged"),
         (
             10,

@@ -54,5 +54,5 @@ def test_a_threshold_of_other_images_is_chosen_again(shifted, tmp_path):
 
 def test_an_ensemble_needs_one_choice_of_images(shifted, make_config, tmp_path):
     fit(make_config(model="mlp", epochs=1, mixup_alpha=0.0), tmp_path / "plain")
-    with pytest.raises(UserError, match="needs one choice of images"):
+    with pytest.raises(UserError, match="The runs of an ensemble must have the same"):
         open_ensemble([shifted, tmp_path / "plain"])

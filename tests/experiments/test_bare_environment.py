@@ -22,20 +22,16 @@ def run_without(program):
     return done.stdout
 
 
-def test_training_and_benchmarks_are_imported_without_the_packages_that_prepare_data():
-    modules = ("experiments.train", "experiments.benchmark", "experiments.benchmarks.measure")
-    modules += ("pneumojax.training.replicas", "pneumojax.training.fit", "pneumojax.evaluation.evaluate")
-    run_without(f"import {', '.join(modules)}")
-
-
-def test_training_runs_on_a_decoded_cache_without_the_packages_that_prepare_data(data_dir, tmp_path):
+def test_training_runs_and_benchmarks_are_imported_without_the_packages_that_prepare_data(data_dir, tmp_path):
     fields = {"data_dir": str(data_dir), "image_px": 16, "model": "mlp", "mlp_widths": [8], "epochs": 1}
     config = config_from_dict(fields)
     for split in ("train", "validation"):
         load_split(config.data, split)  # Decodes the images into the cache.
     command = ["train.py", f"--workdir={tmp_path / 'run'}", *format_flags(fields)]
+    modules = ("experiments.benchmarks.measure", "pneumojax.training.replicas", "pneumojax.evaluation.evaluate")
     output = run_without(
-        f"import runpy; sys.argv = {command!r}; runpy.run_path('experiments/train.py', run_name='__main__')"
+        f"import runpy, {', '.join(modules)}; runpy.run_path('experiments/benchmark.py')\n"
+        f"sys.argv = {command!r}; runpy.run_path('experiments/train.py', run_name='__main__')"
     )
     assert "Finished" in output
 

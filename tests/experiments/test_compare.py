@@ -1,12 +1,11 @@
 """Tests of experiments/compare.py on the files of two evaluations."""
 
+import functools
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from forked import run_script
 from scored import make_pair, write_evaluation
 
 from experiments import compare
@@ -16,17 +15,17 @@ from pneumojax.evaluation.prediction_files import check_same_images, read_predic
 from pneumojax.evaluation.run import open_run
 
 
-def run_script(*arguments):
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    command = [sys.executable, compare.__file__, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment)
+@pytest.fixture
+def run(processes, tmp_path):
+    """`run(...)`: runs the script."""
+    return functools.partial(run_script, processes, tmp_path, "experiments/compare.py")
 
 
-def test_script_prints_a_table_and_writes_json(tmp_path):
+def test_script_prints_a_table_and_writes_json(run, tmp_path):
     labels, a, b = make_pair(120)
     for name, scores in (("a", a), ("b", b)):
         write_evaluation(tmp_path / name, labels, scores)
-    done = run_script(tmp_path / "a", tmp_path / "b", "--split=test")
+    done = run(tmp_path / "a", tmp_path / "b", "--split=test")
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "a" / "evaluation" / "test" / "compared_with_b.json").read_text())
     delong = comparison.compute_delong(labels, a, b)
@@ -40,14 +39,14 @@ def test_script_prints_a_table_and_writes_json(tmp_path):
     assert f"{results['metrics']['auroc']['difference']['value']:+.4f}" in done.stdout
 
 
-def test_script_refuses_what_it_cannot_compare(tmp_path):
+def test_script_refuses_what_it_cannot_compare(run, tmp_path):
     labels, a, _ = make_pair(10)
     write_evaluation(tmp_path / "a", labels, a)
     for arguments, sentence in (
         ([tmp_path / "a"], "needs RUN RUN"),
         ([tmp_path / "a", tmp_path / "c"], "was not evaluated on validation"),
     ):
-        done = run_script(*arguments)
+        done = run(*arguments)
         assert done.returncode == 1
         assert sentence in done.stderr
         assert "Traceback" not in done.stderr

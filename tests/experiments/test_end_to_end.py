@@ -12,7 +12,9 @@ import signal
 import subprocess
 import sys
 import termios
+import time
 
+import forked
 import pytest
 from forked import run_script
 
@@ -132,32 +134,27 @@ def test_sigterm_saves_and_the_printed_command_resumes(data_dir, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
     )
-    assert f"Going on from step {step}" in again.stderr.readline()
+    assert f"Resuming from step {step}" in again.stderr.readline()
     assert "epoch" in again.stderr.readline()
     again.send_signal(signal.SIGINT)
     again.communicate(timeout=60)
     assert again.returncode == 130
 
 
-def test_a_terminal_shows_a_progress_bar(data_dir, tmp_path):
+def test_a_terminal_shows_a_progress_bar(processes, data_dir, tmp_path):
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (40, 120))
-    process = subprocess.Popen(
-        [sys.executable, "experiments/train.py", f"--data_dir={data_dir}", f"--workdir={tmp_path / 'run'}", *TINY],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=theirs,
-        stderr=theirs,
-    )
-    os.close(theirs)
-    shown = b""
-    while select.select([ours], [], [], 60)[0]:
-        try:
+    printed = [pathlib.Path(os.ttyname(theirs))] * 2
+    arguments = [f"--data_dir={data_dir}", f"--workdir={tmp_path / 'run'}", *TINY]
+    process = processes.Process(target=forked._start, args=(printed, "experiments/train.py", arguments, 1, {}))
+    process.start()
+    shown, end = b"", time.monotonic() + 60
+    while time.monotonic() < end and (process.is_alive() or select.select([ours], [], [], 0)[0]):
+        if select.select([ours], [], [], 0.1)[0]:
             shown += os.read(ours, 65536)
-        except OSError:  # The reader has closed the pipe.
-            break
     os.close(ours)
-    assert process.wait(60) == 0
+    os.close(theirs)
+    assert process.exitcode == 0
     frames = shown.decode().split("\r")
     assert any(re.search(r"12/12 .*loss \d\.\d{4}, val AUROC \d\.\d{4}, \d+ images/s", frame) for frame in frames), (
         frames

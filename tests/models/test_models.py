@@ -17,7 +17,9 @@ PX = 16
 KEY = jax.random.key(0)
 KEYS = jax.random.split(KEY, 6)
 TINY = ModelConfig(mlp_widths=(8, 4), cnn_widths=(4, 6), resnet_width=4)
-EVERY_MODEL = pytest.mark.parametrize("name", list(MODELS))
+# ResNet-34 has the class and the blocks of ResNet-18, and takes seconds to trace.
+NAMES = [pytest.param(name, marks=pytest.mark.slow) if name == "resnet34" else name for name in MODELS]
+EVERY_MODEL = pytest.mark.parametrize("name", NAMES)
 
 
 def tiny(**changes):
@@ -59,7 +61,8 @@ def apply_abstract(config, batch=3):
 @pytest.mark.parametrize(
     ("name", "task", "dtype"),
     [
-        *((name, "three_class", "bfloat16") for name in MODELS),
+        *((name, "three_class", "bfloat16") for name in MODELS if name != "resnet34"),
+        pytest.param("resnet34", "three_class", "bfloat16", marks=pytest.mark.slow),
         # The deeper ones have the same class as ResNet-18, and take seconds to trace.
         *((name, "binary", "float32") for name in MODELS if name not in ("resnet34", "resnet50")),
     ],
@@ -96,7 +99,11 @@ def test_the_compute_type_reaches_the_large_products(name):
 # Parameters of torchvision's networks (its documentation), whose stem sees 3 colours and whose head has 1,000 outputs.
 @pytest.mark.parametrize(
     ("name", "published", "features"),
-    [("resnet18", 11_689_512, 512), ("resnet34", 21_797_672, 512), ("resnet50", 25_557_032, 2048)],
+    [
+        ("resnet18", 11_689_512, 512),
+        pytest.param("resnet34", 21_797_672, 512, marks=pytest.mark.slow),
+        ("resnet50", 25_557_032, 2048),
+    ],
 )
 def test_residual_networks_have_torchvisions_number_of_parameters(name, published, features):
     colours = 2 * 7 * 7 * 64

@@ -167,7 +167,9 @@ def test_networks_without_published_weights_are_refused():
 
 
 def test_published_weights_do_not_fit_a_cnn():
-    with pytest.raises(UserError, match="is of torchvision or timm; cnn takes only the backbones of"):
+    with pytest.raises(
+        UserError, match="has weights of torchvision or timm. The network cnn can only use backbones of"
+    ):
         load(stored("vgg16"), "cnn")
 
 

@@ -1,6 +1,7 @@
 """Tests of the convolution on CPU: which algorithm is used, and batch tiles."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +22,19 @@ def make_tiles_small(monkeypatch):
             monkeypatch.setattr(cpu_convolution, name, 1)
 
 
-@pytest.mark.parametrize("px", [4, 7, 9, 14])
-@pytest.mark.parametrize(("size", "pad"), [(3, 1), (3, 0), (3, 2), (4, 1), (5, 2)])
+# Outputs up to 7 px have another algorithm, so each kernel is tested with one size up to 7 px and one above.
+USUAL = [(3, 1, px) for px in (4, 7, 9, 14)] + [(3, 0, 4), (3, 0, 9), (3, 2, 7), (3, 2, 14)]
+USUAL += [(4, 1, 4), (4, 1, 14), (5, 2, 7), (5, 2, 9)]
+ALL = itertools.product(((3, 1), (3, 0), (3, 2), (4, 1), (5, 2)), (4, 7, 9, 14))
+
+
+@pytest.mark.parametrize(
+    ("size", "pad", "px"),
+    [
+        case if case in USUAL else pytest.param(*case, marks=pytest.mark.slow)
+        for case in ((*kernel, px) for kernel, px in ALL)
+    ],
+)
 def test_winograds_algorithm_is_xlas_convolution_with_its_gradients(monkeypatch, px, size, pad):
     make_tiles_small(monkeypatch)
     calls = []

@@ -76,7 +76,8 @@ def test_the_logged_auroc_of_the_best_checkpoint_is_the_one_it_has(finished):
     np.testing.assert_allclose(np.mean(pairs), result.best_auroc, atol=1e-9)
 
 
-@pytest.mark.parametrize("step", [4, 6, 8])
+# In an epoch, at its end, and in the epoch after a validation.
+@pytest.mark.parametrize("step", [4, pytest.param(6, marks=pytest.mark.slow), 8])
 def test_a_run_stopped_by_sigterm_goes_on_bitwise(finished, make_config, tmp_path, step):
     first = fit(make_config(), tmp_path, report=stop_at(step))
     assert first.stopped_by == signal.SIGTERM
@@ -193,7 +194,7 @@ def test_a_finished_run_started_again_changes_nothing(finished, make_config):
     assert list_files(workdir) == before
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("optimizer", [pytest.param("sgd", marks=pytest.mark.slow), "adamw"])
 def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_last_checkpoint(make_config, tmp_path, optimizer):
     config = make_config(optimizer=optimizer, learning_rate=1e30, warmup=0.9, epochs=20)
     with pytest.raises(UserError, match=r"not finite at step \d+ of 120.*last good checkpoint is kept.*learning_rate"):

@@ -1,5 +1,6 @@
 """Tests of pretraining without labels: its loop and its weight file."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -32,14 +33,15 @@ def config(data_dir):
     return config_from_dict(FIELDS | {"data_dir": str(data_dir)})
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_as_users_do(compile_as_users_do):
-    with compile_as_users_do():
+@pytest.fixture(scope="module", params=[False, pytest.param(True, marks=pytest.mark.slow)], ids=["fast", "as users do"])
+def compiled(request, compile_as_users_do):
+    """Compiles in the way that takes least time and, in the slow tests, as users do."""
+    with compile_as_users_do() if request.param else contextlib.nullcontext():
         yield
 
 
 @pytest.fixture(scope="module")
-def finished(config, tmp_path_factory):
+def finished(config, compiled, tmp_path_factory):
     """An uninterrupted run. Tests must not change it."""
     workdir = tmp_path_factory.mktemp("backbone")
     return workdir, pretrain.pretrain(config, workdir, count_flops=True)
@@ -52,11 +54,12 @@ def read_losses(workdir):
 
 
 @pytest.mark.slow
-def test_a_streamed_run_is_bitwise_the_resident_one(finished, config, tmp_path):
+def test_a_streamed_run_is_bitwise_the_resident_one(config, tmp_path, compile_as_users_do):
     streamed = config_from_dict(FIELDS | {"data_dir": config.data.data_dir, "loader": "stream"})
-    result = pretrain.pretrain(streamed, tmp_path)
-    assert read_losses(tmp_path) == read_losses(finished[0])
-    assert result.backbone.read_bytes() == finished[1].backbone.read_bytes()
+    with compile_as_users_do():
+        results = [pretrain.pretrain(one, tmp_path / one.train.loader, count_flops=True) for one in (config, streamed)]
+    assert read_losses(tmp_path / "stream") == read_losses(tmp_path / "resident")
+    assert results[0].backbone.read_bytes() == results[1].backbone.read_bytes()
 
 
 def test_a_stopped_run_goes_on_bitwise_and_leaves_the_same_file(finished, config, tmp_path):

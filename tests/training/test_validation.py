@@ -53,8 +53,15 @@ def test_selection_scores():
     assert [compute_selection_score(row, by, 30) for by in ("auroc", "shift", "last")] == [0.9, 0.7, 30.0]
 
 
-@pytest.mark.parametrize("replicas", [1, 2])
-@pytest.mark.parametrize("select_by", ["shift", "last"])
+@pytest.mark.parametrize(
+    ("select_by", "replicas"),
+    [
+        ("shift", 1),
+        ("last", 2),
+        pytest.param("shift", 2, marks=pytest.mark.slow),
+        pytest.param("last", 1, marks=pytest.mark.slow),
+    ],
+)
 def test_the_best_checkpoint_is_the_one_that_the_measure_chooses(select_by, replicas, make_config, tmp_path):
     config = make_config(model="mlp", epochs=4, learning_rate=0.02, select_by=select_by, replicas=replicas, seed=3)
     result = fit(config, tmp_path) if replicas == 1 else fit_replicas(config, tmp_path)[0]

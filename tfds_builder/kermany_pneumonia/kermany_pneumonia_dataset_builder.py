@@ -102,7 +102,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         """Prints nothing, because the folder that TFDS would print is temporary."""
 
     def _log_download_done(self) -> None:
-        """Prints nothing, for the same reason."""
+        """Prints nothing, because TFDS would print the same temporary folder here."""
 
     def _download_and_prepare(
         self, dl_manager: tfds.download.DownloadManager, download_config: tfds.download.DownloadConfig

@@ -67,7 +67,7 @@ def save_intervals(
 
 
 def save_reported(path: str | Path, rows: Sequence[Mapping], split: str) -> None:
-    """Plots the metrics that other projects report together with ours, with a row for each metric.
+    """Compares the metrics that other projects report with our metrics, in a row for each metric.
 
     Args:
       path: PNG file to write. Its folder must exist.

@@ -32,9 +32,9 @@ def save_learning_curves(
 ) -> None:
     """Plots loss, AUROC and accuracy of training and validation against the epoch, and marks the best epoch.
 
-    The panel of the AUROC also shows that of the images with swapped aspects. The best epoch is the one that
-    `select_by` chooses. If several have the same value, the last of them is marked, because its checkpoint is the best
-    one.
+    The AUROC on the images with swapped aspects is in the panel of the AUROC. The best epoch is the one that
+    `select_by` chooses. If several epochs have the same value, the last of them is marked, because its checkpoint is
+    the best one.
 
     Args:
       path: PNG file to write. Its folder must exist.

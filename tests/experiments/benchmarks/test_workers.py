@@ -71,7 +71,7 @@ def test_other_work_and_other_devices_are_refused(monkeypatch, tmp_path):
     fake_workers(monkeypatch, {"pneumojax": [1] * 8, "keras": [1] * 8}, {"keras": 6})
     with pytest.raises(UserError, match="networks differ"):
         workers.measure_in_turn(plan("--peer=keras", "--model=resnet18")[0], tmp_path, "python")
-    with pytest.raises(UserError, match="--devices=4: there are 2 of chip"):
+    with pytest.raises(UserError, match="--devices=4: this machine has only 2 devices"):
         workers.measure_in_turn(plan("--devices=4")[0], tmp_path, "python")
-    with pytest.raises(UserError, match="there are 0 JPEG files"):
+    with pytest.raises(UserError, match="have 0 JPEG files; 1 are needed"):
         workers.measure_in_turn(plan("--what=decode", f"--images={tmp_path}")[0], tmp_path, "python")

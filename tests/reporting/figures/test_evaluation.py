@@ -54,8 +54,19 @@ def test_pictures_of_a_split(tmp_path, classes):
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("labels", [[0], [1], [0, 0, 0], [1, 1, 1], [0, 1]])
-@pytest.mark.parametrize("threshold", [0.0, 0.5, 0.99999, 1.0])
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [0],
+        [1],
+        pytest.param([0, 0, 0], marks=pytest.mark.slow),
+        pytest.param([1, 1, 1], marks=pytest.mark.slow),
+        [0, 1],
+    ],
+)
+@pytest.mark.parametrize(
+    "threshold", [pytest.param(0.0, marks=pytest.mark.slow), 0.5, pytest.param(0.99999, marks=pytest.mark.slow), 1.0]
+)
 def test_pictures_of_splits_that_lack_something(tmp_path, labels, threshold):
     probabilities = np.full((len(labels), 2), 0.5)
     assert draw_all(tmp_path, labels, probabilities, threshold) == PICTURES
