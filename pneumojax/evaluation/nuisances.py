@@ -32,7 +32,7 @@ BLACK = 10
 
 
 def measure_aspect(images: np.ndarray) -> np.ndarray:
-    """Returns mean horizontal over mean vertical gradient, which rises with the aspect: [B, H, W] uint8 -> [B] float64."""
+    """Returns mean horizontal over mean vertical gradient. It rises with the aspect. [B, H, W] uint8 -> [B] float64."""
     horizontal, vertical = _compute_gradients(images)
     return horizontal / np.maximum(vertical, 1e-6)
 
