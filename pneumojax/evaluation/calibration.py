@@ -94,16 +94,28 @@ def compute_calibration(labels: ArrayLike, probabilities: ArrayLike, bootstrap: 
     in_the_large = _fit_logistic(positive, constant, log_odds, weights, has_both)
     overlaps = _find_overlaps(positive, log_odds, weights)
     recalibration = _fit_logistic(positive, np.append(constant, log_odds[:, None], axis=1), none, weights, overlaps)
-    bins = compute_reliability(labels, scores)
     no_slope = _NOT_CONVERGED if overlaps[0] else _NEEDS_OVERLAP
-    errors = np.abs(np.subtract(bins["mean_score"], bins["share"]))
     return {
         "brier": summarise(brier, ""),
-        "ece": {"value": float(np.average(errors, weights=bins["images"])), "ci95": None, "reason": _NO_SPREAD},
+        "ece": {"value": compute_ece(labels, scores), "ci95": None, "reason": _NO_SPREAD},
         "calibration_slope": summarise(recalibration[:, 1], no_slope),
         "calibration_intercept": summarise(recalibration[:, 0], no_slope),
         "calibration_in_the_large": summarise(in_the_large[:, 0], _NOT_CONVERGED if has_both[0] else _NEEDS_BOTH),
     }
+
+
+def compute_ece(labels: ArrayLike, scores: ArrayLike) -> float:
+    """Computes the expected calibration error, 0..1, over the bins of `compute_reliability`.
+
+    Args:
+      labels: [N] int or bool; 0 is NORMAL, all others are pneumonia.
+      scores: [N] float, 0..1.
+
+    Raises:
+      ValueError: lengths differ, there are no images, or a score is not in 0..1.
+    """
+    bins = compute_reliability(labels, scores)
+    return float(np.average(np.abs(np.subtract(bins["mean_score"], bins["share"])), weights=bins["images"]))
 
 
 def compute_reliability(labels: ArrayLike, scores: ArrayLike, bins: int = RELIABILITY_BINS) -> dict[str, list]:

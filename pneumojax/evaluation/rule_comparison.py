@@ -10,7 +10,7 @@ import numpy as np
 
 from pneumojax.data.dataset import Split, load_split
 from pneumojax.evaluation.aspect import add_swapped
-from pneumojax.evaluation.calibration import compute_reliability
+from pneumojax.evaluation.calibration import compute_ece
 from pneumojax.evaluation.point_metrics import compute_binary_scores, compute_decisions
 from pneumojax.evaluation.predict import compute_probabilities
 from pneumojax.evaluation.recalibration import apply_calibration, fit_calibration
@@ -51,7 +51,7 @@ def compare_rules(runs: Sequence[Run]) -> dict:
     rules, calibration = [], []
     for images in ("held out", "held out, swapped"):
         for chosen_on in ("as trained", *CHOSEN_ON):
-            errors = [_compute_ece(fold["labels"], fold[images][chosen_on]) for fold in folds]
+            errors = [compute_ece(fold["labels"], fold[images][chosen_on]) for fold in folds]
             calibration.append({"chosen_on": chosen_on, "images": images, "ece": float(np.mean(errors))})
         for title, arguments in RULES.items():
             for chosen_on in CHOSEN_ON:
@@ -101,11 +101,6 @@ def _measure(fold: dict, images: str, chosen_on: str, arguments: Mapping) -> dic
         "specificity": float(1 - decided[~positive].mean()),
         "accuracy": float((decided == positive).mean()),
     }
-
-
-def _compute_ece(labels: np.ndarray, scores: np.ndarray) -> float:
-    bins = compute_reliability(labels, scores)
-    return float(np.average(np.abs(np.subtract(bins["mean_score"], bins["share"])), weights=bins["images"]))
 
 
 def make_tables(results: dict) -> list[Table]:
