@@ -10,7 +10,8 @@ Each config field is a flag, as in train.py. A flag with several values, separat
 value. Each case runs in its own processes. With peers, all processes start first and then take turns with the repeats
 (ours, torch, keras, ours, ...), so that other load on the machine affects all of them equally. The command prints
 medians and quartiles, and appends a row for each case to --results. The same command with --resume skips the cases that
-it has already measured. Measurements on a machine that does other work are unreliable.
+it has already measured. With --minutes=9 it stops before the case that would start later; give --resume for the rest.
+Measurements on a machine that does other work are unreliable.
 """
 
 import logging
@@ -18,6 +19,7 @@ import pathlib
 import shlex
 import sys
 import tempfile
+import time
 import typing
 from typing import Any
 
@@ -77,6 +79,13 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_bool("augment", True, "rotate, shift and zoom each image in the cases step and epoch", **own)
     flags.DEFINE_enum("suite", None, tuple(SUITES), "a set of cases; other flags replace those of the suite", **own)
     flags.DEFINE_bool("resume", False, "skip the cases that this command has already measured at this commit", **own)
+    flags.DEFINE_float(
+        "minutes",
+        None,
+        "start no case after this many minutes (default: no limit); --resume measures the rest",
+        0,
+        **own,
+    )
     flags.DEFINE_bool("plot", False, "measure nothing; write a page with the rows of --results", **own)
     flags.DEFINE_string("results", str(RESULTS / "benchmarks.jsonl"), "file of JSON rows to append to", **own)
     for field in config_fields():
@@ -96,12 +105,16 @@ def main() -> int:
     commit, command = find_commit(), shlex.join(["experiments/benchmark.py", *list_measured_words()])
     done = {make_key(row) for row in read_rows(results) if (row["commit"], row["command"]) == (commit, command)}
     results.parent.mkdir(parents=True, exist_ok=True)
-    rows, failures = [], 0
+    rows, failures, started = [], 0, time.monotonic()
     with tempfile.TemporaryDirectory(prefix="pneumojax-benchmark-") as folder:
         for number, case in enumerate(cases):
             logger.info("%d of %d: %s", number + 1, len(cases), describe_case(case))
             if values.resume and make_key(describe_choices(case, "pneumojax")) in done:
                 continue
+            if values.minutes is not None and time.monotonic() - started > 60 * values.minutes:
+                print(f"The {values.minutes:g} minutes are over before case {number + 1} of {len(cases)}.")
+                print("To measure the rest: the same command with --resume.")
+                break
             try:
                 measured = measure_in_turn(case, pathlib.Path(folder), values.peer_python)
             except ChildProcessError as error:  # The batch may not fit into memory, for example. Other cases may fit.
@@ -125,7 +138,7 @@ def plan_all_cases(values: flags.FlagValues) -> list[dict]:
     Raises:
       UserError: a value is unknown or outside its limits, or a peer cannot do the same work.
     """
-    own = [word for word in sys.argv[1:] if not word.lstrip("-").startswith(("suite", "resume"))]
+    own = [word for word in sys.argv[1:] if not word.lstrip("-").startswith(("suite", "resume", "minutes"))]
     lines = [parse([*line.split(), *own]) for line in SUITES[values.suite]] if values.suite else [values]
     cases = []
     for case in (case for line in lines for case in plan_cases(line)):

@@ -12,8 +12,8 @@ from typing import Any
 ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = ROOT / "experiments" / "results"
 
-# Flags whose value is a path on this machine. They do not affect the measured work.
-LOCAL_FLAGS = ("peer_python", "results")
+# Flags with paths on this machine, or a limit of the time. They do not affect the measured work.
+LOCAL_FLAGS = ("peer_python", "results", "minutes")
 
 
 def find_commit() -> str | None:

@@ -43,6 +43,9 @@ def test_a_small_run_from_the_command_to_the_page(run_benchmark, tmp_path):
     assert "mlp 32 px" in done.stdout and "--plot" in done.stdout
     again = run_benchmark(*command, "--resume")
     assert again.returncode == 0 and "0 rows added" in again.stdout
+    late = run_benchmark(*command, "--image_px=32", "--minutes=0")
+    assert late.returncode == 0 and "0 rows added" in late.stdout
+    assert "before case 1 of 1.\nTo measure the rest: the same command with --resume." in late.stdout
     page = run_benchmark("--plot", f"--results={results}")
     assert page.returncode == 0, page.stderr
     assert "mlp 32 px" in results.with_suffix(".html").read_text()
