@@ -8,18 +8,22 @@ from pneumojax.reporting.tables import Table
 
 GIB = 2**30
 
-HOW_TO_READ = (
-    "The training step, compiled for devices that were not there. Nothing was run, so no figure is a measured speed. All "
-    "columns but *TFLOP a step* and *images/s* are for one device and one step. *memory* is what the program needs "
-    "and what a program can use; on GPU, JAX reserves 75 % of the memory for programs. *TFLOP a step* is for all "
-    "devices, counted before optimisation. *GB a step* is what the kernels read from and write to main memory. *other convolutions* are those of another dtype than the config's "
-    "and, on GPU, those whose images are not NHWC. *transposed* and *copied* count activations only: their number and the "
-    "size of the results. *bound* is the roofline: the FLOP divided by the peak FLOP/s, or the bytes divided by the "
-    "memory bandwidth, whichever is longer, with the rates of the data sheets in pneumojax/training/chips.py. An array "
-    "counts each time that a kernel reads or writes it, so a cache can make the bytes, and their bound, smaller. The largest batch is "
-    "searched among the number of devices times the powers of two. On GPU, XLA chooses convolution algorithms when "
-    "it runs there, so the memory that they need for themselves is missing. Made by experiments/compile.py."
-)
+HOW_TO_READ = """\
+The training step, compiled for devices that were not there. Nothing was run, so no figure is a measured speed. All
+columns but *TFLOP a step* and *images/s* are for one device and one step.
+
+- *memory*: what the program needs, and what a program can use. On GPU, JAX reserves 75 % of the memory for programs, and
+  XLA chooses convolution algorithms when it runs there, so the memory that they need for themselves is missing.
+- *largest batch*: searched among the number of devices times the powers of two.
+- *TFLOP a step*: of all devices together, counted before optimisation.
+- *GB a step*: what the kernels read from and write to main memory. An array counts each time that a kernel reads or
+  writes it, so a cache can make it less.
+- *other convolutions*: those of another dtype than the config's and, on GPU, those whose images are not NHWC.
+- *transposed*, *copied*: activations only; their number and the size of the results.
+- *bound*: the roofline, which is the FLOP divided by the peak FLOP/s or the bytes divided by the memory bandwidth,
+  whichever is longer. The rates are those of the data sheets that pneumojax/training/chips.py names.
+
+Made by experiments/compile.py."""
 
 COLUMNS = (
     "target",
@@ -111,23 +115,19 @@ def format_page(rows: list[dict]) -> str:
     rows = keep_latest(rows)
     lines = ["# Programs for accelerators", "", HOW_TO_READ, ""]
     lines += [Table(COLUMNS, [format_row(row) for row in rows]).format_markdown(), ""]
-    if convolutions := [row for row in rows if row.get("convolutions")]:
-        lines += [
-            "## Convolutions",
-            "",
-            "By the layout of their images in memory, from slowest to fastest, and dtype.",
-            "",
-        ]
-        lines += [Table(("target", "work", "convolutions"), [_format_convolutions(row) for row in convolutions])]
-    if collectives := [row for row in rows if row.get("collectives")]:
+    if cells := [_format_convolutions(row) for row in rows if row.get("convolutions")]:
+        text = "By the layout of their images in memory, from slowest to fastest, and by dtype."
+        table = Table(("target", "work", "convolutions"), cells)
+        lines += ["## Convolutions", "", text, "", table.format_markdown(), ""]
+    if cells := [line for row in rows for line in _list_collectives(row)]:
         text = "What the devices exchange in a step. Bytes are the size of the results on one device."
-        cells = [line for row in collectives for line in _list_collectives(row)]
-        lines += ["", "## Communication", "", text, "", Table(("target", "work", "kind", "number", "MB"), cells)]
-    lines += ["", "The commands in the same order:", ""]
+        table = Table(("target", "work", "kind", "number", "MB"), cells)
+        lines += ["## Communication", "", text, "", table.format_markdown(), ""]
+    lines += ["## Commands", "", "In the order of the first table:", ""]
     for row in rows:
         versions = ", ".join(f"{name} {version}" for name, version in row["versions"].items())
         lines.append(f"- `{row['command']}`: {row['target']}, {versions}, commit {row['commit']}")
-    return "\n".join(line.format_markdown() if isinstance(line, Table) else line for line in lines) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def _format_convolutions(row: dict) -> tuple[str, ...]:
@@ -138,5 +138,5 @@ def _format_convolutions(row: dict) -> tuple[str, ...]:
 def _list_collectives(row: dict) -> list[tuple[str, ...]]:
     return [
         (row["target"], format_work(row), kind, str(total["count"]), f"{total['bytes'] / 1e6:.3g}")
-        for kind, total in row["collectives"].items()
+        for kind, total in row.get("collectives", {}).items()
     ]

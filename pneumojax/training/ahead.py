@@ -30,20 +30,20 @@ def check_config(config: Config, target: Target) -> None:
     """Checks that a config can be compiled for a target, without compiling it.
 
     Raises:
-      UserError: the target's devices do not divide the batch, or the config needs another program than a plain training.
+      UserError: the target's devices do not divide the batch, or the config is not of a plain training.
     """
     if config.train.parallel == "pmap":
         raise UserError(
-            "parallel=pmap uses the devices of this machine, so it cannot be compiled for others. Set --parallel=jit or "
-            "shard_map."
+            "parallel=pmap uses the devices of this machine, so it cannot be compiled for others. Set --parallel=jit "
+            "or shard_map."
         )
     for name, value in (("replicas", config.train.replicas > 1), ("cached_views", config.model.cached_views)):
         if value:
             raise UserError(f"{name}: only the step of a plain training is compiled for targets. Omit --{name}.")
     if config.train.batch_size % target.count:
         raise UserError(
-            f"batch_size {config.train.batch_size} is not divisible by the {target.count} devices of {target.name}. Use "
-            f"a multiple of {target.count}."
+            f"batch_size {config.train.batch_size} is not divisible by the {target.count} devices of {target.name}. "
+            f"Use a multiple of {target.count}."
         )
     if config.model.dtype not in CHIPS[target.device_kind].flops:
         raise UserError(f"dtype={config.model.dtype} is not supported by {target.device_kind}.")
@@ -85,22 +85,43 @@ def compile_ahead(config: Config, target: Target, num_images: int) -> dict:
     with xla_algorithms(True):
         train_chunk, arguments = make_chunk(config, make_target_mesh(target), num_images)
         try:
-            compiled, costs = compile_chunk(
-                train_chunk, arguments, target.count, config.train.parallel != "jit", count_flops=False
-            )
+            mapped = config.train.parallel != "jit"
+            compiled, costs = compile_chunk(train_chunk, arguments, target.count, mapped, count_flops=False)
         except jax.errors.JaxRuntimeError as error:
             needed = find_needed_bytes(str(error))
             if needed is None:
                 raise
             return row | {"fits": False, "memory": {"needed": needed, "usable": target.usable_bytes}}
-    memory, needed = compiled.memory_analysis(), int(costs["perf/peak_memory_bytes"])
-    state, *_ = arguments
-    batch_size = config.train.batch_size // target.count
-    counts = count_step(
-        compiled.as_text(), find_chunk_steps(config, num_images), batch_size, [p.shape for p in jax.tree.leaves(state)]
-    )
+    shapes = [leaf.shape for leaf in jax.tree.leaves(arguments[0])]
+    return row | describe_program(config, target, num_images, compiled, costs, shapes)
+
+
+def describe_program(
+    config: Config,
+    target: Target,
+    num_images: int,
+    compiled: jax.stages.Compiled,
+    costs: dict[str, float],
+    weight_shapes: list[tuple[int, ...]],
+) -> dict:
+    """Returns the values of `compile_ahead` that describe a compiled program.
+
+    Args:
+      config: the run.
+      target: the devices.
+      num_images: as in `compile_ahead`.
+      compiled: the program.
+      costs: from `compile_cost.compile_chunk`.
+      weight_shapes: shapes of the arrays of the state.
+    """
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    assert memory and text  # The compilers of all targets report both.
+    batch_size, needed = config.train.batch_size // target.count, int(costs["perf/peak_memory_bytes"])
+    counts = count_step(text, find_chunk_steps(config, num_images), batch_size, weight_shapes)
     flops = count_flops(config, num_images)
-    row |= {
+    details = dataclasses.asdict(counts)
+    own_bytes = {"xla_bytes_per_step": costs["perf/bytes_per_step"]} if "perf/bytes_per_step" in costs else {}
+    return {
         "fits": needed <= target.usable_bytes,
         "memory": {
             "needed": needed,
@@ -110,15 +131,13 @@ def compile_ahead(config: Config, target: Target, num_images: int) -> dict:
         },
         "compile_seconds": costs["perf/compile_seconds"],
         "flops_per_step": flops,
-        "bytes_per_step": counts.bytes,
+        "bytes_per_step": details.pop("bytes"),
         "bytes_per_image": counts.bytes / batch_size,
+        **own_bytes,
         "other_convolutions": count_other_convolutions(counts, config.model.dtype, target.platform),
+        **details,
+        **compute_roofline(config, target, flops, counts.bytes),
     }
-    if "perf/bytes_per_step" in costs:
-        row["xla_bytes_per_step"] = costs["perf/bytes_per_step"]
-    details = dataclasses.asdict(counts)
-    del details["bytes"]
-    return row | details | compute_roofline(config, target, flops, counts.bytes)
 
 
 def make_chunk(config: Config, mesh: Mesh, num_images: int) -> tuple[jax.stages.Wrapped, tuple]:

@@ -12,11 +12,17 @@ from collections.abc import Collection, Iterator, Mapping
 from pneumojax.training.hlo import Array, Computation, Instruction, Program, parse_program, walk
 
 # Instructions that start no kernel: they name, group or reinterpret arrays that exist already, or wait for a kernel.
-_FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id")
-_FREE += ("opt-barrier", "add-dependency")
-_COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-_COLLECTIVES += ("collective-broadcast", "ragged-all-to-all")
-_KINDS = {"fusion": "fusion", "custom-call": "custom call", "copy-start": "prefetch"}
+_FREE = {
+    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"),
+    *("opt-barrier", "add-dependency"),
+}
+_COLLECTIVES = {
+    *("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast"),
+    "ragged-all-to-all",
+}
+# Calls of the TPU compiler that reserve memory or join neighbouring arrays, which costs nothing.
+_FREE_CALLS = {"AllocateBuffer", "ConcatBitcast"}
+_KINDS = {"fusion": "fusion", "custom-call": "custom call", "copy-start": "prefetch", "slice-start": "prefetch"}
 _DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32", "f64": "float64"}
 
 
@@ -41,7 +47,7 @@ class StepCounts:
       bytes: bytes that the kernels read from and write to main memory. An array is counted each time that a kernel
         reads or writes it, with the padding of its layout; caches are not considered. Of an array that is only indexed,
         the rows that are read count.
-      kernels: {"fusion", "custom call", "prefetch" (asynchronous copies, on TPU) or "other": number of kernels}.
+      kernels: {"fusion", "custom call", "prefetch" (asynchronous copies of a TPU) or "other": number of kernels}.
       convolutions: {layout and dtype, such as "NHWC bfloat16": number}. The letters are the dimensions of the images in
         memory, from slowest to fastest; two layouts are those of the input and the output. On TPU, they are in the
         terms of the compiled convolution, which may exchange the batch and the channels in a gradient.
@@ -120,7 +126,7 @@ def list_kernels(program: Program, name: str, times: int = 1) -> Iterator[tuple[
             length = re.search(r'"known_trip_count":\{"n":"(\d+)"', instruction.attributes)
             for called in instruction.called:
                 yield from list_kernels(program, called, times * (int(length[1]) if length else 1))
-        elif instruction.opcode not in _FREE and not instruction.opcode.endswith(("-done", "-update")):
+        elif not _is_free(instruction):
             yield instruction, computation, times
 
 
@@ -148,8 +154,9 @@ def count_bytes(program: Program, kernel: Instruction, computation: Computation)
         return _count_main(kernel.results[:2])
     if kernel.opcode == "dynamic-update-slice":
         return 2 * _count_main(operands[1])
-    if kernel.opcode in ("dynamic-slice", "slice", "gather"):
-        return 2 * _count_main(kernel.results)
+    if kernel.opcode in ("slice", "slice-start", "dynamic-slice", "gather"):  # Only the rows that are copied are read.
+        result = kernel.results[1] if kernel.opcode == "slice-start" else kernel.results[0]
+        return result.nbytes * ((result.space == 0) + (operands[0][0].space == 0))
     written = kernel.results[len(kernel.operands) :] if _holds_operands(kernel) else kernel.results
     return _count_main(written) + sum(map(_count_main, operands))
 
@@ -193,6 +200,12 @@ def is_activation(array: Array, batch_size: int, weights: Collection[tuple[int, 
     # A layout can merge the batch with other dimensions. Small arrays, such as the keys of the images, cost nothing.
     batched = any(size % batch_size == 0 for size in shape) and math.prod(shape) >= 16 * batch_size
     return batched and shape not in weights
+
+
+def _is_free(instruction: Instruction) -> bool:
+    if instruction.opcode == "custom-call":
+        return instruction.find_attribute("custom_call_target") in _FREE_CALLS
+    return instruction.opcode in _FREE or instruction.opcode.endswith(("-done", "-update"))
 
 
 def _sort_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
