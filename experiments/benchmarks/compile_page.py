@@ -12,7 +12,7 @@ HOW_TO_READ = """\
 The training step, compiled for devices that were not there. Nothing was run, so no figure is a measured speed. All
 columns but *TFLOP a step* and *images/s* are for one device and one step.
 
-- *memory*: what the program needs, and what a program can use. On GPU, JAX reserves 75 % of the memory for programs, and
+- *memory*: what the program needs, and what it can use. On GPU, JAX reserves 75 % of the memory for programs, and
   XLA chooses convolution algorithms when it runs there, so the memory that they need for themselves is missing.
 - *largest batch*: searched among the number of devices times the powers of two.
 - *TFLOP a step*: of all devices together, counted before optimisation.

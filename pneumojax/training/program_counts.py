@@ -86,11 +86,13 @@ def count_step(text: str, steps: int, batch_size: int, weight_shapes: Collection
                 convolutions[layout] += times
             if kind := _find_collective(instruction):
                 counts.collectives.setdefault(kind, Total()).add(times, _count_communicated(instruction))
-            if instruction.opcode in ("transpose", "copy"):
-                [result] = instruction.results
-                moves = changes_order(instruction, own)
-                if is_activation(result, batch_size, weights) and (moves or instruction is kernel):
-                    (counts.transposes if moves else counts.copies).add(times, result.nbytes)
+            if instruction.opcode in ("transpose", "copy") and is_activation(
+                instruction.results[0], batch_size, weights
+            ):
+                if changes_order(instruction, own):
+                    counts.transposes.add(times, instruction.results[0].nbytes)
+                elif instruction is kernel and instruction.opcode == "copy":
+                    counts.copies.add(times, instruction.results[0].nbytes)
     counts.kernels, counts.convolutions = dict(kernels.most_common()), dict(convolutions.most_common())
     return counts
 
