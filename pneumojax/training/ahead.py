@@ -88,10 +88,9 @@ def compile_ahead(config: Config, target: Target, num_images: int) -> dict:
             mapped = config.train.parallel != "jit"
             compiled, costs = compile_chunk(train_chunk, arguments, target.count, mapped, count_flops=False)
         except jax.errors.JaxRuntimeError as error:
-            needed = find_needed_bytes(str(error))
-            if needed is None:
+            if not (memory := find_missing_memory(str(error))):
                 raise
-            return row | {"fits": False, "memory": {"needed": needed, "usable": target.usable_bytes}}
+            return row | {"fits": False, "memory": memory}
     shapes = [leaf.shape for leaf in jax.tree.leaves(arguments[0])]
     return row | describe_program(config, target, num_images, compiled, costs, shapes)
 
@@ -227,10 +226,21 @@ def compute_roofline(config: Config, target: Target, flops: float, nbytes: int) 
     }
 
 
-def find_needed_bytes(message: str) -> int | None:
-    """Returns the memory that a program needs, by the error message of the TPU compiler; None for other errors."""
-    found = re.search(r"Used ([\d.]+)([BKMGT]?) of ([\d.]+)([BKMGT]?) hbm", message)
-    return int(float(found[1]) * _UNITS[found[2] or "B"]) if found else None
+def find_missing_memory(message: str) -> dict | None:
+    """Reads an error of the TPU compiler about a program that does not fit.
+
+    Returns:
+      {"needed", "usable"} in bytes, or None for other errors. `needed` can be the temporaries alone, without arguments.
+    """
+    size = r"([\d.]+)([BKMGT]?)"
+    found = re.search(rf"\({size}\) exceeds available HBM \({size}\)|Used {size} of {size} hbm", message)
+    if not found:
+        return None
+    needed, needed_unit, usable, usable_unit = (group for group in found.groups() if group is not None)
+    return {
+        "needed": int(float(needed) * _UNITS[needed_unit or "B"]),
+        "usable": int(float(usable) * _UNITS[usable_unit or "B"]),
+    }
 
 
 def _shape(*sizes: int, dtype: str = "int32") -> jax.ShapeDtypeStruct:

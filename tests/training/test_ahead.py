@@ -4,7 +4,7 @@ import pytest
 
 from pneumojax.config import config_from_dict
 from pneumojax.errors import UserError
-from pneumojax.training.ahead import check_config, compute_roofline, count_flops, find_chunk_steps, find_needed_bytes
+from pneumojax.training.ahead import check_config, compute_roofline, count_flops, find_chunk_steps, find_missing_memory
 from pneumojax.training.targets import parse_target
 
 PLAIN = dict.fromkeys(("rotate_degrees", "shift", "zoom", "brightness", "contrast", "gamma"), 0.0)
@@ -46,10 +46,15 @@ def test_flop_are_those_of_all_images_and_do_not_depend_on_how_they_are_sharded(
 
 
 def test_the_memory_that_is_missing_is_read_from_the_compiler_error():
-    message = "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used {} hbm."
-    assert find_needed_bytes(message.format("18.50G of 15.75G")) == int(18.5 * 2**30)
-    assert find_needed_bytes(message.format("512.0M of 15.75G")) == 512 * 2**20
-    assert find_needed_bytes("INVALID_ARGUMENT: something else") is None
+    first = (
+        "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 18.50G of 15.75G hbm. Exceeded hbm capacity"
+    )
+    usable = int(15.75 * 2**30)
+    assert find_missing_memory(first) == {"needed": int(18.5 * 2**30), "usable": usable}
+    second = "the total memory required for HLO temporaries (79.98G) exceeds available HBM (15.75G)."
+    assert find_missing_memory(second) == {"needed": int(79.98 * 2**30), "usable": usable}
+    assert find_missing_memory("Used 900 of 800.0K hbm") == {"needed": 900, "usable": 800 * 1024}
+    assert find_missing_memory("INVALID_ARGUMENT: something else") is None
 
 
 def test_a_chunk_has_the_steps_of_an_epoch_at_most():
