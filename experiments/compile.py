@@ -1,6 +1,6 @@
 """Compiles the training step for accelerators that are not here, and tells what a run needs and what bounds its speed.
 
-    scripts/run pip install -e '.[aot-tpu]' -e '.[aot-cuda]'         # the compilers: 150 MB, and 2 GB
+    scripts/run pip install -e '.[aot-tpu,aot-cuda]'                  # the compilers: 150 MB and 2 GB
     scripts/run experiments/compile.py --target=h100,v5e:1x1 --model=resnet50 --image_px=224 --dtype=bfloat16 \\
         --batch_size=256
     scripts/run experiments/compile.py --target=v5e:2x4 --flagfile=experiments/presets/resnet.flags --largest_batch
