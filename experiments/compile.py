@@ -17,6 +17,7 @@ convolutions on GPU when it runs there, so the memory that they need is not incl
 
 import datetime
 import logging
+import os
 import pathlib
 import shlex
 
@@ -77,6 +78,7 @@ def main() -> int:
 
 def describe_work(config: Config, target: Target) -> dict:
     """Returns the columns of a row that say what is compiled."""
+    flags_set = {name: os.environ[name] for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS") if os.environ.get(name)}
     return {
         "what": "compile",
         "target": target.name,
@@ -86,6 +88,7 @@ def describe_work(config: Config, target: Target) -> dict:
         "dtype": config.model.dtype,
         "num_images": IMAGES.value,
         "fields": find_changed_fields(config, ignore=("model", "image_px", "batch_size", "dtype", "data_dir")),
+        "compiler_flags": flags_set,
     }
 
 

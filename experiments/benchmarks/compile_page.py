@@ -75,7 +75,8 @@ def format_row(row: dict) -> tuple[str, ...]:
 def format_work(row: dict) -> str:
     """Describes what was compiled."""
     work = [f"{row['model']} {row['image_px']} px", f"batch {row['batch_size']}", row["dtype"]]
-    return ", ".join([*work, *(f"{name} {format_value(value)}" for name, value in row["fields"].items())])
+    work += [f"{name} {format_value(value)}" for name, value in row["fields"].items()]
+    return ", ".join([*work, *(f"`{name}={value}`" for name, value in row["compiler_flags"].items())])
 
 
 def format_total(total: dict) -> str:
@@ -100,7 +101,7 @@ def keep_latest(rows: list[dict]) -> list[dict]:
     """Removes each row for which a later row compiles the same work for the same target."""
 
     def identify(row: dict) -> str:
-        named = ("target", "model", "image_px", "batch_size", "dtype", "num_images", "fields")
+        named = ("target", "model", "image_px", "batch_size", "dtype", "num_images", "fields", "compiler_flags")
         return json.dumps([row[name] for name in named], sort_keys=True)
 
     return list({identify(row): row for row in rows}.values())

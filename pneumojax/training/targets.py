@@ -19,11 +19,13 @@ from pneumojax.training.chips import CHIPS
 
 # Environment variables of a process that compiles for targets. They must be set before JAX is imported. The first keeps
 # the CPU as the default backend. The second stops the CUDA plugin from looking for a driver. The cache is off because
-# compile times are measured. The others stand for the metadata server of a TPU host.
+# compile times are measured. The fourth lets several processes compile for TPU at the same time. The others stand for
+# the metadata server of a TPU host.
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
     "JAX_ENABLE_COMPILATION_CACHE": "false",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",
     "TPU_WORKER_HOSTNAMES": "localhost",

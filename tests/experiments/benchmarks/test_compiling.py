@@ -149,6 +149,20 @@ def test_the_counts_are_of_one_step_and_need_no_network(name, plain_flags):
 
 @pytest.mark.aot
 @pytest.mark.slow
+def test_several_processes_can_compile_for_tpu_at_the_same_time():
+    target = skip_without("v5e:2x4")
+    program = "from pneumojax.training.targets import *; print(make_target_mesh(parse_target('v5e:2x4')).size); input()"
+    environment = os.environ | ENVIRONMENT | {"PYTHONPATH": str(ROOT)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    started = [subprocess.Popen([sys.executable, "-c", program], text=True, env=environment, **pipes) for _ in range(2)]
+    # Each process keeps the compiler until both have it.
+    sizes = [process.stdout.readline().strip() for process in started]
+    errors = [process.communicate("\n")[1] for process in started]
+    assert sizes == [str(target.count)] * 2, errors
+
+
+@pytest.mark.aot
+@pytest.mark.slow
 def test_the_algorithms_of_the_cpu_are_in_no_program(plain_flags):
     """On CPU, the convolutions of this network are products and Winograd's transforms."""
     row = compile_in_process(config_from_dict(SMALL | {"dtype": "float32"}), skip_without("h100"), 4449)
