@@ -35,14 +35,26 @@ ENVIRONMENT = {
 # JAX reserves this share of a GPU's memory for arrays and programs, unless XLA_PYTHON_CLIENT_MEM_FRACTION is set.
 GPU_MEMORY_SHARE = 0.75
 
-# {name: (device kind, multiprocessors, float32 units each, shared memory each in bytes, its largest use by a block in
-# bytes, L2 cache in bytes, clock in GHz, compute capability)}
-# Sources: NVIDIA H100 Tensor Core GPU Architecture (2022) and NVIDIA A100 Tensor Core GPU Architecture (2020), and CUDA
-# C++ Programming Guide, Compute Capabilities. H200 has the processor of the H100 SXM.
-_GPUS: dict[str, tuple[str, int, int, int, int, int, float, int]] = {
-    "h100": ("NVIDIA H100 80GB HBM3", 132, 128, 228 * 1024, 227 * 1024, 50 * 2**20, 1.98, 9),
-    "h200": ("NVIDIA H200", 132, 128, 228 * 1024, 227 * 1024, 50 * 2**20, 1.98, 9),
-    "a100": ("NVIDIA A100-SXM4-80GB", 108, 64, 164 * 1024, 163 * 1024, 40 * 2**20, 1.41, 8),
+
+@dataclasses.dataclass(frozen=True)
+class _Gpu:
+    """What XLA's compiler must know of a GPU, besides what `chips.CHIPS` has."""
+
+    device_kind: str
+    multiprocessors: int
+    float32_units: int  # Of a multiprocessor.
+    shared_bytes: int  # Of a multiprocessor, of which a block of threads can use all but 1 KiB.
+    cache_bytes: int  # L2
+    clock_ghz: float
+    capability: int  # Major version of the compute capability.
+
+
+# Sources: NVIDIA H100 Tensor Core GPU Architecture (2022), NVIDIA A100 Tensor Core GPU Architecture (2020), and the
+# chapter "Compute Capabilities" of the CUDA C++ Programming Guide. H200 has the processor of the H100 SXM.
+_GPUS = {
+    "h100": _Gpu("NVIDIA H100 80GB HBM3", 132, 128, 228 * 1024, 50 * 2**20, 1.98, 9),
+    "h200": _Gpu("NVIDIA H200", 132, 128, 228 * 1024, 50 * 2**20, 1.98, 9),
+    "a100": _Gpu("NVIDIA A100-SXM4-80GB", 108, 64, 164 * 1024, 40 * 2**20, 1.41, 8),
 }
 _GPU_COUNTS = (1, 2, 4, 8)
 
@@ -78,7 +90,7 @@ class Target:
     @property
     def device_kind(self) -> str:
         """Key of the devices in `chips.CHIPS`."""
-        return (_GPUS if self.platform == "cuda" else _TPUS)[self.generation][0]
+        return _GPUS[self.generation].device_kind if self.platform == "cuda" else _TPUS[self.generation][0]
 
     @property
     def count(self) -> int:
@@ -174,29 +186,29 @@ def make_target_mesh(target: Target) -> Mesh:
 
 def _describe_gpu(target: Target) -> str:
     """Returns XLA's description of a GPU: a GpuTargetConfigProto as text."""
-    kind, cores, units, shared, shared_block, cache, clock, capability = _GPUS[target.generation]
-    chip = CHIPS[kind]
+    gpu = _GPUS[target.generation]
+    chip = CHIPS[gpu.device_kind]
     device = {
         "threads_per_block_limit": 1024,
         "threads_per_warp": 32,
         "shared_memory_per_block": 48 * 1024,
-        "shared_memory_per_core": shared,
+        "shared_memory_per_core": gpu.shared_bytes,
         "threads_per_core_limit": 2048,
-        "core_count": cores,
-        "fpus_per_core": units,
+        "core_count": gpu.multiprocessors,
+        "fpus_per_core": gpu.float32_units,
         "block_dim_limit_x": 2**31 - 1,
         "block_dim_limit_y": 2**16 - 1,
         "block_dim_limit_z": 2**16 - 1,
         "memory_bandwidth": int(chip.bytes_per_second),
-        "l2_cache_size": cache,
-        "clock_rate_ghz": clock,
+        "l2_cache_size": gpu.cache_bytes,
+        "clock_rate_ghz": gpu.clock_ghz,
         "device_memory_size": chip.memory_bytes,
-        "shared_memory_per_block_optin": shared_block,
+        "shared_memory_per_block_optin": gpu.shared_bytes - 1024,
         "registers_per_core_limit": 2**16,
         "registers_per_block_limit": 2**16,
     }
     lines = "\n".join(f"{name}: {value}" for name, value in device.items())
     return (
-        f"gpu_device_info {{ {lines}\ncuda_compute_capability {{ major: {capability} }} }}\n"
-        f'platform_name: "CUDA"\ndnn_version_info {{ major: 9 minor: 12 patch: 0 }}\ndevice_description_str: "{kind}"'
+        f"gpu_device_info {{ {lines}\ncuda_compute_capability {{ major: {gpu.capability} }} }}\n"
+        f'platform_name: "CUDA"\ndnn_version_info {{ major: 9 minor: 12 patch: 0 }}\ndevice_description_str: "{gpu.device_kind}"'
     )

@@ -62,5 +62,5 @@ def test_a_compiler_of_another_version_is_named_with_both_versions(monkeypatch):
 
 
 def test_each_target_is_a_chip_with_published_rates():
-    kinds = [kind for kind, *_ in (*targets._GPUS.values(), *targets._TPUS.values())]
-    assert set(kinds) <= CHIPS.keys()
+    names = [*targets._GPUS, *(f"{name}:{slices[-1]}" for name, (_, slices) in targets._TPUS.items())]
+    assert {parse_target(name).device_kind for name in names} <= CHIPS.keys()
