@@ -210,5 +210,6 @@ def _describe_gpu(target: Target) -> str:
     lines = "\n".join(f"{name}: {value}" for name, value in device.items())
     return (
         f"gpu_device_info {{ {lines}\ncuda_compute_capability {{ major: {gpu.capability} }} }}\n"
-        f'platform_name: "CUDA"\ndnn_version_info {{ major: 9 minor: 12 patch: 0 }}\ndevice_description_str: "{gpu.device_kind}"'
+        'platform_name: "CUDA"\ndnn_version_info { major: 9 minor: 12 patch: 0 }\n'
+        f'device_description_str: "{gpu.device_kind}"'
     )
