@@ -92,9 +92,7 @@ class Worker:
         if not line:
             self.process.wait()
             self.log.seek(0)
-            lines = [line for line in self.log.read().splitlines() if re.match(r"[\w.]+(Error|Exception)\b", line)]
-            reason = lines[-1] if lines else f"the process ended with code {self.process.returncode}"
-            raise ChildProcessError(f"{self.framework}: {reason}")
+            raise ChildProcessError(f"{self.framework}: {find_reason(self.log.read(), self.process.returncode)}")
         content = json.loads(line)
         if "error" in content:
             raise UserError(content["error"])
@@ -114,6 +112,12 @@ class Worker:
         for file in (self.stdin, self.stdout, self.log):
             with contextlib.suppress(BrokenPipeError):
                 file.close()
+
+
+def find_reason(log: str, code: int) -> str:
+    """Returns why a process ended: the last error in its log, or its exit code."""
+    lines = [line for line in log.splitlines() if re.match(r"[\w.]+(Error|Exception)\b", line)]
+    return lines[-1] if lines else f"the process ended with code {code}"
 
 
 def measure_in_turn(case: dict, folder: pathlib.Path, peer_python: str) -> list[dict]:

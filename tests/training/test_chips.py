@@ -16,3 +16,5 @@ def test_peaks_are_of_known_chips_in_types_that_they_compute_in():
     for chip in chips.CHIPS.values():
         assert chip.flops["float32"] <= chip.flops.get("bfloat16", np.inf)
         assert 10 < chip.flops["float32"] / chip.bytes_per_second < 1000
+        # It takes 5 to 100 ms to read the whole memory.
+        assert 0.005 < chip.memory_bytes / chip.bytes_per_second < 0.1
