@@ -155,7 +155,10 @@ def _format_rows(rows: list[dict], columns: list[str], suffix: str) -> str:
 
 def _format_csv(rows: list[list[str]]) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    # csv quotes a carriage return in a cell only if it is part of the line terminator.
+    needs_quotes = any("\r" in cell for row in rows for cell in row)
+    quoting = csv.QUOTE_ALL if needs_quotes else csv.QUOTE_MINIMAL
+    csv.writer(text, lineterminator="\n", quoting=quoting).writerows(rows)
     return text.getvalue()
 
 
