@@ -63,16 +63,18 @@ def make_square(image: Image.Image, image_px: int, resize: str = "squeeze") -> n
         # decoded.
         drafted = image.draft("L", (image_px, image_px))
         image.load()
+        if image.mode.startswith("I"):  # A 16-bit file: convert("L") would clip at 255.
+            grey = Image.fromarray(scale_to_8_bits(np.asarray(image)))
+        else:
+            grey = image if image.mode == "L" else image.convert("L")
     except Exception as error:  # Pillow raises many types for damaged bytes, from SyntaxError to struct.error.
         raise OSError(str(error)) from error
-    transposition = TRANSPOSITIONS.get(read_orientation(image))
-    if image.mode.startswith("I"):  # A 16-bit PNG: convert("L") would clip at 255.
-        image = Image.fromarray(scale_to_8_bits(np.asarray(image)))
     # If width or height is not a multiple of 8, the last column or row of a reduced JPEG is partly outside the image.
     box = drafted[1] if drafted else (0, 0, *image.size)
-    image = _resize(image if image.mode == "L" else image.convert("L"), box, image_px, resize)
+    square = _resize(grey, box, image_px, resize)
     # Rotating the resized image gives the same result as rotating the original, and is faster.
-    return np.asarray(image if transposition is None else image.transpose(transposition))
+    transposition = TRANSPOSITIONS.get(read_orientation(image))
+    return np.asarray(square if transposition is None else square.transpose(transposition))
 
 
 def _resize(image: Image.Image, box: tuple[float, float, float, float], image_px: int, resize: str) -> Image.Image:

@@ -97,12 +97,11 @@ def _read_tiff(image: TiffImagePlugin.TiffImageFile) -> Image.Image:
       OSError: Pillow would read only the upper 8 bits of each channel, or the range of the values is unknown.
     """
     try:
-        bits = image.tag_v2.get(BITS_PER_SAMPLE, (1,))
-        if len(bits) > 1 and max(bits) > 8:
-            raise OSError("it is a TIFF with more than 8 bits per channel in colour; save it as 16-bit grey")
         if image.mode == "F":
             raise OSError("it is a TIFF of floating-point numbers, whose range is unknown; save it as 16-bit grey")
         if not image.mode.startswith("I"):
+            if max(image.tag_v2.get(BITS_PER_SAMPLE, (1,))) > 8:
+                raise OSError("it is a TIFF with more than 8 bits per channel in colour; save it as 16-bit grey")
             return image
         white_is_zero = image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == WHITE_IS_ZERO
         pixels = np.asarray(image)

@@ -156,7 +156,8 @@ def test_a_stopped_command_resumes_from_every_byte(classifier, folder, tmp_path,
 
 def test_a_stop_leaves_whole_batches_and_files_that_came_later_are_appended(classifier, folder, tmp_path):
     out, reports = tmp_path / "out.csv", []
-    counts = predict_files(classifier, find_images([str(folder)]), out, lambda counts: reports.append(counts.files), lambda: True)
+    sources = find_images([str(folder)])
+    counts = predict_files(classifier, sources, out, lambda counts: reports.append(counts.files), lambda: True)
     assert (counts.files, reports) == (8, [8])
     early = out.read_text()
     (folder / "00 first.jpeg").write_bytes(make_jpeg(50))
