@@ -5,7 +5,9 @@ import struct
 from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image
 
+from pneumojax.data.decode import scale_to_8_bits
 from tfds_builder.kermany_pneumonia.images import MAX_PIXELS
 
 if TYPE_CHECKING:
@@ -27,7 +29,8 @@ def read_dicom(data: bytes) -> tuple[np.ndarray, tuple[str, ...]]:
     """Reads the first frame of a DICOM file, with 0 as black.
 
     Stored values become shown values by the modality LUT or the rescale slope, and then by the VOI LUT or the window of
-    the file. A file without a usable window is scaled by the number of bits that it stores. MONOCHROME1 is inverted.
+    the file. A file without a usable window is scaled by the number of bits that it uses, as a 16-bit PNG is by
+    `decode.decode_image`. MONOCHROME1 is inverted.
 
     Args:
       data: the bytes of a DICOM file.
@@ -57,7 +60,7 @@ def read_dicom(data: bytes) -> tuple[np.ndarray, tuple[str, ...]]:
     except OSError:
         raise
     except Exception as error:  # pydicom and its plug-ins raise many types for damaged files.
-        raise OSError(" ".join(str(error).split()) or type(error).__name__) from error
+        raise OSError(_first_line(error)) from error
     return grey, tuple(notices)
 
 
@@ -109,19 +112,19 @@ def _read_first_frame(dataset: "pydicom.Dataset") -> np.ndarray:
 def _show(pixels: np.ndarray, dataset: "pydicom.Dataset", notices: list[str]) -> np.ndarray:
     """Converts stored values to the grey values that a display shows. Appends to `notices`."""
     if pixels.ndim == 3:
-        return np.round(pixels @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)  # Luma of ITU-R BT.601.
+        return np.asarray(Image.fromarray(pixels).convert("L"))
     low, high = int(pixels.min()), int(pixels.max())
     if high - low >= 2**16:
         raise OSError(f"its pixels are {low} to {high}, more than 16 bits")
     # Each possible value is converted once, because an image has millions of pixels.
-    table = np.round(255 * _apply_window(np.arange(low, high + 1), dataset, notices)).astype(np.uint8)
+    table = _make_table(np.arange(low, high + 1), dataset, notices)
     if dataset.PhotometricInterpretation == "MONOCHROME1":
         table = 255 - table
     return table[pixels.astype(np.int32) - low]
 
 
-def _apply_window(values: np.ndarray, dataset: "pydicom.Dataset", notices: list[str]) -> np.ndarray:
-    """Scales stored values [N] to float64, 0..1, by the VOI LUT, the window or the stored bits."""
+def _make_table(values: np.ndarray, dataset: "pydicom.Dataset", notices: list[str]) -> np.ndarray:
+    """Converts ascending stored values [N] to grey values [N] uint8. Appends to `notices`."""
     from pydicom.pixels import apply_modality_lut, apply_voi, apply_windowing
 
     has_table, has_window = "VOILUTSequence" in dataset, "WindowCenter" in dataset and "WindowWidth" in dataset
@@ -138,16 +141,21 @@ def _apply_window(values: np.ndarray, dataset: "pydicom.Dataset", notices: list[
             with np.errstate(all="ignore"):
                 shown = (shown.astype(np.float64) - black) / (white - black)
             if np.isfinite(shown).all() and (np.ptp(shown) > 0 or len(values) == 1):
-                return np.clip(shown, 0, 1)
+                return np.round(255 * np.clip(shown, 0, 1)).astype(np.uint8)
             reason = "it shows the whole image as one grey"
     except Exception as error:  # pydicom raises many types for tables and windows that contradict the standard.
-        reason = " ".join(str(error).split())
+        reason = _first_line(error)
     if has_table or has_window:
         notices.append(f"the window of the file was ignored ({reason})")
-    stored = int(dataset.BitsStored)
-    lowest = -(2 ** (stored - 1)) if dataset.PixelRepresentation == 1 else 0
-    notices.append(f"the image was scaled by the {stored} bits that the file stores")
-    return np.clip((values - lowest) / (2**stored - 1), 0, 1)
+    else:
+        notices.append("the file has no window: the image was scaled by the number of bits that it uses")
+    # As a 16-bit PNG in training. Signed values start at the lowest of the image.
+    return scale_to_8_bits(values - min(values[0], 0))
+
+
+def _first_line(error: Exception) -> str:
+    """Returns the first line of a message of pydicom. Further lines are a traceback."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def read_compressed_size(frame: bytes) -> list[tuple[int, int]]:
