@@ -1,6 +1,7 @@
 """Finds image files in files, folders, patterns and zip archives, one after another and without unpacking."""
 
 import dataclasses
+import functools
 import glob
 import os
 import pathlib
@@ -93,9 +94,8 @@ def _open_archive(path: str, name: str) -> Iterator[ImageSource]:
         parts = pathlib.PurePosixPath(member.filename).parts
         hidden = any((part.startswith(".") and part != "..") or part == "__MACOSX" for part in parts)
         if not member.is_dir() and not hidden:
-            yield ImageSource(
-                f"{name}/{_encodable(member.filename)}", lambda member=member: _read_member(archive, member)
-            )
+            member_name = f"{name}/{_encodable(member.filename)}"
+            yield ImageSource(member_name, functools.partial(_read_member, archive, member))
 
 
 def _read_file(path: str) -> bytes:

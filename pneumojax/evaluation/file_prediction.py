@@ -157,8 +157,7 @@ def _format_csv(rows: list[list[str]]) -> str:
     text = io.StringIO()
     # csv quotes a carriage return in a cell only if it is part of the line terminator.
     needs_quotes = any("\r" in cell for row in rows for cell in row)
-    quoting = csv.QUOTE_ALL if needs_quotes else csv.QUOTE_MINIMAL
-    csv.writer(text, lineterminator="\n", quoting=quoting).writerows(rows)
+    csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if needs_quotes else csv.QUOTE_MINIMAL).writerows(rows)
     return text.getvalue()
 
 

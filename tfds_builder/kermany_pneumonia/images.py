@@ -1,7 +1,6 @@
 """Opens image files, for the builder and the decoder: checks format and size, and reads the orientation."""
 
 import io
-from collections.abc import Sequence
 
 from PIL import ExifTags, Image
 
@@ -28,7 +27,7 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_GREY = 0
 
 
-def open_image(data: bytes, formats: Sequence[str] = FORMATS) -> Image.Image:
+def open_image(data: bytes, formats: tuple[str, ...] = FORMATS) -> Image.Image:
     """Reads the header of an image file. The pixels are not decoded yet.
 
     Args:
