@@ -16,6 +16,7 @@ The command can be stopped with Ctrl-C. The same command resumes it: the rows in
 """
 
 import pathlib
+import warnings
 
 from absl import flags
 
@@ -51,6 +52,7 @@ def main(*paths: str) -> int:
     from pneumojax.sharding import initialize
     from pneumojax.training.interrupts import catch_signals
 
+    warnings.simplefilter("ignore")  # Pillow and pydicom warn about damage that they tolerate.
     initialize(multihost=False)
     predictor = open_predictor(WORKDIR.value, CHECKPOINT.value, DATA_DIR.value, VIEWS.value)
     classifier = make_classifier(predictor, BATCH_SIZE.value)

@@ -60,7 +60,7 @@ def read_dicom(data: bytes) -> tuple[np.ndarray, tuple[str, ...]]:
     except OSError:
         raise
     except Exception as error:  # pydicom and its plug-ins raise many types for damaged files.
-        raise OSError(_first_line(error)) from error
+        raise OSError(_describe_error(error)) from error
     return grey, tuple(notices)
 
 
@@ -87,7 +87,7 @@ def _read_first_frame(dataset: "pydicom.Dataset") -> np.ndarray:
     from pydicom.encaps import get_frame
     from pydicom.pixels import apply_color_lut, pixel_array
 
-    if "PixelData" not in dataset:
+    if "PixelData" not in dataset or "Rows" not in dataset:
         raise OSError("it is a DICOM file without pixels")
     height, width, bits = int(dataset.Rows), int(dataset.Columns), int(dataset.BitsAllocated)
     if bits not in (8, 16):
@@ -144,7 +144,7 @@ def _make_table(values: np.ndarray, dataset: "pydicom.Dataset", notices: list[st
                 return np.round(255 * np.clip(shown, 0, 1)).astype(np.uint8)
             reason = "it shows the whole image as one grey"
     except Exception as error:  # pydicom raises many types for tables and windows that contradict the standard.
-        reason = _first_line(error)
+        reason = _describe_error(error)
     if has_table or has_window:
         notices.append(f"the window of the file was ignored ({reason})")
     else:
@@ -153,9 +153,9 @@ def _make_table(values: np.ndarray, dataset: "pydicom.Dataset", notices: list[st
     return scale_to_8_bits(values - min(values[0], 0))
 
 
-def _first_line(error: Exception) -> str:
-    """Returns the first line of a message of pydicom. Further lines are a traceback."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _describe_error(error: Exception) -> str:
+    """Makes one line of a message of pydicom, which can have several lines and end with a traceback."""
+    return " ".join(str(error).split("Traceback (most")[0].split()) or type(error).__name__
 
 
 def read_compressed_size(frame: bytes) -> list[tuple[int, int]]:
