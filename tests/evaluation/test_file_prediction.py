@@ -62,9 +62,15 @@ def test_files(data_dir, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("task", ["binary", "three_class"])
-def test_scores_and_decisions_are_those_of_the_evaluation(make_run, test_files, tmp_path, task):
-    run = open_run(make_run(task=task))
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"task": "binary"},
+        {"task": "three_class", "pixel_scaling": "image", "resize": "crop", "test_time_views": 2},
+    ],
+)
+def test_scores_and_decisions_are_those_of_the_evaluation(make_run, test_files, tmp_path, fields):
+    run = open_run(make_run(**fields))
     results = evaluate(run, "test")
     expected = {row["filename"]: row for row in read_csv(run.workdir, "test")}
     out = tmp_path / "out.csv"
@@ -80,7 +86,7 @@ def test_scores_and_decisions_are_those_of_the_evaluation(make_run, test_files, 
         assert ours == pytest.approx(float(theirs["calibrated_score"]), abs=1e-6)
         assert row["decision"] == theirs["decision"]
         assert row["uncertain"] == str(band["low"] <= float(row["score"]) <= band["high"]).lower()
-        if task == "three_class":
+        if fields["task"] == "three_class":
             assert float(row["calibrated_probability_BACTERIA"]) + float(
                 row["calibrated_probability_VIRUS"]
             ) == pytest.approx(ours)
