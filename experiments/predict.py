@@ -15,6 +15,7 @@ half of the wrong decisions on validation. threshold.json holds this range.
 The command can be stopped with Ctrl-C. The same command resumes it: the rows in --out are kept.
 """
 
+import logging
 import pathlib
 import warnings
 
@@ -52,7 +53,9 @@ def main(*paths: str) -> int:
     from pneumojax.sharding import initialize
     from pneumojax.training.interrupts import catch_signals
 
-    warnings.simplefilter("ignore")  # Pillow and pydicom warn about damage that they tolerate.
+    # Pillow and pydicom warn about damage that they tolerate. pydicom also logs its warnings.
+    warnings.simplefilter("ignore")
+    logging.getLogger("pydicom").disabled = True
     initialize(multihost=False)
     predictor = open_predictor(WORKDIR.value, CHECKPOINT.value, DATA_DIR.value, VIEWS.value)
     classifier = make_classifier(predictor, BATCH_SIZE.value)

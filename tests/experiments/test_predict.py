@@ -21,6 +21,7 @@ def images(tmp_path):
     for i, name in enumerate(("a.jpeg", "b 1.png", "c.tiff")):
         (folder / name).write_bytes(encode(smooth_pixels(40, 50, i), name.split(".")[1].upper()))
     (folder / "notes.txt").write_text("no image")
+    (folder / ".hidden").write_text("is left out")
     return folder
 
 
@@ -88,3 +89,17 @@ def test_ctrl_c_leaves_whole_rows_and_names_the_command_that_resumes(make_run, i
     assert 0 < len(rows) < 3000 and all(row["decision"] for row in rows)
     assert f"Stopped after {len(rows):,} files, which are in {out}." in stdout
     assert "To resume: scripts/run experiments/predict.py" in stdout
+
+
+def test_damaged_dicom_files_are_rows_and_print_nothing(make_run, processes, tmp_path):
+    pydicom = pytest.importorskip("pydicom", reason="DICOM files need the extra dicom")
+    path = pydicom.data.get_testdata_file("MR_small_RLE.dcm", download=False)
+    if path is None:
+        pytest.skip("the installed pydicom has no example files")
+    with open(path, "rb") as file:
+        (tmp_path / "cut.dcm").write_bytes(file.read()[:-500])
+    arguments = (f"--workdir={make_run()}", f"--out={tmp_path / 'out.csv'}", tmp_path / "cut.dcm")
+    done = run_script(processes, tmp_path, "experiments/predict.py", *arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    (row,) = csv.DictReader((tmp_path / "out.csv").open(newline=""))
+    assert row["error"]
