@@ -13,12 +13,11 @@ calibration are chosen for the averaged probabilities.
 """
 
 import dataclasses
-import pathlib
 from typing import Any
 
 from absl import flags
 
-from experiments.cli import fail, run
+from experiments.cli import run
 from pneumojax.config import ThresholdConfig
 from pneumojax.reporting.caveats import describe_warnings
 from pneumojax.reporting.format import format_bounds, format_calibration, format_interval
@@ -62,23 +61,12 @@ FIXED = flags.DEFINE_float("fixed_threshold", None, "threshold of rule fixed (de
 
 def main() -> int:
     # These import JAX, so they come after the flag checks.
-    from pneumojax.checkpoint import find_replicas
-    from pneumojax.evaluation.ensemble import open_ensemble, open_replicas
+    from pneumojax.evaluation.ensemble import open_predictor
     from pneumojax.evaluation.evaluate import evaluate
-    from pneumojax.evaluation.run import Predictor, open_run
     from pneumojax.sharding import initialize
 
     initialize(multihost=False)
-    if not WORKDIR.value:
-        return fail("--workdir is empty: name the folder of a run.")
-    first, arguments = WORKDIR.value[0], (CHECKPOINT.value, DATA_DIR.value, VIEWS.value)
-    opened: Predictor
-    if len(WORKDIR.value) > 1:
-        opened = open_ensemble(WORKDIR.value, *arguments)
-    elif find_replicas(pathlib.Path(first).expanduser()):
-        opened = open_replicas(first, *arguments)
-    else:
-        opened = open_run(first, *arguments)
+    opened = open_predictor(WORKDIR.value, CHECKPOINT.value, DATA_DIR.value, VIEWS.value)
     given: dict[str, Any] = {
         flag.name: flag.value for flag in (RULE, TARGET, COST_RATIO, PREVALENCE, FIXED) if flag.value is not None
     }

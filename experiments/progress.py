@@ -1,4 +1,4 @@
-"""Shows the progress and the cost of a training, the command that resumes it, and the results of its replicas."""
+"""Shows the progress of a training or a prediction, its cost, the command that resumes it, and results of replicas."""
 
 import logging
 import os
@@ -17,6 +17,8 @@ from pneumojax.reporting.tables import Table
 if TYPE_CHECKING:
     import tqdm
 
+    from pneumojax.evaluation.file_prediction import Counts
+
 
 class Progress:
     """Shows the progress as a bar, or as log lines if standard error is not a terminal.
@@ -27,8 +29,7 @@ class Progress:
 
     def __init__(self, started: float):
         self.started = started
-        # Some terminals report the size 0 x 0, for which tqdm draws an empty bar.
-        self.has_terminal = sys.stderr.isatty() and min(os.get_terminal_size(sys.stderr.fileno())) > 0
+        self.has_terminal = _has_terminal()
         self.bar: tqdm.tqdm | None = None
         self.rates: list[float] = []
         self.auroc = ""
@@ -90,6 +91,43 @@ class Progress:
         """Ends the progress bar."""
         if self.bar is not None:
             self.bar.close()
+
+
+class FileProgress:
+    """Shows how many files are predicted, as a bar, or as log lines if standard error is not a terminal."""
+
+    def __init__(self) -> None:
+        self.has_terminal = _has_terminal()
+        self.bar: tqdm.tqdm | None = None
+        self.started: tuple[float, int] | None = None
+        self.last_line = time.monotonic()
+
+    def report(self, counts: "Counts") -> None:
+        """Shows the numbers of the table, after a batch. The first batch starts the clock of the speed."""
+        if self.has_terminal:
+            import tqdm
+
+            if self.bar is None:
+                self.bar = tqdm.tqdm(initial=counts.files, unit="file", dynamic_ncols=True)
+            self.bar.update(counts.files - self.bar.n)
+            self.bar.set_postfix_str(f"{counts.uncertain} uncertain, {counts.failed} failed")
+        elif self.started and time.monotonic() - self.last_line > 10:
+            self.last_line = time.monotonic()
+            rate = (counts.files - self.started[1]) / (self.last_line - self.started[0])
+            logging.getLogger("experiments").info(
+                "%d files, %d uncertain, %d failed, %.0f files/s", counts.files, counts.uncertain, counts.failed, rate
+            )
+        self.started = self.started or (time.monotonic(), counts.files)
+
+    def close(self) -> None:
+        """Ends the progress bar."""
+        if self.bar is not None:
+            self.bar.close()
+
+
+def _has_terminal() -> bool:
+    # Some terminals report the size 0 x 0, for which tqdm draws an empty bar.
+    return sys.stderr.isatty() and min(os.get_terminal_size(sys.stderr.fileno())) > 0
 
 
 def format_resume() -> str:

@@ -42,7 +42,23 @@ def decode_image(data: bytes, image_px: int, resize: str = "squeeze") -> np.ndar
       OSError: the bytes are not a complete JPEG or PNG image, the image is larger than
         `tfds_builder.kermany_pneumonia.images.MAX_PIXELS`, or it is a 16-bit PNG in colour.
     """
-    image = open_image(data)
+    return make_square(open_image(data), image_px, resize)
+
+
+def make_square(image: Image.Image, image_px: int, resize: str = "squeeze") -> np.ndarray:
+    """Decodes an opened image to a square, as `decode_image` describes it.
+
+    Args:
+      image: an image whose pixels need not be decoded yet. A mode that starts with I has pixels 0..65535.
+      image_px: as in `decode_image`.
+      resize: as in `decode_image`.
+
+    Returns:
+      [image_px, image_px] uint8, 0 (black) .. 255 (white).
+
+    Raises:
+      OSError: the file of the image is damaged.
+    """
     try:
         # To save time, a large JPEG is decoded at 1/2, 1/4 or 1/8 of its size, but never below the target size. That
         # drops only high frequencies that the filter would remove. Compared with decoding at full size, the peak
@@ -50,16 +66,18 @@ def decode_image(data: bytes, image_px: int, resize: str = "squeeze") -> np.ndar
         # decoded.
         drafted = image.draft("L", (image_px, image_px))
         image.load()
+        if image.mode.startswith("I"):  # A 16-bit file: convert("L") would clip at 255.
+            grey = Image.fromarray(scale_to_8_bits(np.asarray(image)))
+        else:
+            grey = image if image.mode == "L" else image.convert("L")
     except Exception as error:  # Pillow raises many types for damaged bytes, from SyntaxError to struct.error.
         raise OSError(str(error)) from error
-    transposition = TRANSPOSITIONS.get(read_orientation(image))
-    if image.mode.startswith("I"):  # A 16-bit PNG: convert("L") would clip at 255.
-        image = Image.fromarray(_scale_to_8_bits(np.asarray(image)))
     # If width or height is not a multiple of 8, the last column or row of a reduced JPEG is partly outside the image.
     box = drafted[1] if drafted else (0, 0, *image.size)
-    image = _resize(image if image.mode == "L" else image.convert("L"), box, image_px, resize)
+    square = _resize(grey, box, image_px, resize)
     # Rotating the resized image gives the same result as rotating the original, and is faster.
-    return np.asarray(image if transposition is None else image.transpose(transposition))
+    transposition = TRANSPOSITIONS.get(read_orientation(image))
+    return np.asarray(square if transposition is None else square.transpose(transposition))
 
 
 def _resize(image: Image.Image, box: tuple[float, float, float, float], image_px: int, resize: str) -> Image.Image:
@@ -79,7 +97,7 @@ def _resize(image: Image.Image, box: tuple[float, float, float, float], image_px
     return padded
 
 
-def _scale_to_8_bits(pixels: np.ndarray) -> np.ndarray:
+def scale_to_8_bits(pixels: np.ndarray) -> np.ndarray:
     """Scales the pixels of a 16-bit image, [H, W] integers, to uint8. The range depends on the bits that they use."""
     used = next(bits for bits in USED_BITS if pixels.max() < 2**bits)
     table = np.arange(2**used, dtype=np.uint32) * 255 // (2**used - 1)

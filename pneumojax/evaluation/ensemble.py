@@ -12,7 +12,7 @@ from pneumojax.data.dataset import Split
 from pneumojax.errors import UserError
 from pneumojax.evaluation.operating_point import load_or_fit_calibration
 from pneumojax.evaluation.recalibration import apply_calibration
-from pneumojax.evaluation.run import Run, open_run
+from pneumojax.evaluation.run import Predictor, Run, open_run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Ensemble:
 
     def _average(self, score: Callable[[Run], tuple[Split, np.ndarray]]) -> tuple[Split, np.ndarray]:
         splits: list[Split] = []
-        calibrated: list[np.ndarray] = []
+        scored: list[np.ndarray] = []
         for run in self.members:
             split, probabilities = score(run)
             if splits and split.fingerprint != splits[0].fingerprint:
@@ -76,9 +76,25 @@ class Ensemble:
                     "Give --data_dir, so that all are evaluated on the same data set."
                 )
             splits.append(split)
-            fitted = load_or_fit_calibration(run)
-            calibrated.append(apply_calibration(probabilities, fitted["temperature"], fitted["biases"]))
-        return splits[0], np.mean(calibrated, axis=0)
+            scored.append(probabilities)
+        return splits[0], average_calibrated(scored, [load_or_fit_calibration(run) for run in self.members])
+
+
+def average_calibrated(probabilities: Sequence[np.ndarray], calibrations: Sequence[dict]) -> np.ndarray:
+    """Averages the members' calibrated probabilities of the same images.
+
+    Args:
+      probabilities: [N, C] of each member.
+      calibrations: the content of calibration.json of each member.
+
+    Returns:
+      [N, C] float64, 0..1.
+    """
+    calibrated = [
+        apply_calibration(ours, fitted["temperature"], fitted["biases"])
+        for ours, fitted in zip(probabilities, calibrations, strict=True)
+    ]
+    return np.mean(calibrated, axis=0)
 
 
 def open_ensemble(
@@ -125,6 +141,33 @@ def open_ensemble(
             )
     directory = first.workdir.parent / "+".join(run.workdir.resolve().name for run in members)
     return Ensemble(directory, members)
+
+
+def open_predictor(
+    workdirs: Sequence[str | pathlib.Path],
+    checkpoint: str = "best",
+    data_dir: str | None = None,
+    test_time_views: int | None = None,
+) -> Predictor:
+    """Opens a run, several runs as an ensemble, or the replicas of a run as an ensemble.
+
+    Args:
+      workdirs: folder of the run, or folders of several runs.
+      checkpoint: the checkpoint of each run, best or latest.
+      data_dir: current folder of the data sets. None: the folders of the runs' configs.
+      test_time_views: number of views of each image that are averaged. None: the numbers of the runs' configs.
+
+    Raises:
+      UserError: no folder is given, or `open_run`, `open_ensemble` or `open_replicas` raises it.
+    """
+    if not workdirs:
+        raise UserError("--workdir is empty: name the folder of a run.")
+    arguments = (checkpoint, data_dir, test_time_views)
+    if len(workdirs) > 1:
+        return open_ensemble(workdirs, *arguments)
+    if find_replicas(pathlib.Path(workdirs[0]).expanduser()):
+        return open_replicas(workdirs[0], *arguments)
+    return open_run(workdirs[0], *arguments)
 
 
 def open_replicas(

@@ -15,8 +15,8 @@ from pneumojax.evaluation.run import Predictor
 from pneumojax.files import write_json
 
 
-def load_or_choose_threshold(predictor: Predictor, rules: ThresholdConfig) -> dict:
-    """Loads threshold.json, or chooses the threshold and stores it.
+def load_or_choose_threshold(predictor: Predictor, rules: ThresholdConfig | None) -> dict:
+    """Loads threshold.json, or chooses the threshold and its uncertain band and stores them.
 
     The stored threshold is used if it was chosen by the same rule, with the same checkpoint and test_time_views, on the
     same data. Otherwise a new one replaces it. The choice is deterministic, so a return to the earlier rule or data set
@@ -24,7 +24,8 @@ def load_or_choose_threshold(predictor: Predictor, rules: ThresholdConfig) -> di
 
     Args:
       predictor: the run or ensemble.
-      rules: the rule and its numbers.
+      rules: the rule and its numbers. None: the stored threshold is used whatever its rule and data set are, which
+        needs no data set. If there is none for these scores, it is chosen by the rule of the config.
 
     Returns:
       The content of threshold.json.
@@ -36,7 +37,8 @@ def load_or_choose_threshold(predictor: Predictor, rules: ThresholdConfig) -> di
     if path.exists():
         try:
             stored = json.loads(path.read_text())
-            follows = _belongs_to(predictor, stored)
+            # A file without an uncertain band is older than that field.
+            follows = "uncertain" in stored and _belongs_to(predictor, stored, any_data=rules is None)
             follows = follows and all(stored[name] == wanted for name, wanted in _describe_rule(rules).items())
             float(stored["value"]), dict(stored["operating_points"])
         except (ValueError, KeyError, TypeError) as error:
@@ -45,7 +47,7 @@ def load_or_choose_threshold(predictor: Predictor, rules: ThresholdConfig) -> di
             return stored
     split, probabilities = predictor.score_selection()
     store_calibration(predictor, split, probabilities)
-    return store_threshold(predictor, rules, split, probabilities)
+    return store_threshold(predictor, rules or predictor.config.threshold, split, probabilities)
 
 
 def store_threshold(predictor: Predictor, rules: ThresholdConfig, split: Split, probabilities: np.ndarray) -> dict:
@@ -81,6 +83,7 @@ def store_threshold(predictor: Predictor, rules: ThresholdConfig, split: Split, 
         **_describe_rule(rules),
         "split": None if rules.threshold_rule == "fixed" else split.name,
         **_describe_scores(predictor, split),
+        "uncertain": thresholds.choose_uncertain_band(split.labels("binary"), scores, value),
         # These thresholds do not depend on the rule.
         "operating_points": thresholds.choose_operating_points(split.labels("binary"), scores),
     }
@@ -89,13 +92,14 @@ def store_threshold(predictor: Predictor, rules: ThresholdConfig, split: Split, 
     return threshold
 
 
-def load_or_fit_calibration(predictor: Predictor) -> dict:
+def load_or_fit_calibration(predictor: Predictor, any_data: bool = False) -> dict:
     """Loads calibration.json, or fits the calibration and stores it.
 
     The stored calibration is used if it was fitted with the same checkpoint and test_time_views on the same data.
 
     Args:
       predictor: the run or ensemble.
+      any_data: whether the stored calibration is used whatever its data set is, which needs no data set.
 
     Returns:
       The content of calibration.json.
@@ -110,7 +114,7 @@ def load_or_fit_calibration(predictor: Predictor) -> dict:
             float(stored["temperature"]), float(stored["prevalence"])
             np.asarray(stored.get("biases", ()), np.float64)
             # A file without biases is older than they are.
-            if "biases" in stored and _belongs_to(predictor, stored):
+            if "biases" in stored and _belongs_to(predictor, stored, any_data):
                 return stored
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is damaged ({error!r}). Delete it. It is then fitted again.") from error
@@ -159,19 +163,29 @@ def _describe_scores(predictor: Predictor, split: Split) -> dict:
     }
 
 
-def _belongs_to(predictor: Predictor, stored: dict) -> bool:
-    """Returns whether a stored threshold or calibration was chosen for the predictor's current scores."""
-    selection_split = predictor.config.data.selection_split
-    fingerprints = [ensure_prepared(run.config.data)["fingerprints"].get(selection_split) for run in predictor.members]
+def _belongs_to(predictor: Predictor, stored: dict, any_data: bool) -> bool:
+    """Returns whether a stored threshold or calibration was chosen for the predictor's current scores.
+
+    Args:
+      predictor: the run or ensemble.
+      stored: the content of the file.
+      any_data: whether the file may be of another data set than that of the predictor.
+    """
     # A file without test_time_views is older than that field. Its scores were computed with one view.
     identity = {"checkpoint_step": stored["checkpoint_step"], "test_time_views": stored.get("test_time_views", 1)}
     images = stored.get("selection_images", "plain")
-    same_images = images == predictor.config.data.selection_images
-    return identity == predictor.identity and set(fingerprints) == {stored.get("data_fingerprint")} and same_images
+    same_scores = identity == predictor.identity and images == predictor.config.data.selection_images
+    if any_data:
+        return same_scores
+    selection_split = predictor.config.data.selection_split
+    fingerprints = {ensure_prepared(run.config.data)["fingerprints"].get(selection_split) for run in predictor.members}
+    return same_scores and fingerprints == {stored.get("data_fingerprint")}
 
 
-def _describe_rule(rules: ThresholdConfig) -> dict:
-    """Returns the rule and the numbers that it uses, in the format of threshold.json."""
+def _describe_rule(rules: ThresholdConfig | None) -> dict:
+    """Returns the rule and the numbers that it uses, in the format of threshold.json. Any rule (None) uses none."""
+    if rules is None:
+        return {}
     numbers: dict[str, dict[str, float | None]] = {
         "target_sensitivity": {"target_sensitivity": rules.target_sensitivity},
         "youden": {},

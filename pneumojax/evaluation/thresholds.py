@@ -111,6 +111,48 @@ def _minimise_cost(
     return float(np.append(np.nextafter(thresholds[0], np.inf), thresholds)[cheapest])
 
 
+def choose_uncertain_band(labels: ArrayLike, scores: ArrayLike, threshold: float, share: float = 0.5) -> dict:
+    """Chooses the scores around a threshold at which a decision is marked as uncertain.
+
+    The rule: the band is the narrowest range of scores that contains the threshold and at least this share of the
+    split's false positives and false negatives. Its ends are the threshold, or scores of wrong decisions. Among bands
+    of equal width, it is the one with more false negatives.
+
+    Args:
+      labels: [N] int or bool; 0 is negative (NORMAL), all others are positive.
+      scores: [N] float, higher for positive.
+      threshold: the threshold of the decision score >= threshold.
+      share: share of the wrong decisions that the band contains, 0..1.
+
+    Returns:
+      {"low", "high", "share", "errors", "errors_inside", "images_inside"}: the ends, both of which are inside the band,
+      the argument, and numbers of images. Without wrong decisions, both ends are the threshold.
+
+    Raises:
+      ValueError: lengths differ, there are no images, or a score is not finite.
+    """
+    positive, scores = check_binary(labels, scores)
+    decided = scores >= threshold
+    # The scores of wrong decisions by their distance from the threshold. Entry i is the end of a band with i of them.
+    lows = np.append(threshold, np.sort(scores[positive & ~decided])[::-1])
+    highs = np.append(threshold, np.sort(scores[~positive & decided]))
+    errors = len(lows) + len(highs) - 2
+    wanted = math.ceil(share * errors)
+    false_negatives = np.arange(max(0, wanted - len(highs) + 1), min(wanted, len(lows) - 1) + 1)
+    widths = highs[wanted - false_negatives] - lows[false_negatives]
+    chosen = false_negatives[np.flatnonzero(widths == widths.min())[-1]]
+    low, high = float(lows[chosen]), float(highs[wanted - chosen])
+    inside = (scores >= low) & (scores <= high)
+    return {
+        "low": low,
+        "high": high,
+        "share": share,
+        "errors": errors,
+        "errors_inside": int((inside & (positive != decided)).sum()),
+        "images_inside": int(inside.sum()),
+    }
+
+
 def choose_operating_points(labels: ArrayLike, scores: ArrayLike) -> dict[str, float | None]:
     """Chooses the thresholds that are always reported, in addition to the threshold of the run.
 

@@ -6,31 +6,13 @@ import zlib
 
 import numpy as np
 import pytest
+from encoded_images import encode, smooth_pixels, squeeze, write_png
 from PIL import ExifTags, Image, ImageFile, ImageOps
 
 from pneumojax.data import decode
 from pneumojax.data.decode import decode_image, decode_images
 from pneumojax.errors import UserError
 from tfds_builder.kermany_pneumonia import SourceError, sources
-
-
-def encode(pixels, format="PNG", mode=None, **options):
-    image = Image.fromarray(pixels)
-    file = io.BytesIO()
-    image.convert(mode or image.mode).save(file, format, **options)
-    return file.getvalue()
-
-
-def smooth_pixels(height, width, seed=0):
-    """Makes images with structure at the scale of ribs, as in a radiograph, and a little noise."""
-    rng = np.random.default_rng(seed)
-    coarse = Image.fromarray(rng.integers(0, 256, (12, 12), dtype=np.uint8))
-    pixels = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.float32)
-    return np.clip(pixels + rng.normal(0, 4, pixels.shape), 0, 255).astype(np.uint8)
-
-
-def squeeze(pixels, px):
-    return np.asarray(Image.fromarray(pixels).resize((px, px), Image.Resampling.BILINEAR))
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG"])
@@ -190,13 +172,6 @@ def test_16_bit_colour_is_refused_because_only_half_of_its_bits_would_be_read(mo
     header = struct.pack(">IIBBBBB", 4, 4, 16, {"RGB": 2, "RGBA": 6, "LA": 4}[mode], 0, 0, 0)
     with pytest.raises(OSError, match="16 bits per channel in colour or with transparency; save it as 16-bit grey"):
         decode_image(write_png((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")), 16)
-
-
-def write_png(*chunks):
-    data = b"\x89PNG\r\n\x1a\n"
-    for kind, content in chunks:
-        data += struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-    return data
 
 
 @pytest.mark.parametrize("side", [7_072, 10_000, 14_000, 60_000])

@@ -16,6 +16,7 @@ from pneumojax.evaluation import (
     thresholds,
 )
 from pneumojax.evaluation.bootstrap import PatientBootstrap
+from pneumojax.evaluation.thresholds import choose_uncertain_band
 
 
 def brute_force_rates(labels, scores):
@@ -207,3 +208,43 @@ def test_operating_points(validation, split):
         assert result["confusion_matrix"] == [[tn, fp], [fn, tp]]
         for one in result["metrics"].values():
             check_summary(one)
+
+
+def find_narrowest_band(labels, scores, threshold, share):
+    """Searches the band among all pairs of ends."""
+    wrong = (scores >= threshold) != labels
+    ends = np.unique(np.append(scores[wrong], threshold))
+    bands = []
+    for low in ends[ends <= threshold]:
+        for high in ends[ends >= threshold]:
+            if (wrong & (scores >= low) & (scores <= high)).sum() >= share * wrong.sum():
+                bands.append((high - low, low, high))
+    return min(bands)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 1.0])
+def test_the_uncertain_band_is_the_narrowest_that_holds_its_share_of_the_errors(share):
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        labels = rng.integers(0, 2, 60).astype(bool)
+        scores = np.clip(rng.normal(0.35 + 0.3 * labels, 0.2), 0, 1)
+        threshold = float(rng.uniform(0.2, 0.8))
+        band = choose_uncertain_band(labels, scores, threshold, share)
+        width, low, high = find_narrowest_band(labels, scores, threshold, share)
+        assert (band["low"], band["high"]) == (low, high)
+        assert band["high"] - band["low"] == width
+        wrong, inside = (scores >= threshold) != labels, (scores >= low) & (scores <= high)
+        numbers = (wrong.sum(), (wrong & inside).sum(), inside.sum())
+        assert (band["errors"], band["errors_inside"], band["images_inside"]) == numbers
+        assert band["errors_inside"] >= share * band["errors"]
+        assert json.loads(json.dumps(band)) == band
+
+
+def test_the_uncertain_band_without_errors_is_the_threshold():
+    band = choose_uncertain_band([0, 0, 1, 1], [0.1, 0.2, 0.8, 0.9], 0.5)
+    assert band == {"low": 0.5, "high": 0.5, "share": 0.5, "errors": 0, "errors_inside": 0, "images_inside": 0}
+
+
+def test_among_equal_bands_the_one_with_more_false_negatives_is_chosen():
+    band = choose_uncertain_band([1, 0], [0.25, 0.75], 0.5)
+    assert (band["low"], band["high"], band["errors_inside"]) == (0.25, 0.5, 1)

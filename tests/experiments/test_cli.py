@@ -43,3 +43,20 @@ def test_a_defect_keeps_its_traceback_and_the_exit_code_of_main_is_kept():
     assert done.returncode == 1
     program = "from experiments.cli import run\nrun(lambda: 7)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 7
+
+
+@pytest.mark.parametrize(
+    ("names", "given", "output"),
+    [
+        (("A", "B..."), ("1", "2"), "1 2"),
+        (("A", "B..."), ("1", "2", "3"), "1 2 3"),
+        (("A", "B..."), ("1",), "needs A B..., but got 1. See --help."),
+        (("PATH...",), (), "needs PATH..., but got nothing. See --help."),
+        (("A", "B"), ("1", "2", "3"), "needs A B, but got 1 2 3. See --help."),
+    ],
+)
+def test_the_last_positional_argument_may_repeat(names, given, output):
+    program = f"from experiments.cli import run\nrun(lambda *words: print(*words), {names})"
+    done = subprocess.run([sys.executable, "-c", program, *given], capture_output=True, text=True, cwd=ROOT)
+    assert output in done.stdout + done.stderr
+    assert done.returncode == ("needs" in output)

@@ -64,3 +64,16 @@ def test_the_table_of_replicas_has_the_fields_that_differ():
     ]
     assert lines[-2].split() == ["0", "3", "0.1", "0.9123", "2", "0.5000"]
     assert lines[-1].split() == ["1", "4", "0.2", "diverged"]
+
+
+def test_the_speed_of_files_counts_from_the_first_batch(monkeypatch, caplog):
+    clock = types.SimpleNamespace(now=100.0)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock.now)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
+    shown = progress.FileProgress()
+    with caplog.at_level(logging.INFO, "experiments"):
+        for seconds, files in ((5, 64), (9, 640), (15, 1064)):
+            clock.now = 100.0 + seconds
+            shown.report(types.SimpleNamespace(files=files, uncertain=7, failed=2))
+    shown.close()
+    assert caplog.messages == ["1064 files, 7 uncertain, 2 failed, 100 files/s"]

@@ -27,24 +27,25 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_GREY = 0
 
 
-def open_image(data: bytes) -> Image.Image:
+def open_image(data: bytes, formats: tuple[str, ...] = FORMATS) -> Image.Image:
     """Reads the header of an image file. The pixels are not decoded yet.
 
     Args:
-        data: the bytes of a JPEG or PNG file.
+        data: the bytes of the file.
+        formats: Pillow's names of the formats that are opened. The data set consists of JPEG and PNG files.
 
     Returns:
         The image. Its `load` decodes the pixels, and can raise any type of error if the file is damaged.
 
     Raises:
-        OSError: the bytes are not a JPEG or PNG image, the image has more than MAX_PIXELS pixels, or it is a PNG with
-            16 bits per channel that is not plain grey. Pillow reads only the upper 8 bits of such a file, so an image
-            that uses 12 bits would be nearly black.
+        OSError: the bytes are not an image of these formats, the image has more than MAX_PIXELS pixels, or it is a PNG
+            with 16 bits per channel that is not plain grey. Pillow reads only the upper 8 bits of such a file, so an
+            image that uses 12 bits would be nearly black.
     """
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=formats)
     except Image.UnidentifiedImageError as error:  # Its message contains a memory address.
-        raise OSError("it is neither JPEG nor PNG") from error
+        raise OSError(f"it is neither {', '.join(formats[:-1])} nor {formats[-1]}") from error
     except Image.DecompressionBombError as error:
         raise OSError(f"it has more than {MAX_PIXELS:,} pixels") from error
     except Exception as error:  # Pillow raises many types for a damaged header, from SyntaxError to struct.error.

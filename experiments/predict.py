@@ -1,0 +1,81 @@
+"""Predicts image files with a trained run, and writes a table with a row for each file.
+
+    scripts/run experiments/predict.py --workdir=runs/resnet --out=predictions.csv child.jpeg folder archive.zip
+    scripts/run experiments/predict.py --workdir=runs/a,runs/b --out=predictions.jsonl '/data/**/*.dcm'
+
+PATH is a file, a folder with its subfolders, a zip archive or a pattern in quotes. JPEG, PNG, TIFF, GIF, BMP, WebP and
+DICOM files are recognised by their content; DICOM needs `scripts/run pip install -e '.[dicom]'`. --workdir is as in
+evaluate.py: one run, several runs as an ensemble, or the folder of a run's replicas.
+
+A row has the decision at the run's stored threshold, whether it is uncertain, the score, the calibrated probabilities
+of pneumonia (and of BACTERIA and VIRUS), notices about the file, the error if the file cannot be read, and the
+fingerprint of the model. A score is uncertain inside the narrowest range of scores around the threshold that contains
+half of the wrong decisions on validation. threshold.json holds this range.
+
+The command can be stopped with Ctrl-C. The same command resumes it: the rows in --out are kept.
+"""
+
+import logging
+import pathlib
+import warnings
+
+from absl import flags
+
+from experiments.cli import fail, run
+from experiments.progress import FileProgress, format_resume
+
+WORKDIR = flags.DEFINE_list(
+    "workdir", ["runs/latest"], "folder of the run; several folders, separated by commas, predict as one ensemble"
+)
+OUT = flags.DEFINE_string("out", None, "the table to write, a .csv or .jsonl file", required=True)
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "number of images that are predicted together", lower_bound=1)
+CHECKPOINT = flags.DEFINE_enum(
+    "checkpoint", "best", ("best", "latest"), "best by the select_by of the run, or the latest"
+)
+DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "folder of prepared data sets, for a run without a stored threshold (default: the run's)"
+)
+VIEWS = flags.DEFINE_integer(
+    "test_time_views",
+    None,
+    "number of views of each image whose probabilities are averaged, including the image itself (default: the run's)",
+    lower_bound=1,
+)
+
+
+def main(*paths: str) -> int:
+    out = pathlib.Path(OUT.value).expanduser()
+    # These import JAX, so they come after the flag checks.
+    from pneumojax.data.image_sources import find_images
+    from pneumojax.evaluation.classifier import make_classifier
+    from pneumojax.evaluation.ensemble import open_predictor
+    from pneumojax.evaluation.file_prediction import predict_files
+    from pneumojax.sharding import initialize
+    from pneumojax.training.interrupts import catch_signals
+
+    # Pillow and pydicom warn about damage that they tolerate. pydicom also logs its warnings.
+    warnings.simplefilter("ignore")
+    logging.getLogger("pydicom").disabled = True
+    initialize(multihost=False)
+    predictor = open_predictor(WORKDIR.value, CHECKPOINT.value, DATA_DIR.value, VIEWS.value)
+    classifier = make_classifier(predictor, BATCH_SIZE.value)
+    progress = FileProgress()
+    with catch_signals() as caught:
+        try:
+            counts = predict_files(classifier, find_images(paths), out, progress.report, lambda: bool(caught))
+        finally:
+            progress.close()
+    if not counts.files:
+        return fail(f"{', '.join(paths)}: there is no file to predict.")
+    if caught:
+        print(f"Stopped after {counts.files:,} files, which are in {out}.\n{format_resume()}")
+        return 128 + caught[0]
+    print(
+        f"{out}: {counts.files:,} files, {counts.predicted:,} predicted ({counts.pneumonia:,} PNEUMONIA), "
+        f"{counts.uncertain:,} uncertain, {counts.failed:,} failed."
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    run(main, ("PATH...",))
