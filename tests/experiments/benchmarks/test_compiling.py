@@ -77,6 +77,25 @@ def test_an_interrupted_compilation_leaves_no_process(monkeypatch, tmp_path):
         os.kill(int(started.read_text()), 0)
 
 
+def test_a_compilation_ends_after_the_process_that_started_it():
+    worker = (
+        "from experiments.benchmarks import compiling as c; c.end_with_caller(); print(flush=True); c.time.sleep(100)"
+    )
+    command = (
+        f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {worker!r}]); print(p.pid, flush=True)"
+    )
+    caller = subprocess.Popen(
+        [sys.executable, "-c", f"{command}; p.wait()"], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    assert caller.stdout
+    assert caller.stdout.readline() == "\n"  # The worker watches now.
+    caller.kill()
+    started = time.monotonic()
+    assert caller.stdout.read() == ""  # Returns when both have ended, as the worker holds the same pipe.
+    assert time.monotonic() - started < 20
+    caller.wait()
+
+
 # Guards: the counts of a small ResNet on each target, with the versions of requirements.lock. A test fails if one
 # grows. If a change of the program is intended, or a new version of XLA is better or worse, write down the new counts.
 GUARDS = {
