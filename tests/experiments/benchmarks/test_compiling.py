@@ -78,20 +78,13 @@ def test_an_interrupted_compilation_leaves_no_process(monkeypatch, tmp_path):
 
 
 def test_a_compilation_ends_after_the_process_that_started_it():
-    worker = (
-        "from experiments.benchmarks import compiling as c; c.end_with_caller(); print(flush=True); c.time.sleep(100)"
-    )
-    command = (
-        f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {worker!r}]); print(p.pid, flush=True)"
-    )
-    caller = subprocess.Popen(
-        [sys.executable, "-c", f"{command}; p.wait()"], stdout=subprocess.PIPE, text=True, cwd=ROOT
-    )
-    assert caller.stdout
-    assert caller.stdout.readline() == "\n"  # The worker watches now.
+    worker = "from experiments.benchmarks.compiling import *; end_with_caller(); print(flush=True); time.sleep(60)"
+    command = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {worker!r}])"
+    caller = subprocess.Popen([sys.executable, "-c", command], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert caller.stdout and caller.stdout.readline() == "\n"  # The worker watches now.
     caller.kill()
     started = time.monotonic()
-    assert caller.stdout.read() == ""  # Returns when both have ended, as the worker holds the same pipe.
+    assert caller.stdout.read() == ""  # Returns when both have ended, as the worker writes to the same pipe.
     assert time.monotonic() - started < 20
     caller.wait()
 
