@@ -14,6 +14,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable
 
 from experiments.benchmarks.records import ROOT
@@ -29,7 +31,7 @@ logger = logging.getLogger("experiments")
 def compile_in_process(config: Config, target: Target, num_images: int) -> dict:
     """Compiles in a new process. The arguments and the result are those of `ahead.compile_ahead`.
 
-    If the call is interrupted, the process is killed.
+    If the call is interrupted, the process is killed. If this process is killed, the new one ends itself.
 
     Raises:
       UserError: the compiler is missing or does not accept the target.
@@ -121,8 +123,24 @@ def make_fits(config: Config, target: Target, num_images: int, first: dict) -> C
     return fits
 
 
+def end_with_caller() -> None:
+    """Ends this process within a second after the process that started it, which may have been killed.
+
+    Otherwise the compilation would go on, for minutes and without a reader.
+    """
+    caller = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == caller:  # The children of a process that ends get another parent.
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python would handle Ctrl-C only after the compilation.
+    end_with_caller()
     case = json.loads(sys.argv[1])
     try:
         row = compile_ahead(config_from_dict(case["config"]), parse_target(case["target"]), case["num_images"])

@@ -148,7 +148,7 @@ def test_ctrl_c_ends_a_real_compilation_at_once(tmp_path, target):
     except UserError as error:
         pytest.skip(str(error))
     results = tmp_path / "rows.jsonl"
-    words = [f"--target={target}", "--model=resnet18", "--image_px=32", "--batch_size=24", f"--results={results}"]
+    words = [f"--target={target}", "--model=resnet50", "--image_px=224", "--batch_size=24", f"--results={results}"]
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     process = subprocess.Popen(
         [sys.executable, "experiments/compile.py", *words],
@@ -159,7 +159,7 @@ def test_ctrl_c_ends_a_real_compilation_at_once(tmp_path, target):
         start_new_session=True,
     )
     assert process.stderr and "Compiling for" in process.stderr.readline()
-    time.sleep(12)  # By now, the process has started to compile, which takes longer than a test should wait.
+    time.sleep(8)  # By now, the process has started to compile, which takes 20 s or more.
     os.killpg(process.pid, signal.SIGINT)
     _, printed = process.communicate(timeout=20)
     assert process.returncode == 130 and printed.splitlines()[-1] == "compile.py: interrupted."

@@ -77,6 +77,18 @@ def test_an_interrupted_compilation_leaves_no_process(monkeypatch, tmp_path):
         os.kill(int(started.read_text()), 0)
 
 
+def test_a_compilation_ends_after_the_process_that_started_it():
+    worker = "from experiments.benchmarks.compiling import *; end_with_caller(); print(flush=True); time.sleep(60)"
+    command = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {worker!r}])"
+    caller = subprocess.Popen([sys.executable, "-c", command], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert caller.stdout and caller.stdout.readline() == "\n"  # The worker watches now.
+    caller.kill()
+    started = time.monotonic()
+    assert caller.stdout.read() == ""  # Returns when both have ended, as the worker writes to the same pipe.
+    assert time.monotonic() - started < 20
+    caller.wait()
+
+
 # Guards: the counts of a small ResNet on each target, with the versions of requirements.lock. A test fails if one
 # grows. If a change of the program is intended, or a new version of XLA is better or worse, write down the new counts.
 GUARDS = {
