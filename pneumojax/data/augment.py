@@ -199,8 +199,7 @@ def change_tone(key: jax.Array, image: jax.Array, spread: float | jax.Array) -> 
     Args:
       key: PRNG key.
       image: [H, W] float32, 0..1.
-      spread: standard deviation of the logarithms of the increments, before they are scaled to the sum 1. With 0, the
-        image stays as it is.
+      spread: standard deviation of the logarithms of the increments before they are scaled; 0 changes nothing.
 
     Returns:
       [H, W] float32, 0..1.

@@ -165,8 +165,7 @@ def _load_fold(config: DataConfig, name: str, folds: int) -> Split:
     parts = [_load_whole_split(config, part) for part in ("train", "validation")]
     patient_ids = np.concatenate([part.patient_ids for part in parts])
     subtypes = np.concatenate([part.subtypes for part in parts])
-    all_filenames = np.concatenate([part.filenames for part in parts])
-    series = find_series(all_filenames) if config.folds_by == "series" else None
+    series = find_series(np.concatenate([part.filenames for part in parts])) if config.folds_by == "series" else None
     chosen = split_fold(patient_ids, subtypes, folds, config.fold, series)[name]
     if len(np.unique(subtypes[chosen] > 0)) < 2:
         raise UserError(f"folds={folds} is too many: a {name} split of this data set would have one class only.")

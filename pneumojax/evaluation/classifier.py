@@ -12,15 +12,18 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from pneumojax.config import config_to_dict
+from pneumojax.config import Config, config_to_dict
 from pneumojax.evaluation import point_metrics
 from pneumojax.evaluation.ensemble import Ensemble, average_calibrated
 from pneumojax.evaluation.operating_point import load_or_choose_threshold, load_or_fit_calibration
-from pneumojax.evaluation.predict import compute_probabilities, make_predict_batch
+from pneumojax.evaluation.predict import compute_probabilities
 from pneumojax.evaluation.recalibration import apply_calibration
 from pneumojax.evaluation.run import Predictor
-from pneumojax.sharding import make_mesh
+from pneumojax.inference import make_predict
+from pneumojax.sharding import make_mesh, put
+from pneumojax.steps import make_graph
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Classifier:
     """A run or an ensemble that predicts batches of images.
 
     Attributes:
-      members: for each run the square that it takes, and the function from `predict.make_predict_batch`.
+      members: for each run the square that it takes, and the function from `make_predict_batch`.
       calibrations: content of calibration.json of each member of an ensemble; empty for a single run.
       threshold: content of threshold.json.
       calibration: content of calibration.json.
@@ -146,3 +149,29 @@ def _fingerprint(predictor: Predictor, stored: list[dict]) -> str:
             digest.update(np.ascontiguousarray(leaf).data)
     steps = "+".join(str(run.step) for run in predictor.members)
     return f"{steps}-{digest.hexdigest()[:16]}"
+
+
+def make_predict_batch(config: Config, mesh: Mesh, variables: dict, batch_size: int) -> Callable:
+    """Makes a function that predicts batches of equal size, which need not exist at the same time.
+
+    Args:
+      config: the config of the run.
+      mesh: the devices.
+      variables: {"params", "batch_stats"} as numpy arrays.
+      batch_size: B, a multiple of the number of devices.
+
+    Returns:
+      `predict_batch(images) -> logits`: images [N, H, W] uint8 with N <= B, logits [N, C] float32. They are those of
+      `predict.make_predict_images`.
+    """
+    predict = make_predict(
+        make_graph(config), mesh, config.augment, streamed=True, pixel_scaling=config.data.pixel_scaling
+    )
+    on_devices = jax.tree.map(lambda leaf: put(leaf, mesh), variables)
+
+    def predict_batch(images: np.ndarray) -> np.ndarray:
+        padded = np.zeros((1, batch_size, *images.shape[1:]), np.uint8)  # A batch of another size is compiled again.
+        padded[0, : len(images)] = images
+        return jax.device_get(predict(on_devices, put(padded, mesh, axis=1)))[0, : len(images)]
+
+    return predict_batch

@@ -56,32 +56,6 @@ def make_predict_images(
     return predict_images
 
 
-def make_predict_batch(config: Config, mesh: Mesh, variables: dict, batch_size: int) -> Callable:
-    """Makes a function that predicts batches of equal size, which need not exist at the same time.
-
-    Args:
-      config: the config of the run.
-      mesh: the devices.
-      variables: {"params", "batch_stats"} as numpy arrays.
-      batch_size: B, a multiple of the number of devices.
-
-    Returns:
-      `predict_batch(images) -> logits`: images [N, H, W] uint8 with N <= B, logits [N, C] float32. They are those of
-      `make_predict_images`.
-    """
-    predict = make_predict(
-        make_graph(config), mesh, config.augment, streamed=True, pixel_scaling=config.data.pixel_scaling
-    )
-    on_devices = jax.tree.map(lambda leaf: put(leaf, mesh), variables)
-
-    def predict_batch(images: np.ndarray) -> np.ndarray:
-        padded = np.zeros((1, batch_size, *images.shape[1:]), np.uint8)  # A batch of another size is compiled again.
-        padded[0, : len(images)] = images
-        return jax.device_get(predict(on_devices, put(padded, mesh, axis=1)))[0, : len(images)]
-
-    return predict_batch
-
-
 def compute_probabilities(logits: np.ndarray) -> np.ndarray:
     """Computes the softmax of logits in float64. In float32, probabilities above 1 - 3e-8 would be rounded to 1.
 
