@@ -87,7 +87,9 @@ def test_each_target_gets_a_row_and_the_page_is_written(run_compile, tmp_path):
     assert [row["largest_batch"] for row in rows] == [64, 512]
     assert rows[0]["command"].startswith("experiments/compile.py --target=h100,v5e:2x4") and "commit" in rows[0]
     assert rows[0]["fields"] == {} and rows[0]["num_images"] == 4449
-    assert rows[0]["compiler_flags"] == {"XLA_FLAGS": os.environ["XLA_FLAGS"]}  # Set by conftest.py.
+    assert rows[0]["compiler_flags"].keys() == {"XLA_FLAGS"}
+    # conftest.py sets this one; sharding.py may have added others.
+    assert "--xla_backend_optimization_level=0" in rows[0]["compiler_flags"]["XLA_FLAGS"]
     assert "mlp 32 px, batch 32, float32" in done.stdout and "2 rows added" in done.stdout
     page = tmp_path / "rows.md"
     assert "| v5e:2x4 | mlp 32 px" in page.read_text()
