@@ -17,7 +17,7 @@ from pneumojax.reporting.tables import Table
 if TYPE_CHECKING:
     import tqdm
 
-    from pneumojax.evaluation.file_prediction import Counts
+    from pneumojax.evaluation.prediction_table import Counts
 
 
 class Progress:

@@ -7,6 +7,8 @@ import zlib
 import numpy as np
 from PIL import Image
 
+from pneumojax.data.image_files import read_image
+
 
 def encode(pixels, format="PNG", mode=None, **options):
     image = Image.fromarray(pixels)
@@ -32,3 +34,22 @@ def write_png(*chunks):
     for kind, content in chunks:
         data += struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
     return data
+
+
+def damage(data, rng, first, cuts, changes):
+    """Yields copies of a file that end early, after the byte `first`, or have one byte changed at or after it."""
+    for share in np.linspace(first / len(data), 0.98, cuts):
+        yield data[: round(share * len(data))]
+    for place in rng.integers(first, len(data), changes):
+        yield data[:place] + bytes([rng.integers(256)]) + data[place + 1 :]
+
+
+def count_refused(files):
+    """Reads files as squares of 16 x 16 pixels. Returns how many are refused by an OSError; others must be whole."""
+    refused = 0
+    for data in files:
+        try:
+            assert read_image(data, 16).pixels.shape == (16, 16)
+        except OSError:
+            refused += 1
+    return refused

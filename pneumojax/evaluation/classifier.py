@@ -139,7 +139,7 @@ def make_classifier(predictor: Predictor, batch_size: int) -> Classifier:
 
 
 def _fingerprint(predictor: Predictor, stored: list[dict]) -> str:
-    """Hashes the weights and configs of the members, and what is stored beside them."""
+    """Computes a hash of the weights and configs of the members and of their threshold and calibrations."""
     digest = hashlib.sha256(json.dumps(stored).encode())
     for run in predictor.members:
         config = config_to_dict(run.config)
