@@ -101,6 +101,12 @@ def format_results(results: dict) -> str:
     heading = f"operating point of {results['calibration']['split']}"
     columns = (heading, "threshold", "sensitivity, specificity (95 % intervals)")
     lines += ["", Table(columns, rows).format_text()]
+    noise = results["label_noise"]
+    if len(results["run"]["class_names"]) == 3 and noise["share"] is not None:
+        lines += [
+            "",
+            f"labels that the network contradicts: {noise['share']:.1%} of {noise['confident']:,} confident ones",
+        ]
     lines += ["", *_format_calibration(results), "", *_format_subgroups(results["subgroups"])]
     return "\n".join([*lines, "", *describe_warnings(results)]).rstrip()
 

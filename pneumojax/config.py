@@ -173,6 +173,12 @@ class AugmentConfig(Checked):
         "strength of a random monotone tone curve: standard deviation of the logarithms of its slopes; 0 disables it",
         at_least=0.0,
     )
+    noise: float = option(
+        0.0,
+        "largest standard deviation of Gaussian noise that is added to the pixels, which are 0..1; 0 disables it",
+        at_least=0.0,
+        at_most=1.0,
+    )
     flip: bool = option(False, "flip each image left to right with probability 1/2 (the heart then changes sides)")
     erase_probability: float = option(
         0.0, "probability that a rectangle of an image is erased", at_least=0.0, at_most=1.0

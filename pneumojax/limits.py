@@ -66,7 +66,7 @@ def check_strength(augment: "AugmentConfig") -> None:
       UserError: a scaled range is outside the limits of its field.
     """
     fields = {field.name: field for field in dataclasses.fields(augment)}
-    for name in ("rotate_degrees", "shift", "zoom", "brightness", "contrast", "erase_probability"):
+    for name in ("rotate_degrees", "shift", "zoom", "brightness", "contrast", "noise", "erase_probability"):
         _check(fields[name], augment.augment_strength * getattr(augment, name), f"augment_strength times {name}")
     smallest = 1 - augment.augment_strength * (1 - augment.crop_min_area)
     _check(fields["crop_min_area"], smallest, "1 - augment_strength times (1 - crop_min_area)")

@@ -40,8 +40,9 @@ def make_augment(config: AugmentConfig) -> Callable[[jax.Array, jax.Array], jax.
             config.erase_probability,
             lambda key, image, strength: erase(key, image, strength * config.erase_probability),
         ),
-        # Last, so that the keys of the steps above are those of runs without tone curves.
+        # Later operations are appended, so that the keys of the steps above stay the same.
         (config.tone, lambda key, image, strength: change_tone(key, image, strength * config.tone)),
+        (config.noise, lambda key, image, strength: add_noise(key, image, strength * config.noise)),
     )
 
     def augment_one(key: jax.Array, image: jax.Array) -> jax.Array:
@@ -210,6 +211,22 @@ def change_tone(key: jax.Array, image: jax.Array, spread: float | jax.Array) -> 
     for k in range(1, TONE_DEGREE + 1):
         curve += math.comb(TONE_DEGREE, k) * coefficients[k] * image**k * (1 - image) ** (TONE_DEGREE - k)
     return jnp.clip(curve, 0, 1)
+
+
+def add_noise(key: jax.Array, image: jax.Array, deviation: float | jax.Array) -> jax.Array:
+    """Adds Gaussian noise whose standard deviation is sampled uniformly from 0 to `deviation`.
+
+    Args:
+      key: PRNG key.
+      image: [H, W] float32, 0..1.
+      deviation: largest standard deviation, for pixels in 0..1.
+
+    Returns:
+      [H, W] float32, 0..1.
+    """
+    keys = jax.random.split(key)
+    sampled = deviation * jax.random.uniform(keys[0])
+    return jnp.clip(image + sampled * jax.random.normal(keys[1], image.shape), 0, 1)
 
 
 def erase(key: jax.Array, image: jax.Array, probability: float) -> jax.Array:

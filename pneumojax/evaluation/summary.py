@@ -11,6 +11,7 @@ import numpy as np
 from pneumojax.data.dataset import Split
 from pneumojax.evaluation import calibration, curves, decision_curve, metrics, point_metrics, subgroups, thresholds
 from pneumojax.evaluation.bootstrap import PatientBootstrap, summarise
+from pneumojax.evaluation.label_noise import estimate_label_noise
 from pneumojax.evaluation.prediction_files import Predictions, check_same_images
 from pneumojax.evaluation.recalibration import apply_calibration
 
@@ -42,6 +43,7 @@ def compute_statistics(
         "calibration": {"before", "after": from `calibration.compute_calibration`}: as trained, and recalibrated.
         "at_prevalence": {"prevalence", "ppv", "npv"} of the decision at the threshold; None without a prevalence.
         "subgroups": from `subgroups.compute_subgroups`.
+        "label_noise": from `label_noise.estimate_label_noise`, with the calibrated probabilities.
     """
     positive, scores = split.labels("binary"), point_metrics.compute_binary_scores(probabilities)
     calibrated = apply_calibration(probabilities, fitted["temperature"], fitted["biases"])
@@ -60,6 +62,7 @@ def compute_statistics(
         },
         "at_prevalence": at_prevalence,
         "subgroups": subgroups.compute_subgroups(split, probabilities, threshold["value"], bootstrap),
+        "label_noise": estimate_label_noise(split.labels(task), calibrated),
     }
 
 

@@ -172,6 +172,13 @@ def _show_metrics(results: Mapping) -> html.Section:
         caption = "The decision for each image is its most probable class. It does not depend on the threshold."
         tables.append(Table(("Each class against the others", *columns.values()), rows, caption))
     text = ["Metrics of pneumonia against NORMAL. Those that need a threshold use the run's own threshold."]
+    noise = results["label_noise"]
+    if grid and noise["share"] is not None:
+        text.append(
+            f"Where the network is confident, it contradicts {noise['share']:.1%} of the labels of three classes "
+            f"({noise['confident']:,} images, confident learning). So many labels are wrong at most, as far as the "
+            "network errs independently of them; the accuracy of three classes cannot be expected to exceed the rest."
+        )
     return html.Section("Metrics", text, tables)
 
 

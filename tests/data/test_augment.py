@@ -11,6 +11,7 @@ from generated_examples import generate
 
 from pneumojax.config import AugmentConfig
 from pneumojax.data.augment import (
+    add_noise,
     change_intensity,
     change_tone,
     draw_transform,
@@ -406,3 +407,23 @@ def test_tone_curves_are_increasing_and_keep_black_and_white():
     np.testing.assert_allclose(curves[:, 0], 0, atol=1e-6)
     np.testing.assert_allclose(curves[:, -1], 1, atol=1e-6)
     assert curves[:, 128].std() > 0.1, "curves must differ"
+
+
+def test_noise_of_no_deviation_is_the_identity():
+    image = random_image(16, 16)
+    np.testing.assert_array_equal(add_noise(KEYS[0], image, 0.0), image)
+
+
+def test_noise_is_unbiased_and_its_deviation_is_uniform_up_to_the_largest():
+    grey = np.full((32, 32), 0.5, np.float32)
+    noisy = np.asarray(jax.vmap(lambda key: add_noise(key, grey, 0.1))(KEYS))
+    deviations = noisy.std(axis=(1, 2))
+    assert abs(noisy.mean() - 0.5) < 1e-3
+    assert deviations.max() < 0.11 and abs(deviations.mean() - 0.05) < 0.005 and deviations.min() < 0.005
+    assert abs(np.quantile(deviations, 0.25) - 0.025) < 0.008
+
+
+def test_noise_stays_within_the_range_of_pixels():
+    edges = np.array([[0.0, 1.0]] * 16, np.float32)
+    noisy = np.asarray(jax.vmap(lambda key: add_noise(key, edges, 1.0))(KEYS))
+    assert noisy.min() == 0 and noisy.max() == 1

@@ -38,7 +38,7 @@ def test_the_files_agree_with_each_other(workdir, draw_pictures):
     with draw_pictures():
         results = evaluate(open_run(workdir), "test")
     assert results == read_results(workdir, "test")
-    statistics = {"metrics", "operating_points", "calibration", "at_prevalence", "subgroups"}
+    statistics = {"metrics", "operating_points", "calibration", "at_prevalence", "subgroups", "label_noise"}
     assert set(results) == statistics | {"threshold", "counts", "run"}
     assert set(results["metrics"]) == BINARY
     for name, metric in results["metrics"].items():
