@@ -1,8 +1,8 @@
 """Max-pooling at stride 2.
 
-XLA computes the gradient of max-pooling as a scatter, which is slow on CPU. There, the forward pass stores the position
-of the maximum in each window as one byte, and the gradient is a single pass over the images. Other backends run XLA's
-own algorithms.
+On CPU and GPU, XLA computes the gradient of max-pooling as a scatter, which is slow. There, the forward pass stores the
+position of the maximum in each window as one byte, and the gradient is a single pass over the images. TPU has an
+instruction for that gradient, so it runs XLA's own algorithm.
 """
 
 import functools
@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from pneumojax.ops.fusion import compute_unfused
-from pneumojax.ops.xla import uses_xla_algorithms
+from pneumojax.ops.xla import find_algorithms
 
 # An index that no pixel in a window has, for the rows and columns outside of the window.
 OUTSIDE = -9
@@ -38,14 +38,14 @@ def max_pool(images: jax.Array, window: int, valid: bool = False) -> jax.Array:
     """
     if valid:
         images = images[:, : images.shape[1] // 2 * 2, : images.shape[2] // 2 * 2]
-    if uses_xla_algorithms():
+    if find_algorithms() not in ("cpu", "gpu"):
         padding = "SAME" if window == 2 else ((1, 1), (1, 1))
         return nnx.max_pool(images, (window, window), strides=(2, 2), padding=padding)
-    return _max_pool_on_cpu(images, window)
+    return _max_pool(images, window)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _max_pool_on_cpu(images: jax.Array, window: int) -> jax.Array:
+def _max_pool(images: jax.Array, window: int) -> jax.Array:
     return _find_maxima(images, window)[0]
 
 
@@ -103,4 +103,4 @@ def _max_pool_backward(window: int, saved: tuple[jax.Array, jax.Array], grads: j
     return (total[:, : images.shape[1], : images.shape[2]],)
 
 
-_max_pool_on_cpu.defvjp(_max_pool_forward, _max_pool_backward)
+_max_pool.defvjp(_max_pool_forward, _max_pool_backward)
