@@ -3,7 +3,7 @@
 import jax
 from flax import nnx
 
-from pneumojax.models.layers import Conv, Head, Network, BatchNorm
+from pneumojax.models.layers import BatchNorm, Conv, Head, Network
 from pneumojax.ops.pooling import max_pool
 
 

@@ -75,7 +75,7 @@ class BatchNorm(nnx.BatchNorm):
     ) -> jax.Array:
         """Normalises images [B, H, W, C], adds a shortcut of the same shape, and applies a ReLU."""
         if train and find_algorithms() == "gpu":
-            from pneumojax.ops.gpu_batch_norm import batch_norm
+            from pneumojax.ops.gpu_batch_norm import batch_norm  # Not imported at the top: a CPU does not need it.
 
             scale, bias = self.scale[...], self.bias[...]
             return self._update(*batch_norm(images, scale, bias, shortcut, relu, self.epsilon, self.axis_name))
@@ -86,15 +86,19 @@ class BatchNorm(nnx.BatchNorm):
     def apply_after(
         self, conv: Conv, images: jax.Array, train: bool, relu: bool = False, shortcut: jax.Array | None = None
     ) -> jax.Array:
-        """Applies a convolution to images, and then this layer, as in `__call__`."""
-        if not train or find_algorithms() != "gpu" or conv.kernel.shape[:2] != (1, 1):
+        """Applies a convolution to images, and then this layer; see `__call__` for the other arguments.
+
+        On GPU and TPU, the output of a 1x1 convolution is not stored in training; see `ops.pointwise`.
+        """
+        if not train or find_algorithms() not in ("gpu", "tpu") or conv.kernel.shape[:2] != (1, 1):
             return self(conv(images), train, relu, shortcut)
         from pneumojax.ops.pointwise import convolve_and_normalise
 
-        images, weights = images[:, :: conv.stride, :: conv.stride], (conv.kernel[0, 0], self.scale[...], self.bias[...])
-        return self._update(
-            *convolve_and_normalise(images, *weights, shortcut, relu, self.epsilon, self.axis_name)
+        images, weights = (
+            images[:, :: conv.stride, :: conv.stride],
+            (conv.kernel[0, 0], self.scale[...], self.bias[...]),
         )
+        return self._update(*convolve_and_normalise(images, *weights, shortcut, relu, self.epsilon, self.axis_name))
 
     def _update(self, result: jax.Array, mean: jax.Array, variance: jax.Array) -> jax.Array:
         """Updates the running averages, and returns the result."""

@@ -9,7 +9,7 @@ References:
 import jax
 from flax import nnx
 
-from pneumojax.models.layers import STEMS, Conv, Head, Network, add_ones, BatchNorm
+from pneumojax.models.layers import STEMS, BatchNorm, Conv, Head, Network, add_ones
 from pneumojax.ops.pooling import max_pool
 
 

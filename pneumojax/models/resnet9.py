@@ -8,7 +8,7 @@ References:
 import jax
 from flax import nnx
 
-from pneumojax.models.layers import STEMS, Conv, Head, Network, BatchNorm
+from pneumojax.models.layers import STEMS, BatchNorm, Conv, Head, Network
 from pneumojax.ops.pooling import max_pool
 
 
