@@ -64,13 +64,16 @@ def add_ones(images: jax.Array) -> jax.Array:
 class BatchNorm(nnx.BatchNorm):
     """Batch normalisation with PyTorch's constants. Its statistics are float32 for every compute dtype."""
 
+    scale: nnx.Param
+    bias: nnx.Param
+
     def __init__(self, channels: int, dtype: str, axis_name: str | None, rngs: nnx.Rngs, initial_scale: float = 1.0):
         init = nnx.initializers.constant(initial_scale)
         super().__init__(
             channels, momentum=0.9, epsilon=1e-5, dtype=dtype, scale_init=init, axis_name=axis_name, rngs=rngs
         )
 
-    def __call__(
+    def __call__(  # type: ignore[override]
         self, images: jax.Array, train: bool, relu: bool = False, shortcut: jax.Array | None = None
     ) -> jax.Array:
         """Normalises images [B, H, W, C], adds a shortcut of the same shape, and applies a ReLU."""
@@ -94,10 +97,8 @@ class BatchNorm(nnx.BatchNorm):
             return self(conv(images), train, relu, shortcut)
         from pneumojax.ops.pointwise import convolve_and_normalise
 
-        images, weights = (
-            images[:, :: conv.stride, :: conv.stride],
-            (conv.kernel[0, 0], self.scale[...], self.bias[...]),
-        )
+        images = images[:, :: conv.stride, :: conv.stride].astype(conv.dtype)
+        weights = conv.kernel[0, 0], self.scale[...], self.bias[...]
         return self._update(*convolve_and_normalise(images, *weights, shortcut, relu, self.epsilon, self.axis_name))
 
     def _update(self, result: jax.Array, mean: jax.Array, variance: jax.Array) -> jax.Array:
