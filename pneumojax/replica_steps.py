@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from pneumojax.config import Config, replace_fields
 from pneumojax.inference import make_uncompiled_predict
 from pneumojax.ops.fusion import compute_unfused
-from pneumojax.ops.xla import uses_xla_algorithms
+from pneumojax.ops.xla import uses_cpu_algorithms
 from pneumojax.optimizer import make_optimizer
 from pneumojax.sharding import AXIS, put, replicas_partitioned
 from pneumojax.state import TrainState
@@ -102,7 +102,7 @@ def make_replicas_predict(config: Config, graph: nnx.GraphDef, mesh: Mesh) -> ja
 
 def _map_replicas(function: Callable[[Replicas], Result], replicas: Replicas) -> Result:
     """Applies a function to each replica, given by the first axis of the arrays in `replicas`."""
-    if not uses_xla_algorithms():
+    if uses_cpu_algorithms():
         # On CPU, vmapped convolutions take twice as long as a loop over the replicas. The replicas are not fused with
         # the loop, so that each gives the same results, to the last bit, as a single run.
         return lax.map(lambda replica: compute_unfused(function, replica), replicas)

@@ -68,7 +68,7 @@ def test_a_frozen_stage_normalises_with_its_running_statistics(make_config):
         model = make_model(config.model, 32, key)
         images = 5 + jax.random.normal(key, (4, 32, 32, 1))
         keys = jax.random.split(key, 4)
-        expected = nnx.relu(model.norm1(model.conv1(images), use_running_average=True))
+        expected = nnx.relu(model.norm1(model.conv1(images), train=False))
         seen = []
         model.conv2 = lambda x: seen.append(x) or jnp.zeros((*x.shape[:3], 8))
         model(images, True, keys)

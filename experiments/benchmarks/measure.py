@@ -37,7 +37,7 @@ from pneumojax.evaluation.evaluate import evaluate
 from pneumojax.evaluation.run import Run
 from pneumojax.files import read_rows
 from pneumojax.inference import make_predict
-from pneumojax.ops.xla import uses_xla_algorithms, xla_algorithms
+from pneumojax.ops.xla import algorithms, uses_cpu_algorithms
 from pneumojax.optimizer import make_optimizer
 from pneumojax.sharding import initialize, make_mesh, put
 from pneumojax.training.chips import find_peak_flops
@@ -96,8 +96,8 @@ def compile_counted(
     convolution algorithms, so that they can be compared with the bytes on an accelerator.
     """
     compiled, costs = compile_chunk(function, arguments, devices, mapped)
-    if not uses_xla_algorithms():
-        with xla_algorithms(True):
+    if uses_cpu_algorithms():
+        with algorithms("xla"):
             _, own = compile_chunk(function, arguments, devices, mapped)
         costs["perf/bytes_per_step"] = own["perf/bytes_per_step"]
     return compiled, {name.removeprefix("perf/"): number for name, number in costs.items()}

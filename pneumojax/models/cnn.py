@@ -3,7 +3,7 @@
 import jax
 from flax import nnx
 
-from pneumojax.models.layers import Conv, Head, Network, make_batch_norm
+from pneumojax.models.layers import BatchNorm, Conv, Head, Network
 from pneumojax.ops.pooling import max_pool
 
 
@@ -28,7 +28,7 @@ class CNN(Network):
         channels = 1
         for i, width in enumerate(widths):
             setattr(self, f"conv{i + 1}", Conv(channels, width, 3, 1, dtype, rngs))
-            setattr(self, f"norm{i + 1}", make_batch_norm(width, dtype, axis_name, rngs))
+            setattr(self, f"norm{i + 1}", BatchNorm(width, dtype, axis_name, rngs))
             channels = width
         self.head = Head(channels, num_outputs, dropout, rngs)
 
@@ -38,6 +38,6 @@ class CNN(Network):
         for i in range(self.depth):
             x = getattr(self, f"conv{i + 1}")(x)
             name = f"norm{i + 1}"
-            x = getattr(self, name)(x, use_running_average=not train or name in self.frozen)
+            x = getattr(self, name)(x, train and name not in self.frozen)
             x = nnx.relu(max_pool(x, 2))
         return x.mean((1, 2), dtype="float32")

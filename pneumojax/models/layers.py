@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from pneumojax.ops.convolution import convolve
+from pneumojax.ops.xla import find_algorithms
 
 # Kernel size and stride of the first convolution of a residual network, and whether max-pooling at stride 2 follows.
 STEMS = {"imagenet": (7, 2, True), "strided": (3, 2, False), "small": (3, 1, False)}
@@ -60,19 +61,51 @@ def add_ones(images: jax.Array) -> jax.Array:
     return jnp.concatenate([images, jnp.ones_like(images)], -1)
 
 
-def make_batch_norm(
-    channels: int, dtype: str, axis_name: str | None, rngs: nnx.Rngs, initial_scale: float = 1.0
-) -> nnx.BatchNorm:
-    """Makes a batch normalisation with PyTorch's constants. Its statistics are float32 for every compute dtype."""
-    return nnx.BatchNorm(
-        channels,
-        momentum=0.9,
-        epsilon=1e-5,
-        dtype=dtype,
-        scale_init=nnx.initializers.constant(initial_scale),
-        axis_name=axis_name,
-        rngs=rngs,
-    )
+class BatchNorm(nnx.BatchNorm):
+    """Batch normalisation with PyTorch's constants. Its statistics are float32 for every compute dtype."""
+
+    scale: nnx.Param
+    bias: nnx.Param
+
+    def __init__(self, channels: int, dtype: str, axis_name: str | None, rngs: nnx.Rngs, initial_scale: float = 1.0):
+        init = nnx.initializers.constant(initial_scale)
+        super().__init__(
+            channels, momentum=0.9, epsilon=1e-5, dtype=dtype, scale_init=init, axis_name=axis_name, rngs=rngs
+        )
+
+    def __call__(  # type: ignore[override]
+        self, images: jax.Array, train: bool, relu: bool = False, shortcut: jax.Array | None = None
+    ) -> jax.Array:
+        """Normalises images [B, H, W, C], adds a shortcut of the same shape, and applies a ReLU."""
+        if train and find_algorithms() == "gpu":
+            from pneumojax.ops.gpu_batch_norm import batch_norm  # Not imported at the top: a CPU does not need it.
+
+            scale, bias = self.scale[...], self.bias[...]
+            return self._update(*batch_norm(images, scale, bias, shortcut, relu, self.epsilon, self.axis_name))
+        images = super().__call__(images, use_running_average=not train)
+        images = images if shortcut is None else images + shortcut
+        return nnx.relu(images) if relu else images
+
+    def apply_after(
+        self, conv: Conv, images: jax.Array, train: bool, relu: bool = False, shortcut: jax.Array | None = None
+    ) -> jax.Array:
+        """Applies a convolution to images, and then this layer; see `__call__` for the other arguments.
+
+        On GPU and TPU, the output of a 1x1 convolution is not stored in training; see `ops.pointwise`.
+        """
+        if not train or find_algorithms() not in ("gpu", "tpu") or conv.kernel.shape[:2] != (1, 1):
+            return self(conv(images), train, relu, shortcut)
+        from pneumojax.ops.pointwise import convolve_and_normalise
+
+        images = images[:, :: conv.stride, :: conv.stride].astype(conv.dtype)
+        weights = conv.kernel[0, 0], self.scale[...], self.bias[...]
+        return self._update(*convolve_and_normalise(images, *weights, shortcut, relu, self.epsilon, self.axis_name))
+
+    def _update(self, result: jax.Array, mean: jax.Array, variance: jax.Array) -> jax.Array:
+        """Updates the running averages, and returns the result."""
+        for average, value in ((self.mean, mean), (self.var, variance)):
+            average[...] = jax.lax.stop_gradient(self.momentum * average[...] + (1 - self.momentum) * value)
+        return result
 
 
 def drop(features: jax.Array, rate: float, keys: jax.Array) -> jax.Array:
@@ -99,14 +132,14 @@ class Projector(nnx.Module):
 
     def __init__(self, features: int, widths: tuple[int, int], axis_name: str | None, rngs: nnx.Rngs):
         self.linear1 = nnx.Linear(features, widths[0], use_bias=False, rngs=rngs)
-        self.norm1 = make_batch_norm(widths[0], "float32", axis_name, rngs)
+        self.norm1 = BatchNorm(widths[0], "float32", axis_name, rngs)
         self.linear2 = nnx.Linear(*widths, rngs=rngs)
 
     def __call__(self, features: jax.Array, train: bool, keys: jax.Array | None) -> jax.Array:
         """Maps features [B, F] to float32 embeddings [B, widths[1]]."""
         del keys
         x = self.linear1(features.astype(jnp.float32))
-        return self.linear2(nnx.relu(self.norm1(x, use_running_average=not train)))
+        return self.linear2(nnx.relu(self.norm1(x[:, None, None], train)[:, 0, 0]))
 
 
 class Head(nnx.Module):

@@ -9,7 +9,7 @@ References:
 import jax
 from flax import nnx
 
-from pneumojax.models.layers import STEMS, Conv, Head, Network, add_ones, make_batch_norm
+from pneumojax.models.layers import STEMS, BatchNorm, Conv, Head, Network, add_ones
 from pneumojax.ops.pooling import max_pool
 
 
@@ -37,22 +37,20 @@ class Block(nnx.Module):
         for i, (channels, features, kernel, step) in enumerate(plan):
             initial_scale = 0.0 if i == self.depth - 1 else 1.0
             setattr(self, f"conv{i + 1}", Conv(channels, features, kernel, step, dtype, rngs))
-            setattr(self, f"norm{i + 1}", make_batch_norm(features, dtype, axis_name, rngs, initial_scale))
+            setattr(self, f"norm{i + 1}", BatchNorm(features, dtype, axis_name, rngs, initial_scale))
         self.projects = stride != 1 or in_channels != out_channels
         if self.projects:
             self.shortcut_conv = Conv(in_channels, out_channels, 1, stride, dtype, rngs)
-            self.shortcut_norm = make_batch_norm(out_channels, dtype, axis_name, rngs)
+            self.shortcut_norm = BatchNorm(out_channels, dtype, axis_name, rngs)
 
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         shortcut = x
         if self.projects:
-            shortcut = self.shortcut_norm(self.shortcut_conv(x), use_running_average=not train)
-        for i in range(self.depth):
-            x = getattr(self, f"conv{i + 1}")(x)
-            x = getattr(self, f"norm{i + 1}")(x, use_running_average=not train)
-            if i < self.depth - 1:
-                x = nnx.relu(x)
-        return nnx.relu(x + shortcut)
+            shortcut = self.shortcut_norm.apply_after(self.shortcut_conv, x, train)
+        for i in range(1, self.depth):
+            x = getattr(self, f"norm{i}")(getattr(self, f"conv{i}")(x), train, relu=True)
+        norm, conv = getattr(self, f"norm{self.depth}"), getattr(self, f"conv{self.depth}")
+        return norm.apply_after(conv, x, train, relu=True, shortcut=shortcut)
 
 
 class ResNet(Network):
@@ -77,7 +75,7 @@ class ResNet(Network):
         self.ones_plane = ones_plane
         kernel, stride, self.pools = STEMS[stem]
         self.stem_conv = Conv(2 if ones_plane else 1, width, kernel, stride, dtype, rngs)
-        self.stem_norm = make_batch_norm(width, dtype, axis_name, rngs)
+        self.stem_norm = BatchNorm(width, dtype, axis_name, rngs)
         self.block_names = []
         channels = width
         for stage, blocks in enumerate(stage_blocks):
@@ -93,7 +91,7 @@ class ResNet(Network):
     def extract(self, images: jax.Array, train: bool) -> jax.Array:
         """Applies the backbone to images [B, H, W, 1]. Returns features [B, F]."""
         x = add_ones(images) if self.ones_plane else images
-        x = self.stem_norm(self.stem_conv(x), use_running_average=not train or "stem" in self.frozen)
+        x = self.stem_norm(self.stem_conv(x), train and "stem" not in self.frozen)
         x = nnx.relu(max_pool(x, 3) if self.pools else x)
         for name in self.block_names:
             x = getattr(self, name)(x, train and name.split("_")[0] not in self.frozen)

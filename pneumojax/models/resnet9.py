@@ -8,7 +8,7 @@ References:
 import jax
 from flax import nnx
 
-from pneumojax.models.layers import STEMS, Conv, Head, Network, make_batch_norm
+from pneumojax.models.layers import STEMS, BatchNorm, Conv, Head, Network
 from pneumojax.ops.pooling import max_pool
 
 
@@ -42,14 +42,14 @@ class ResNet9(Network):
         }
         for name, (in_channels, out_channels, kernel, step) in layers.items():
             setattr(self, f"{name}_conv", Conv(in_channels, out_channels, kernel, step, dtype, rngs))
-            setattr(self, f"{name}_norm", make_batch_norm(out_channels, dtype, axis_name, rngs))
+            setattr(self, f"{name}_norm", BatchNorm(out_channels, dtype, axis_name, rngs))
         self.head = Head(8 * width, num_outputs, dropout, rngs)
 
     def extract(self, images: jax.Array, train: bool) -> jax.Array:
         """Computes the features of images, [B, H, W, 1] -> [B, 8 * width]."""
 
         def apply(name: str, x: jax.Array, window: int | None = None) -> jax.Array:
-            x = getattr(self, f"{name}_norm")(getattr(self, f"{name}_conv")(x), use_running_average=not train)
+            x = getattr(self, f"{name}_norm")(getattr(self, f"{name}_conv")(x), train)
             return nnx.relu(max_pool(x, window) if window else x)
 
         x = apply("stem", images, 3 if self.pools else None)

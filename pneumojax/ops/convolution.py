@@ -21,7 +21,7 @@ def convolve(images: jax.Array, kernel: jax.Array, stride: int, pad: int | None 
       an odd K, this is [B, ceil(H / stride), ceil(W / stride), O].
     """
     pad = kernel.shape[0] // 2 if pad is None else pad
-    if xla.uses_xla_algorithms():
+    if not xla.uses_cpu_algorithms():
         return xla.convolve(images, kernel, stride, [(pad, pad)] * 2)
     from pneumojax.ops import cpu_convolution  # Imported here because accelerators do not need it.
 

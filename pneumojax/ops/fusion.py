@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pneumojax.ops.xla import uses_xla_algorithms
+from pneumojax.ops.xla import uses_cpu_algorithms
 
 Arrays = TypeVarTuple("Arrays")
 Result = TypeVar("Result")
@@ -29,7 +29,7 @@ def compute_unfused(function: Callable[[*Arrays], Result], *arrays: *Arrays) -> 
     Returns:
       The result of `function`.
     """
-    if uses_xla_algorithms():
+    if not uses_cpu_algorithms():
         return function(*arrays)
 
     def never_taken(*arrays: *Arrays) -> Result:

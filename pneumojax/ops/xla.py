@@ -1,17 +1,23 @@
-"""XLA's own convolution, and a switch between XLA's own algorithms and the algorithms of this package."""
+"""XLA's own convolution, and the choice between XLA's own algorithms and those of this package."""
 
 from collections.abc import Sequence
 
 import jax
 from jax import lax
 
-# Functions that are traced inside of `with xla_algorithms(True):` use XLA's own algorithms on every backend.
-xla_algorithms = jax.make_user_context(False)
+# Functions that are traced inside of `with algorithms("gpu"):` use the algorithms for GPU on every backend. With "xla",
+# they use XLA's own algorithms only. With None, they use those for the default backend.
+algorithms = jax.make_user_context(None)
 
 
-def uses_xla_algorithms() -> bool:
-    """Returns whether functions that are traced now use XLA's own algorithms. On GPU and TPU they always do."""
-    return xla_algorithms.value or jax.default_backend() != "cpu"
+def find_algorithms() -> str:
+    """Returns the platform for which functions are traced now: cpu, gpu or tpu, or xla for XLA's own algorithms."""
+    return algorithms.value or jax.default_backend()
+
+
+def uses_cpu_algorithms() -> bool:
+    """Returns whether functions that are traced now use the algorithms of this package for CPU."""
+    return find_algorithms() == "cpu"
 
 
 def convolve(

@@ -12,7 +12,7 @@ from pneumojax import steps
 from pneumojax.config import CLASS_NAMES, Config, replace_fields
 from pneumojax.data.batches import split_epoch
 from pneumojax.errors import UserError
-from pneumojax.ops.xla import xla_algorithms
+from pneumojax.ops.xla import algorithms
 from pneumojax.optimizer import make_optimizer
 from pneumojax.sharding import AXIS
 from pneumojax.training.chips import CHIPS
@@ -82,7 +82,7 @@ def compile_ahead(config: Config, target: Target, num_images: int) -> dict:
     device = {"kind": target.device_kind, "platform": target.platform, "count": target.count}
     row = {"device": device, "versions": dict(sorted(versions.items()))}
     # The default backend is the CPU, whose own algorithms must not get into the program of another device.
-    with xla_algorithms(True):
+    with algorithms("gpu" if target.platform == "cuda" else target.platform):
         train_chunk, arguments = make_chunk(config, make_target_mesh(target), num_images)
         try:
             mapped = config.train.parallel != "jit"
@@ -172,7 +172,7 @@ def count_flops(config: Config, num_images: int) -> float:
     """Counts the FLOP of a step of all devices, before optimisation and with XLA's own algorithms."""
     # The program for one device does the same work. It is lowered for the CPU, which can count without compiling.
     config = replace_fields(config, {"parallel": "jit", "batch_norm": "global"})
-    with xla_algorithms(True):
+    with algorithms("xla"):
         train_chunk, arguments = make_chunk(config, Mesh(np.array(jax.devices("cpu")[:1]), (AXIS,)), num_images)
         costs = train_chunk.lower(*arguments).cost_analysis()
     assert costs  # The CPU backend has them.

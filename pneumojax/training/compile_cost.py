@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from pneumojax.ops.xla import uses_xla_algorithms, xla_algorithms
+from pneumojax.ops.xla import algorithms, uses_cpu_algorithms
 
 
 def compile_chunk(
@@ -27,23 +27,21 @@ def compile_chunk(
 
         perf/compile_seconds: time of tracing and compilation. It is short if the compilation cache has the program.
         perf/flops_per_step: FLOP of all devices together. They are counted before optimisation, with XLA's own
-          algorithms, so they do not depend on the convolution algorithms of the backend.
+          algorithms, so they do not depend on the algorithms for the backend.
         perf/bytes_per_step: bytes that each device reads and writes, counted after fusion. They are missing on CPU,
           where convolutions run in loops and XLA counts the body of a loop only once.
         perf/peak_memory_bytes: memory of each device for arguments, results and temporaries.
     """
     started = time.perf_counter()
-    lowered = train_chunk.lower(*arguments)
-    compiled = lowered.compile()
+    compiled = train_chunk.lower(*arguments).compile()
     costs = {"perf/compile_seconds": time.perf_counter() - started}
     numbers: dict[str, Any] = {}
     # XLA counts the body of the loop over steps once, so these are the costs of one step (tested in jax 0.10 to 0.12).
-    if uses_xla_algorithms():
+    if not uses_cpu_algorithms():
         numbers["bytes_per_step"] = (compiled.cost_analysis() or {}).get("bytes accessed")
-    elif count_flops:
-        with xla_algorithms(True):
-            lowered = train_chunk.lower(*arguments)
     if count_flops:
+        with algorithms("xla"):
+            lowered = train_chunk.lower(*arguments)
         numbers["flops_per_step"] = (lowered.cost_analysis() or {}).get("flops", 0) * (devices if mapped else 1)
     numbers["peak_memory_bytes"] = _sum_memory(compiled.memory_analysis())
     return compiled, costs | {f"perf/{name}": float(number) for name, number in numbers.items() if number}

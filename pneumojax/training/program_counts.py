@@ -166,8 +166,8 @@ def count_bytes(program: Program, kernel: Instruction, computation: Computation)
 def describe_convolution(instruction: Instruction, computation: Computation) -> str | None:
     """Describes a convolution by the layout of its images and its dtype, as in `StepCounts`; None for other ones."""
     labels = instruction.find_attribute("dim_labels")
-    if not labels or instruction.opcode not in ("convolution", "custom-call"):
-        return None
+    if not labels or "0" not in labels or instruction.opcode not in ("convolution", "custom-call"):
+        return None  # Without spatial dimensions it is a matrix product.
     image, _, output = re.split(r"_|->", labels.translate(str.maketrans("bf01", "NCHW")))
     operands = [computation[name].results[0] for name in instruction.operands]
     kind = instruction.find_attribute("custom_call_target") or ""

@@ -44,12 +44,12 @@ def test_ones_are_a_second_plane():
 
 
 def test_batch_normalisation_has_the_constants_of_pytorch():
-    norm, weights = draw_weights(lambda: layers.make_batch_norm(2, "float32", None, nnx.Rngs(KEY)))
+    norm, weights = draw_weights(lambda: layers.BatchNorm(2, "float32", None, nnx.Rngs(KEY)))
     images = draw_images()
-    np.testing.assert_allclose(norm(images, use_running_average=True), normalise(images, weights), atol=1e-5)
-    norm(images, use_running_average=False)
+    np.testing.assert_allclose(norm(images, train=False), normalise(images, weights), atol=1e-5)
+    norm(images, train=True)
     np.testing.assert_allclose(norm.mean[...], 0.9 * weights["mean"] + 0.1 * images.mean((0, 1, 2)), atol=1e-6)
-    fresh = layers.make_batch_norm(2, "float32", None, nnx.Rngs(KEY), initial_scale=0.25)
+    fresh = layers.BatchNorm(2, "float32", None, nnx.Rngs(KEY), initial_scale=0.25)
     np.testing.assert_array_equal(fresh.scale[...], [0.25, 0.25])
 
 

@@ -7,6 +7,7 @@ from flax import nnx
 from reference_layers import apply_linear, convolve, draw_weights, max_pool, normalise, relu
 
 from pneumojax.models.resnet import ResNet
+from pneumojax.ops.xla import algorithms
 
 IMAGES = np.random.default_rng(1).normal(size=(2, 20, 17, 1)).astype(np.float32)
 
@@ -58,3 +59,27 @@ def test_frozen_stages_keep_their_statistics_in_training():
     free.extract(IMAGES, train=True)
     np.testing.assert_array_equal(free.stem_norm.mean[...], weights["stem_norm"]["mean"])
     assert np.abs(free.stage2_block1.norm1.mean[...] - weights["stage2_block1"]["norm1"]["mean"]).max() > 1e-3
+
+
+def differentiate(bottleneck, platform):
+    """Returns the logits, the gradients of a loss and the batch statistics after a training step on a platform."""
+    model, _ = make(bottleneck)
+    graph, *states = nnx.split(model, nnx.Param, nnx.BatchStat)
+    params, stats = map(nnx.to_pure_dict, states)
+
+    def compute_loss(params):
+        model = nnx.merge(graph, params, stats)
+        logits = model(np.concatenate([IMAGES, -IMAGES[:, ::-1]]), train=True)
+        return (logits * np.arange(3)).sum(), (logits, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
+
+    with algorithms(platform):
+        grads, rest = jax.jit(jax.grad(compute_loss, has_aux=True))(params)
+    return jax.tree.map(np.asarray, (grads, rest))
+
+
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+@pytest.mark.parametrize("bottleneck", [False, True])
+def test_a_training_step_is_the_same_on_all_platforms(bottleneck, platform):
+    ours, plain = differentiate(bottleneck, platform), differentiate(bottleneck, "xla")
+    for mine, theirs in zip(jax.tree.leaves(ours), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=2e-3 * max(np.abs(theirs).max(), 0.1))

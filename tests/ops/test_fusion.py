@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pneumojax.ops.fusion import compute_unfused
-from pneumojax.ops.xla import xla_algorithms
+from pneumojax.ops.xla import algorithms
 
 
 def double_and_sum(arrays):
@@ -23,6 +23,6 @@ def test_unfused_operations_give_their_result_and_gradient_and_stay_a_computatio
 
 
 def test_xlas_own_algorithms_are_fused():
-    with xla_algorithms(True):
+    with algorithms("xla"):
         text = jax.jit(double_and_sum).lower({"x": jnp.arange(8.0)}).as_text()
     assert "stablehlo.case" not in text

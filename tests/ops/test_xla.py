@@ -34,17 +34,17 @@ def test_the_convolution_is_its_definition(stride, padding, dilation):
     np.testing.assert_allclose(ours, convolve_by_definition(images, kernel, stride, padding, dilation), atol=1e-4)
 
 
-def test_only_a_cpu_uses_other_algorithms_and_only_outside_of_the_context(monkeypatch):
-    assert xla.uses_xla_algorithms() == (jax.default_backend() != "cpu")
+def test_the_algorithms_are_those_of_the_context_or_of_the_default_backend(monkeypatch):
+    assert xla.find_algorithms() == jax.default_backend()
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
-    assert not xla.uses_xla_algorithms()
-    with xla.xla_algorithms(True):
-        assert xla.uses_xla_algorithms()
-        with xla.xla_algorithms(False):
-            assert not xla.uses_xla_algorithms()
-    assert not xla.uses_xla_algorithms()
+    assert xla.uses_cpu_algorithms()
+    with xla.algorithms("gpu"):
+        assert xla.find_algorithms() == "gpu" and not xla.uses_cpu_algorithms()
+        with xla.algorithms(None):
+            assert xla.uses_cpu_algorithms()
+    assert xla.uses_cpu_algorithms()
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert xla.uses_xla_algorithms()
+    assert xla.find_algorithms() == "gpu"
 
 
 def test_a_function_that_was_traced_outside_of_the_context_is_traced_again_inside():
@@ -52,10 +52,10 @@ def test_a_function_that_was_traced_outside_of_the_context_is_traced_again_insid
 
     @jax.jit
     def look(x):
-        seen.append(xla.uses_xla_algorithms())
+        seen.append(xla.find_algorithms())
         return x
 
     look(1.0)
-    with xla.xla_algorithms(True):
+    with xla.algorithms("tpu"):
         look(1.0)
-    assert seen[1] is True and len(seen) == 2
+    assert seen == [jax.default_backend(), "tpu"]

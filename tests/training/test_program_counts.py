@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import Mesh
 
 from pneumojax.config import config_from_dict
-from pneumojax.ops.xla import xla_algorithms
+from pneumojax.ops.xla import algorithms
 from pneumojax.sharding import AXIS
 from pneumojax.training import ahead
 from pneumojax.training.program_counts import Total, count_step
@@ -146,7 +146,7 @@ def test_a_step_of_this_machine_reduces_its_gradients_whatever_the_length_of_the
     counted = {}
     for steps in (1, 3):
         config = config_from_dict(fields | {"chunk_steps": steps})
-        with xla_algorithms(True):
+        with algorithms("xla"):
             chunk, arguments = ahead.make_chunk(config, mesh, 96)
             text = chunk.lower(*arguments).compile().as_text()
         counted[steps] = count_step(text, steps, 8, [leaf.shape for leaf in jax.tree.leaves(arguments[0])])
