@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import scipy.special
 from jax.sharding import Mesh
 
 from pneumojax.config import AugmentConfig, Config
@@ -65,4 +64,6 @@ def compute_probabilities(logits: np.ndarray) -> np.ndarray:
     Returns:
       [N, C] float64, 0..1.
     """
-    return scipy.special.softmax(np.asarray(logits, np.float64), axis=-1)
+    from scipy import special  # Imported here because it takes a third of a second, and training imports this module.
+
+    return special.softmax(np.asarray(logits, np.float64), axis=-1)

@@ -77,11 +77,13 @@ class BatchNorm(nnx.BatchNorm):
         self, images: jax.Array, train: bool, relu: bool = False, shortcut: jax.Array | None = None
     ) -> jax.Array:
         """Normalises images [B, H, W, C], adds a shortcut of the same shape, and applies a ReLU."""
-        if train and find_algorithms() == "gpu":
-            from pneumojax.ops.gpu_batch_norm import batch_norm  # Not imported at the top: a CPU does not need it.
+        platform = find_algorithms()
+        if train and platform in ("gpu", "tpu"):
+            from pneumojax.ops import batch_norm  # Not imported at the top: a CPU does not need it.
 
+            normalise = batch_norm.normalise_on_gpu if platform == "gpu" else batch_norm.normalise
             scale, bias = self.scale[...], self.bias[...]
-            return self._update(*batch_norm(images, scale, bias, shortcut, relu, self.epsilon, self.axis_name))
+            return self._update(*normalise(images, scale, bias, shortcut, relu, self.epsilon, self.axis_name))
         images = super().__call__(images, use_running_average=not train)
         images = images if shortcut is None else images + shortcut
         return nnx.relu(images) if relu else images
