@@ -266,6 +266,12 @@ class TrainConfig(Checked):
         "number of runs that are trained in one program, with the seeds seed, seed + 1, ...; they form an ensemble",
         at_least=1,
     )
+    replica_map: str = option(
+        "auto",
+        "how a device runs its replicas: one after another (map), all at once (vmap), or map on CPU and vmap elsewhere",
+        choices=("auto", "map", "vmap"),
+        identity=False,
+    )
     sweep: str | None = option(
         None,
         f"TOML file with the values that differ between the replicas: a list for any of {', '.join(SWEPT)} or seed",

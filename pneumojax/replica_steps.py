@@ -65,7 +65,7 @@ def make_replicas_chunk(
             train_step = make_train_step(replica_config, graph, tx, class_weights, False, image_px)
             return lax.scan(lambda state, index: train_step(state, images, labels, index, key), state, batches)
 
-        return _map_replicas(train_replica, (state, batches, key, swept))
+        return _map_replicas(train_replica, (state, batches, key, swept), config)
 
     if replicas_partitioned(config.train.replicas, mesh):
         per_replica, batches = PartitionSpec(AXIS), PartitionSpec(AXIS)
@@ -91,7 +91,7 @@ def make_replicas_predict(config: Config, graph: nnx.GraphDef, mesh: Mesh) -> ja
     predict_one = make_uncompiled_predict(graph, pixel_scaling=config.data.pixel_scaling)
 
     def predict(variables: dict[str, Any], images: jax.Array, batches: jax.Array) -> jax.Array:
-        return _map_replicas(lambda replica: predict_one(replica, images, batches), variables)
+        return _map_replicas(lambda replica: predict_one(replica, images, batches), variables, config)
 
     if replicas_partitioned(config.train.replicas, mesh):
         per_replica, batches = PartitionSpec(AXIS), PartitionSpec()
@@ -100,13 +100,13 @@ def make_replicas_predict(config: Config, graph: nnx.GraphDef, mesh: Mesh) -> ja
     return _compile_replicas(predict, (per_replica, PartitionSpec(), batches), per_replica, mesh)
 
 
-def _map_replicas(function: Callable[[Replicas], Result], replicas: Replicas) -> Result:
+def _map_replicas(function: Callable[[Replicas], Result], replicas: Replicas, config: Config) -> Result:
     """Applies a function to each replica, given by the first axis of the arrays in `replicas`."""
-    if uses_cpu_algorithms():
-        # On CPU, vmapped convolutions take twice as long as a loop over the replicas. The replicas are not fused with
-        # the loop, so that each gives the same results, to the last bit, as a single run.
-        return lax.map(lambda replica: compute_unfused(function, replica), replicas)
-    return jax.vmap(function)(replicas)
+    # On CPU, vmapped convolutions take twice as long as a loop over the replicas.
+    if config.train.replica_map == "vmap" or (config.train.replica_map == "auto" and not uses_cpu_algorithms()):
+        return jax.vmap(function)(replicas)
+    # On CPU, they are not fused with the loop, so that each gives the same results, to the last bit, as a single run.
+    return lax.map(lambda replica: compute_unfused(function, replica), replicas)
 
 
 def _compile_replicas(

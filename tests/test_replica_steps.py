@@ -97,12 +97,11 @@ def test_a_replica_with_the_default_augmentation_is_bitwise_the_run_alone(compil
     jax.tree.map(np.testing.assert_array_equal, replicated, alone)
 
 
-@pytest.mark.parametrize("vectorised", [pytest.param(False, marks=pytest.mark.slow), True], ids=["in turn", "together"])
+@pytest.mark.parametrize("replica_map", [pytest.param("map", marks=pytest.mark.slow), "vmap"])
 @pytest.mark.parametrize("random", [DRAWS, pytest.param(RANDOM, marks=pytest.mark.slow)], ids=["some", "all"])
-def test_a_replica_with_all_swept_values_is_near_the_run_alone(sweep, monkeypatch, vectorised, random):
-    if vectorised:
-        monkeypatch.setattr(replica_steps, "_map_replicas", lambda function, own: jax.vmap(function)(own))
-    config = config_from_dict(PLAIN | random | SGD | {"cnn_widths": (4,), "replicas": 2, "sweep": sweep, "seed": 3})
+def test_a_replica_with_all_swept_values_is_near_the_run_alone(sweep, replica_map, random):
+    replicas = {"replicas": 2, "replica_map": replica_map, "sweep": sweep, "seed": 3}
+    config = config_from_dict(PLAIN | random | SGD | {"cnn_widths": (4,)} | replicas)
     (state, metrics), (alone, alone_metrics) = train_replicas(1, config), each_alone(config)
     assert_near(metrics, alone_metrics, 2e-5)
     # Rounding can change the position of a maximum or the sign of a ReLU's input, and thereby the gradient.
