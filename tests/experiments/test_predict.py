@@ -44,7 +44,8 @@ def test_files_folders_and_archives_are_predicted_and_a_second_start_predicts_no
     assert rows[-1]["file"] == f"{tmp_path / 'archive'}/inner/a.jpeg"
     pneumonia = sum(row["decision"] == "PNEUMONIA" for row in rows)
     uncertain = sum(row["uncertain"] == "true" for row in rows)
-    line = f"{out}: 5 files, 4 predicted ({pneumonia} PNEUMONIA), {uncertain} uncertain, 1 failed."
+    flagged = sum(bool(row["flags"]) for row in rows)
+    line = f"{out}: 5 files, 4 predicted ({pneumonia} PNEUMONIA), {uncertain} uncertain, {flagged} flagged, 1 failed."
     assert printed == [line, line]
 
 
@@ -100,6 +101,7 @@ def test_damaged_dicom_files_are_rows_and_print_nothing(make_run, processes, tmp
         (tmp_path / "cut.dcm").write_bytes(file.read()[:-500])
     arguments = (f"--workdir={make_run()}", f"--out={tmp_path / 'out.csv'}", tmp_path / "cut.dcm")
     done = run_script(processes, tmp_path, "experiments/predict.py", *arguments)
-    assert (done.returncode, done.stderr) == (0, "")
+    sentence = f"no file could be predicted (1 failed). The column error of {tmp_path / 'out.csv'} has the reasons."
+    assert (done.returncode, done.stderr) == (1, f"predict.py: {sentence}\n")
     (row,) = csv.DictReader((tmp_path / "out.csv").open(newline=""))
     assert row["error"]
