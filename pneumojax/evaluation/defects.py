@@ -1,7 +1,8 @@
 """Images that are unsuitable for a network of children's chest X-rays, made from suitable ones.
 
 The gate learns from these images what to flag (see `gate_training`), and its detection is measured on them (see
-`gate_report`). All functions map an image [H, W] uint8 and a random generator to an image of the same shape.
+`gate_report`). The functions that make one image map an image [H, W] uint8 and a random generator to an image of the
+same shape. `vary` makes suitable images, which should not be flagged.
 """
 
 import dataclasses
@@ -32,7 +33,7 @@ class Defect:
 def clip_exposure(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Stretches the grey values so that 25 % to 50 % of the pixels become black, or that many become white."""
     grey, share = image.astype(np.float32), rng.uniform(0.25, 0.5)
-    if rng.integers(2):
+    if _toss(rng):
         black, white = np.quantile(grey, share), grey.max()
     else:
         black, white = grey.min(), np.quantile(grey, 1 - share)
@@ -41,7 +42,7 @@ def clip_exposure(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def crop_corner(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Crops to one corner, 45 % to 60 % of both axes, and enlarges the crop."""
-    return _crop(image, rng.uniform(0.45, 0.6), rng.integers(2), rng.uniform(0.45, 0.6), rng.integers(2))
+    return _crop(image, rng.uniform(0.45, 0.6), _toss(rng), rng.uniform(0.45, 0.6), _toss(rng))
 
 
 def crop_half(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -50,10 +51,14 @@ def crop_half(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     One lung and the spine at the edge remain, which is the nearest to a lateral view that can be made from frontal
     views.
     """
-    return _crop(image, rng.uniform(0.5, 0.6), rng.integers(2), 1.0, 0)
+    return _crop(image, rng.uniform(0.5, 0.6), _toss(rng), 1.0, False)
 
 
-def _crop(image: np.ndarray, width: float, right: int, height: float, bottom: int) -> np.ndarray:
+def _toss(rng: np.random.Generator) -> bool:
+    return bool(rng.integers(2))
+
+
+def _crop(image: np.ndarray, width: float, right: bool, height: float, bottom: bool) -> np.ndarray:
     """Crops to a share of each axis, at its start or its end, and resizes the crop to the size of the image."""
     rows, columns = image.shape
     left, top = right * (1 - width) * columns, bottom * (1 - height) * rows
@@ -63,13 +68,13 @@ def _crop(image: np.ndarray, width: float, right: int, height: float, bottom: in
 
 def collimate_corner(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Makes all black but one corner, 45 % to 65 % of both axes."""
-    row_slice, column_slice = (_choose_end(size, rng.uniform(0.45, 0.65), rng.integers(2)) for size in image.shape)
+    row_slice, column_slice = (_choose_end(size, rng.uniform(0.45, 0.65), _toss(rng)) for size in image.shape)
     dark = np.zeros_like(image)
     dark[row_slice, column_slice] = image[row_slice, column_slice]
     return dark
 
 
-def _choose_end(size: int, share: float, last: int) -> slice:
+def _choose_end(size: int, share: float, last: bool) -> slice:
     kept = round(share * size)
     return slice(size - kept, size) if last else slice(0, kept)
 
@@ -122,11 +127,11 @@ def draw_picture(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     for size in np.sort(0.02 + 0.04 * rng.pareto(1.5, int(rng.integers(5, 200))))[::-1]:
         x, y = rng.uniform(0, width), rng.uniform(0, height)
         radius_x, radius_y = min(size, 0.6) * rng.uniform(0.4, 1.6, 2) * width
-        shape = draw.ellipse if rng.integers(2) else draw.rectangle
+        shape = draw.ellipse if _toss(rng) else draw.rectangle
         shape((x - radius_x, y - radius_y, x + radius_x, y + radius_y), int(rng.integers(256)))
-    grey = np.asarray(page.filter(ImageFilter.GaussianBlur(rng.uniform(0, 0.02) * width)), np.float32)
+    blurred = np.asarray(page.filter(ImageFilter.GaussianBlur(rng.uniform(0, 0.02) * width)))
     rows, columns = (np.linspace(-1, 1, size) * rng.uniform(-60, 60) for size in image.shape)
-    grey = grey + rows[:, None] + columns + rng.normal(0, rng.uniform(0, 15), image.shape)
+    grey = blurred + rows[:, None] + columns + rng.normal(0, rng.uniform(0, 15), image.shape)
     return np.rint(np.clip(grey, 0, 255)).astype(np.uint8)
 
 
@@ -146,6 +151,32 @@ DEFECTS = {
     "text": Defect("a page of text", draw_text_page),
     "picture": Defect("a picture, not a radiograph", draw_picture),
 }
+
+
+def vary(images: np.ndarray, seed: int) -> np.ndarray:
+    """Changes images as another hospital might: position, field of view, exposure and contrast.
+
+    Args:
+      images: [N, H, W] uint8, square.
+      seed: each image has its own random generator from this seed and its index.
+
+    Returns:
+      [N, H, W] uint8, suitable images.
+    """
+    return np.stack([_vary_one(image, np.random.default_rng((seed, i))) for i, image in enumerate(images)])
+
+
+def _vary_one(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Rotates by up to 10 degrees, zooms by up to 1.2 in or out with black edges, and changes contrast and exposure."""
+    zoom, degrees, centre = rng.uniform(-0.18, 0.18), rng.uniform(-10, 10), np.array(image.shape[::-1]) / 2
+    cosine, sine = np.exp(-zoom) * np.cos(np.radians(degrees)), np.exp(-zoom) * np.sin(np.radians(degrees))
+    matrix = np.array([[cosine, sine], [-sine, cosine]])
+    left, top = centre - matrix @ centre
+    data = (cosine, sine, left, -sine, cosine, top)
+    moved = Image.fromarray(image).transform(image.shape[::-1], Image.Transform.AFFINE, data, Image.Resampling.BILINEAR)
+    grey = np.asarray(moved, np.float32)
+    grey = (grey - grey.mean()) * np.exp(rng.uniform(-0.35, 0.35)) + grey.mean() + rng.uniform(-30, 30)
+    return np.rint(np.clip(grey, 0, 255)).astype(np.uint8)
 
 
 def make_unsuitable(name: str, images: np.ndarray, seed: int) -> np.ndarray:

@@ -1,9 +1,9 @@
 """Flags images for which a network is not made: photographs, text, rotated, mirrored or badly exposed X-rays.
 
 An image is described by a coarse thumbnail, a few statistics and the network's own features. Two numbers of an image
-are compared with limits, which are quantiles of the training images:
-  The log-odds of the most probable defect of `defects.DEFECTS`, by a logistic regression that distinguishes training
-    images from images with each defect, which were made from them.
+are compared with limits, which are quantiles of the training images and of varied copies of them:
+  The log-odds of the most probable defect of `defects.DEFECTS`. A logistic regression distinguishes training images
+    from images with each defect, which were made from them.
   The distance to the training images under a Gaussian distribution. It finds what was not foreseen.
 """
 
@@ -44,12 +44,12 @@ class Gate:
         values of a description come from `describe_images`, the others are the network's features.
       weights, biases: [K, T] and [K] float32. They map the scaled description of an image to the log-odds of each
         defect against none.
-      defect_limit: [] float32. An image has a defect if the largest log-odds are above the limit.
+      defect_limit: an image has a defect if the largest log-odds are above the limit.
       components: [P, D] float32, principal components of the scaled descriptions.
       variances: [P] float32, variances along the components.
-      residual_variance: [] float32, variance in each of the other directions.
-      far_limit: [] float32, limit of the distance.
-      version: [] int, `VERSION` at the time of the training.
+      residual_variance: variance in each of the other directions.
+      far_limit: an image is far if its distance is above this limit.
+      version: `VERSION` at the time of the training.
     """
 
     model: str
@@ -58,11 +58,11 @@ class Gate:
     scale: np.ndarray
     weights: np.ndarray
     biases: np.ndarray
-    defect_limit: np.ndarray
+    defect_limit: float
     components: np.ndarray
     variances: np.ndarray
-    residual_variance: np.ndarray
-    far_limit: np.ndarray
+    residual_variance: float
+    far_limit: float
     version: int = VERSION
 
     def check(self, images: np.ndarray, features: np.ndarray) -> list[list[str]]:
@@ -170,7 +170,7 @@ def read_gate(path: pathlib.Path) -> Gate:
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            content = dict(file)
-        return Gate(**content | {"model": str(content["model"]), "version": int(content["version"])})
+            content = {name: value if value.ndim else value.item() for name, value in file.items()}
+        return Gate(**content)
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is damaged ({error!r}). Delete it. The gate is then trained again.") from error

@@ -9,16 +9,17 @@ import numpy as np
 from pneumojax.data.dataset import load_split
 from pneumojax.errors import UserError
 from pneumojax.evaluation.classifier import Classifier, Square
-from pneumojax.evaluation.defects import DEFECTS, make_unsuitable
+from pneumojax.evaluation.defects import DEFECTS, make_unsuitable, vary
 from pneumojax.evaluation.gate import VERSION, Gate, describe_images, read_gate, write_gate
 from pneumojax.evaluation.run import Predictor, check_data
 
 logger = logging.getLogger(__name__)
 
-# Share of the training images that are below each of the two limits.
-LIMIT_QUANTILE = 0.997
+# Share of the training images and their varied copies that are below each of the two limits. With it, less than 2 % of
+# the validation images of the flagship presets are flagged.
+LIMIT_QUANTILE = 0.99
 
-# Number of images that are made with each defect. All training images are used as images without a defect.
+# Number of images that are made with each defect. All training images and their varied copies have none.
 MADE_IMAGES = 1000
 
 # The logistic regression: the inverse strength of its L2 penalty, and when it ends. It takes 140 iterations. With 50,
@@ -46,7 +47,7 @@ def load_or_train_gate(predictor: Predictor, classifier: Classifier) -> Gate:
       The gate.
 
     Raises:
-      UserError: gate.npz is damaged, or the gate must be trained and the training images are missing.
+      UserError: gate.npz is damaged, or the gate must be trained and the training images of the run are missing.
     """
     path = predictor.workdir / "gate.npz"
     if path.exists():
@@ -55,7 +56,8 @@ def load_or_train_gate(predictor: Predictor, classifier: Classifier) -> Gate:
             return gate
     try:
         squares = load_squares(predictor, classifier, "train")
-        check_data(predictor)
+        if not check_data(predictor):
+            raise UserError("the data set is not the one on which it was trained.")
     except UserError as error:
         raise UserError(
             f"{predictor.workdir} has no gate for this model, and it cannot be trained here ({error}) Run "
@@ -93,6 +95,10 @@ def load_squares(predictor: Predictor, classifier: Classifier, split_name: str) 
 def train_gate(classifier: Classifier, squares: dict[Square, np.ndarray]) -> Gate:
     """Trains a gate.
 
+    A varied copy of each training image is added, so that images of another hospital are not flagged for a slightly
+    different position, field of view, exposure or contrast. Without the copies, 41 % of the validation images were
+    flagged if they were rotated by 10 degrees, and all if they were shrunk to 85 % in a black frame.
+
     Args:
       classifier: the classifier whose features are used.
       squares: [N, H, W] uint8 for each square of the classifier, all training images.
@@ -103,6 +109,7 @@ def train_gate(classifier: Classifier, squares: dict[Square, np.ndarray]) -> Gat
     # Imported here, because a stored gate does not need it.
     from sklearn.decomposition import PCA
 
+    squares = {square: np.concatenate([images, vary(images, SEED)]) for square, images in squares.items()}
     images = squares[classifier.squares[0]]
     logger.info("Gate (once): the network's features of %d training images", len(images))
     features = extract_features(classifier, squares)
@@ -114,7 +121,7 @@ def train_gate(classifier: Classifier, squares: dict[Square, np.ndarray]) -> Gat
     scaled = (descriptions - mean) / scale
     weights, biases = _learn_defects(images, scaled[:, :own], mean[:own], scale[:own])
     components = max(1, min(MAX_COMPONENTS, len(images) // IMAGES_PER_COMPONENT, scaled.shape[1] - 1))
-    pca = PCA(components, svd_solver="full").fit(scaled)
+    pca = PCA(components, svd_solver="covariance_eigh").fit(scaled.astype(np.float64))
     gate = Gate(
         model=classifier.model,
         names=np.array(list(DEFECTS)),
@@ -122,14 +129,14 @@ def train_gate(classifier: Classifier, squares: dict[Square, np.ndarray]) -> Gat
         scale=scale,
         weights=weights,
         biases=biases,
-        defect_limit=np.float32(np.inf),
+        defect_limit=np.inf,
         components=pca.components_.astype(np.float32),
         variances=pca.explained_variance_.astype(np.float32),
-        residual_variance=np.float32(pca.noise_variance_),
-        far_limit=np.float32(np.inf),
+        residual_variance=float(pca.noise_variance_),
+        far_limit=np.inf,
     )
     numbers = gate.compute_log_odds(scaled).max(1), gate.measure_distance(scaled)
-    defect_limit, far_limit = (np.float32(np.quantile(values, LIMIT_QUANTILE)) for values in numbers)
+    defect_limit, far_limit = (float(np.quantile(values, LIMIT_QUANTILE)) for values in numbers)
     return dataclasses.replace(gate, defect_limit=defect_limit, far_limit=far_limit)
 
 

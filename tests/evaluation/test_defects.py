@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from encoded_images import smooth_pixels
 
-from pneumojax.evaluation.defects import DEFECTS, make_unsuitable
+from pneumojax.evaluation.defects import DEFECTS, make_unsuitable, vary
 
 IMAGES = np.maximum(np.stack([smooth_pixels(40, 40, seed) for seed in range(6)]), 1)
 
@@ -48,3 +48,13 @@ def test_a_wide_field_holds_the_whole_image_in_a_part():
         background = made[0, 0]
         rows, columns = (np.flatnonzero((made != background).any(axis)) for axis in (1, 0))
         assert {len(made) * 0.4 <= np.ptp(part) + 1 <= len(made) * 0.7 for part in (rows, columns)} == {True}
+
+
+def test_varied_images_are_reproducible_and_still_alike():
+    varied = vary(IMAGES, 0)
+    assert varied.shape == IMAGES.shape and varied.dtype == np.uint8
+    np.testing.assert_array_equal(varied, vary(IMAGES, 0))
+    assert all((one != image).mean() > 0.5 for one, image in zip(varied, IMAGES, strict=True))
+    correlations = [np.corrcoef(one[8:-8, 8:-8].ravel(), image[8:-8, 8:-8].ravel())[0, 1]
+                    for one, image in zip(varied, IMAGES, strict=True)]  # fmt: skip
+    assert min(correlations) > 0.2 and np.mean(correlations) > 0.5

@@ -24,11 +24,11 @@ def make_gate(**fields):
         "scale": scale,
         "weights": weights,
         "biases": np.array([-200, 50], np.float32),
-        "defect_limit": np.float32(0),
+        "defect_limit": 0,
         "components": np.eye(T + 2, dtype=np.float32)[-2:],
         "variances": np.array([4, 1], np.float32),
-        "residual_variance": np.float32(1e9),
-        "far_limit": np.float32(9),
+        "residual_variance": 1e9,
+        "far_limit": 9,
     }
     return Gate(**gate | fields)
 

@@ -9,10 +9,18 @@ import pytest
 from pneumojax.errors import UserError
 from pneumojax.evaluation import gate_training
 from pneumojax.evaluation.classifier import make_classifier
-from pneumojax.evaluation.defects import make_unsuitable
+from pneumojax.evaluation.defects import make_unsuitable, vary
 from pneumojax.evaluation.ensemble import open_predictor
 from pneumojax.evaluation.gate_training import extract_features, load_or_train_gate, load_squares
 from pneumojax.evaluation.run import open_run
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_iterations():
+    """The few images of these tests need no converged regression."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gate_training, "MAX_ITERATIONS", 40)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +38,7 @@ def find_flags(run, classifier, gate, change=lambda images: images, split="valid
 
 def test_images_with_defects_are_flagged_and_named_and_few_others_are(trained):
     assert np.mean([bool(flags) for flags in find_flags(*trained, split="train")]) < 0.03
+    assert np.mean([bool(flags) for flags in find_flags(*trained, lambda images: vary(images, 0), "train")]) < 0.08
     assert np.mean([bool(flags) for flags in find_flags(*trained)]) < 0.2
     for name in ("rotated_180", "inverted", "collimated", "blank", "text"):
         flags = find_flags(*trained, lambda images, name=name: make_unsuitable(name, images, 1))
@@ -47,7 +56,7 @@ def test_a_classifier_with_a_gate_gives_the_same_scores_and_flags(trained):
     assert all("inverted" in row["flags"] for row in flagged)
 
 
-def test_the_stored_gate_needs_no_data_and_another_model_trains_its_own(trained, monkeypatch, caplog):
+def test_the_stored_gate_needs_no_data_and_another_model_trains_its_own(trained, monkeypatch):
     run, classifier, gate = trained
     with monkeypatch.context() as patch:
         patch.setattr(gate_training, "load_split", lambda *_: pytest.fail("needs the data set"))
@@ -83,3 +92,13 @@ def test_a_gate_holds_fewer_numbers_than_the_images(trained):
     _, _, gate = trained
     numbers = sum(np.size(value) for value in dataclasses.asdict(gate).values())
     assert numbers < 1e5
+
+
+def test_a_gate_is_not_trained_on_another_data_set(trained):
+    run, classifier, _ = trained
+    info = run.info | {"data": run.info["data"] | {"fingerprints": {"train": "another"}}}
+    other = dataclasses.replace(run, info=info)
+    with pytest.raises(
+        UserError, match=r"cannot be trained here \(the data set is not the one on which it was trained"
+    ):
+        load_or_train_gate(other, dataclasses.replace(classifier, model="other data"))
