@@ -9,8 +9,8 @@ trains it, if it is missing.
 
 The measurement predicts the validation files, images that are made from them with defects and with harmless changes,
 photographs, text and noise. Prints tables with the share of flagged images of each kind, and writes them to
-`<workdir>/gate.md`. With flagship_small, training takes half a minute and
-the measurement one minute on 2 idle CPU cores.
+`<workdir>/gate.md`. With flagship_small, training takes half a minute and the measurement one minute on 2 idle CPU
+cores.
 """
 
 import dataclasses

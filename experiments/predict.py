@@ -15,8 +15,8 @@ contains half of the wrong decisions on validation. threshold.json holds this ra
 A flagged image is probably unsuitable for the network, so its score should not be relied on. The flags are colour, far
 (unlike the training images) and the most probable defect: rotated_90, rotated_180, rotated_270, inverted, mirrored,
 clipped, corner, collimated, half, wide_field, blank, text or picture. The first prediction of a run trains what finds
-them on the training images, in a minute or less, and stores it as gate.npz. experiments/gate.py does so too, and measures
-how often it is right.
+them on the training images, in a minute or less, and stores it as gate.npz. experiments/gate.py also trains it, and
+measures how often it is right.
 
 The command can be stopped with Ctrl-C. The same command resumes it: the rows in --out are kept, but files that failed
 are tried again. The exit code is 1 if no file in the table could be predicted.
