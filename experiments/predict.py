@@ -7,14 +7,22 @@ PATH is a file, a folder with its subfolders, a zip archive or a pattern in quot
 DICOM files are recognised by their content; DICOM needs `scripts/run pip install -e '.[dicom]'`. --workdir is as in
 evaluate.py: one run, several runs as an ensemble, or the folder of a run's replicas.
 
-A row has the decision at the run's stored threshold, whether it is uncertain, the score, the calibrated probabilities
-of pneumonia (and of BACTERIA and VIRUS), notices about the file, the error if the file cannot be read, and the
-fingerprint of the model. A score is uncertain inside the narrowest range of scores around the threshold that contains
-half of the wrong decisions on validation. threshold.json holds this range.
+A row has the decision at the run's stored threshold, whether it is uncertain, flags, the score, the calibrated
+probabilities of pneumonia (and of BACTERIA and VIRUS), notices about the file, the error if the file cannot be read,
+and the fingerprint of the model. A score is uncertain inside the narrowest range of scores around the threshold that
+contains half of the wrong decisions on validation. threshold.json holds this range.
 
-The command can be stopped with Ctrl-C. The same command resumes it: the rows in --out are kept.
+A flagged image is probably unsuitable for the network, so its score should not be relied on. The flags are colour, far
+(unlike the training images) and the most probable defect: rotated_90, rotated_180, rotated_270, inverted, mirrored,
+clipped, corner, collimated, half, wide_field, blank, text or picture. The first prediction of a run trains what finds
+them on the training images, in a minute or less, and stores it as gate.npz. experiments/gate.py also trains it, and
+measures how often it is right.
+
+The command can be stopped with Ctrl-C. The same command resumes it: the rows in --out are kept, but files that failed
+are tried again. The exit code is 1 if no file in the table could be predicted.
 """
 
+import dataclasses
 import logging
 import pathlib
 import warnings
@@ -33,8 +41,9 @@ CHECKPOINT = flags.DEFINE_enum(
     "checkpoint", "best", ("best", "latest"), "best by the select_by of the run, or the latest"
 )
 DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "folder of prepared data sets, for a run without a stored threshold (default: the run's)"
+    "data_dir", None, "folder of prepared data sets, for a run without a stored threshold or gate (default: the run's)"
 )
+GATE = flags.DEFINE_boolean("gate", True, "whether to flag images for which the network is not made")
 VIEWS = flags.DEFINE_integer(
     "test_time_views",
     None,
@@ -50,6 +59,7 @@ def main(*paths: str) -> int:
     from pneumojax.evaluation.classifier import make_classifier
     from pneumojax.evaluation.ensemble import open_predictor
     from pneumojax.evaluation.file_prediction import predict_files
+    from pneumojax.evaluation.gate_training import load_or_train_gate
     from pneumojax.sharding import initialize
     from pneumojax.training.interrupts import catch_signals
 
@@ -59,6 +69,8 @@ def main(*paths: str) -> int:
     initialize(multihost=False)
     predictor = open_predictor(WORKDIR.value, CHECKPOINT.value, DATA_DIR.value, VIEWS.value)
     classifier = make_classifier(predictor, BATCH_SIZE.value)
+    if GATE.value:
+        classifier = dataclasses.replace(classifier, gate=load_or_train_gate(predictor, classifier))
     progress = FileProgress()
     with catch_signals() as caught:
         try:
@@ -70,9 +82,13 @@ def main(*paths: str) -> int:
     if caught:
         print(f"Stopped after {counts.files:,} files, which are in {out}.\n{format_resume()}")
         return 128 + caught[0]
+    if not counts.predicted:
+        return fail(
+            f"no file could be predicted ({counts.failed:,} failed). The column error of {out} has the reasons."
+        )
     print(
         f"{out}: {counts.files:,} files, {counts.predicted:,} predicted ({counts.pneumonia:,} PNEUMONIA), "
-        f"{counts.uncertain:,} uncertain, {counts.failed:,} failed."
+        f"{counts.uncertain:,} uncertain, {counts.flagged:,} flagged, {counts.failed:,} failed."
     )
     return 0
 

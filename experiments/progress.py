@@ -110,12 +110,17 @@ class FileProgress:
             if self.bar is None:
                 self.bar = tqdm.tqdm(initial=counts.files, unit="file", dynamic_ncols=True)
             self.bar.update(counts.files - self.bar.n)
-            self.bar.set_postfix_str(f"{counts.uncertain} uncertain, {counts.failed} failed")
+            self.bar.set_postfix_str(f"{counts.uncertain} uncertain, {counts.flagged} flagged, {counts.failed} failed")
         elif self.started and time.monotonic() - self.last_line > 10:
             self.last_line = time.monotonic()
             rate = (counts.files - self.started[1]) / (self.last_line - self.started[0])
             logging.getLogger("experiments").info(
-                "%d files, %d uncertain, %d failed, %.0f files/s", counts.files, counts.uncertain, counts.failed, rate
+                "%d files, %d uncertain, %d flagged, %d failed, %.0f files/s",
+                counts.files,
+                counts.uncertain,
+                counts.flagged,
+                counts.failed,
+                rate,
             )
         self.started = self.started or (time.monotonic(), counts.files)
 

@@ -34,12 +34,7 @@ def make_extract(config: Config, graph: nnx.GraphDef, mesh: Mesh) -> jax.stages.
     augment = make_class_augment(config)
 
     def extract(
-        variables: dict[str, Any],
-        images: jax.Array,
-        labels: jax.Array,
-        index: jax.Array,
-        view: jax.Array,
-        key: jax.Array,
+        variables: dict, images: jax.Array, labels: jax.Array, index: jax.Array, view: jax.Array, key: jax.Array
     ) -> jax.Array:
         model = nnx.merge(graph, variables["params"], variables["batch_stats"])
         batch = scale_pixels(images[index])
@@ -59,6 +54,7 @@ def make_predict(
     cached: bool = False,
     streamed: bool = False,
     pixel_scaling: str = "fixed",
+    features: bool = False,
 ) -> jax.stages.Wrapped:
     """Compiles prediction over many batches as one call.
 
@@ -70,16 +66,16 @@ def make_predict(
       cached: whether the images are features [N, K, ...] from `make_extract`. The first view is then classified.
       streamed: whether the function is called with the images of each batch, instead of all images and indices.
       pixel_scaling: the config's, as in `preprocessing.normalise`.
+      features: whether to return (logits, features): the backbone's [S, B, F] float32, averaged over positions.
 
     Returns:
       `predict(variables, images, batches) -> logits`: variables {"params", "batch_stats"}, images [N, H, W] uint8,
-      batches [S, B] int32 indices sharded along B. The logits are [S, B, C] float32 class logits on every device. With
-      several views they are the logarithms of the mean probabilities. If streamed, the function is `predict(variables,
-      images)` with images [S, B, H, W] uint8 sharded along B.
+      batches [S, B] int32 indices sharded along B. The logits [S, B, C] float32 are on every device. With several views
+      they are logarithms of mean probabilities. If streamed, there is no index, and the images are [S, B, H, W].
     """
     copies, sharded = replicated(mesh), NamedSharding(mesh, PartitionSpec(None, AXIS))
     in_shardings = (copies, sharded) if streamed else (copies, copies, sharded)
-    predict = make_uncompiled_predict(graph, views, cached, streamed, pixel_scaling)
+    predict = make_uncompiled_predict(graph, views, cached, streamed, pixel_scaling, features)
     return jax.jit(predict, in_shardings=in_shardings, out_shardings=copies)
 
 
@@ -89,21 +85,26 @@ def make_uncompiled_predict(
     cached: bool = False,
     streamed: bool = False,
     pixel_scaling: str = "fixed",
-) -> Callable[..., jax.Array]:
+    features: bool = False,
+) -> Callable[..., Any]:
     """Makes the function that `make_predict` compiles. The arguments are the same."""
     others = views.test_time_views - 1 if views else 0
 
-    def predict(variables: dict[str, Any], images: jax.Array, *batches: jax.Array) -> jax.Array:
+    def predict(variables: dict[str, Any], images: jax.Array, *batches: jax.Array) -> Any:
         model = nnx.merge(graph, variables["params"], variables["batch_stats"])
 
         def classify(batch: jax.Array) -> jax.Array:
             return as_class_logits(model(normalise(batch, pixel_scaling), train=False))
 
-        def predict_batch(batch: jax.Array) -> jax.Array:
+        def predict_batch(batch: jax.Array) -> Any:
             if cached:
                 return as_class_logits(model.classify(batch[:, 0], train=False))
             batch = scale_pixels(batch)
-            return average_views(classify, batch, views) if views and others else classify(batch)
+            logits = average_views(classify, batch, views) if views and others else classify(batch)
+            if not features:
+                return logits
+            maps = model.extract(normalise(batch, pixel_scaling), train=False)  # XLA computes the backbone only once.
+            return logits, maps.mean(tuple(range(1, maps.ndim - 1)), dtype=jnp.float32)
 
         return lax.map(predict_batch, images) if streamed else lax.map(lambda i: predict_batch(images[i]), *batches)
 
@@ -113,8 +114,7 @@ def make_uncompiled_predict(
         def classify_view(key: jax.Array) -> jax.Array:
             return jax.nn.log_softmax(classify(augment(jnp.broadcast_to(key, len(batch)), batch)))
 
-        # Views are computed one after another to save memory.
-        logits = lax.map(classify_view, jax.random.split(jax.random.key(0), others))
+        logits = lax.map(classify_view, jax.random.split(jax.random.key(0), others))  # In turn, to save memory.
         logits = jnp.concatenate([jax.nn.log_softmax(classify(batch))[None], logits])
         return jax.nn.logsumexp(logits, axis=0) - math.log(1 + others)
 

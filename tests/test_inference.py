@@ -54,6 +54,21 @@ def test_predictions_of_many_batches_are_those_of_the_network(task, streamed):
     np.testing.assert_allclose(logits, expected[batches], atol=1e-5)
 
 
+@pytest.mark.parametrize("fields", [{}, {"model": "flatiron", "image_px": 32}], ids=["pooled", "maps"])
+def test_features_are_those_of_the_backbone_and_cost_nothing(fields):
+    _, graph, variables = make_run(**fields)
+    images, mesh = draw_images()[0][:16], make_mesh(8)
+    batch, programs = put(images[None], mesh, axis=1), []
+    for features in (False, True):
+        predict = make_predict(graph, mesh, streamed=True, features=features)
+        programs.append((predict.lower(variables, batch).compile().cost_analysis()["flops"], predict(variables, batch)))
+    (flops, plain), (more_flops, (logits, values)) = programs
+    np.testing.assert_allclose(logits, plain, atol=1e-6)
+    expected = np.asarray(apply_network(graph, jax.device_get(variables), scale(images), True))
+    np.testing.assert_allclose(values[0], expected.mean(tuple(range(1, expected.ndim - 1))), atol=1e-5)
+    assert more_flops < 1.05 * flops
+
+
 def test_cached_features_are_classified_by_their_first_view():
     _, graph, variables = make_run(**FROZEN)
     images, mesh = draw_images()[0][:16], make_mesh(8)

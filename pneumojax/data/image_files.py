@@ -16,6 +16,13 @@ from tfds_builder.kermany_pneumonia.images import FORMATS, open_image
 # Pillow's names of the formats that are read besides DICOM.
 READ_FORMATS = (*FORMATS, "TIFF", "GIF", "BMP", "WEBP")
 
+# A file is in colour if the largest and the smallest of red, green and blue differ by this share of the range, on
+# average over the image. Radiographs that are stored as RGB have about 0, photographs 0.1 to 0.4.
+COLOUR_LIMIT = 0.04
+
+# Width and height of the thumbnail on which colour is measured, in pixels.
+COLOUR_PX = 32
+
 # Tags of TIFF 6.0, section 8, and the value of the second one for files in which 0 is white.
 BITS_PER_SAMPLE, PHOTOMETRIC_INTERPRETATION, WHITE_IS_ZERO = 258, 262, 0
 
@@ -27,10 +34,12 @@ class ReadImage:
     Attributes:
       pixels: [H, W] uint8, 0 (black) .. 255 (white).
       notices: sentences about the file that may matter for its prediction.
+      is_colour: whether the file is in colour. It is not measured for DICOM files.
     """
 
     pixels: np.ndarray
     notices: tuple[str, ...] = ()
+    is_colour: bool = False
 
 
 def read_image(data: bytes, image_px: int, resize: str = "squeeze") -> ReadImage:
@@ -44,7 +53,7 @@ def read_image(data: bytes, image_px: int, resize: str = "squeeze") -> ReadImage
       resize: squeeze, crop or pad, as in `decode.decode_image`.
 
     Returns:
-      The pixels, [image_px, image_px], and notices.
+      The pixels, [image_px, image_px], notices, and whether the file is in colour.
 
     Raises:
       OSError: the bytes are not an image of these formats, the image is damaged or larger than
@@ -61,11 +70,12 @@ def read_image(data: bytes, image_px: int, resize: str = "squeeze") -> ReadImage
         notices = _describe(image)
     if min(image.size) < image_px:
         notices.append(f"the image has only {image.width} x {image.height} pixels, fewer than the network's {image_px}")
+    is_colour = _is_colour(image)
     if image.format in FORMATS:
-        return ReadImage(decode_image(data, image_px, resize), tuple(notices))
+        return ReadImage(decode_image(data, image_px, resize), tuple(notices), is_colour)
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         image = _read_tiff(image)
-    return ReadImage(make_square(image, image_px, resize), tuple(notices))
+    return ReadImage(make_square(image, image_px, resize), tuple(notices), is_colour)
 
 
 def _open(data: bytes) -> Image.Image:
@@ -88,6 +98,19 @@ def _describe(image: Image.Image) -> list[str]:
     except Exception as error:  # Pillow raises many types for damaged bytes.
         raise OSError(str(error)) from error
     return notices
+
+
+def _is_colour(image: Image.Image) -> bool:
+    """Returns whether an opened image is in colour. A large JPEG then stays decoded at a fraction of its size."""
+    if image.mode not in ("RGB", "RGBA", "RGBX", "P", "PA", "CMYK", "YCbCr"):
+        return False
+    try:
+        image.draft("RGB", (COLOUR_PX, COLOUR_PX))
+        thumbnail = image.convert("RGB").resize((COLOUR_PX, COLOUR_PX), Image.Resampling.BOX)
+    except Exception as error:  # Pillow raises many types for damaged bytes.
+        raise OSError(str(error)) from error
+    channels = np.asarray(thumbnail, np.float32) / 255
+    return float((channels.max(-1) - channels.min(-1)).mean()) > COLOUR_LIMIT
 
 
 def _read_tiff(image: TiffImagePlugin.TiffImageFile) -> Image.Image:

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from pneumojax.config import Config, config_to_dict
 from pneumojax.evaluation import point_metrics
 from pneumojax.evaluation.ensemble import Ensemble, average_calibrated
+from pneumojax.evaluation.gate import Gate
 from pneumojax.evaluation.operating_point import load_or_choose_threshold, load_or_fit_calibration
 from pneumojax.evaluation.predict import compute_probabilities
 from pneumojax.evaluation.recalibration import apply_calibration
@@ -46,6 +47,7 @@ class Classifier:
       class_names: C names, NORMAL first.
       batch_size: largest number of images in a batch.
       model: fingerprint of everything that determines the predictions. It starts with the steps of the checkpoints.
+      gate: flags the images for which the model is not made; None: no image is flagged.
     """
 
     members: Sequence[tuple[Square, Callable]]
@@ -55,6 +57,7 @@ class Classifier:
     class_names: Sequence[str]
     batch_size: int
     model: str
+    gate: Gate | None = None
 
     @property
     def squares(self) -> list[Square]:
@@ -65,7 +68,7 @@ class Classifier:
     def columns(self) -> list[str]:
         """The columns of the prediction table."""
         probabilities = [f"calibrated_probability_{name}" for name in self._predicted_names()]
-        return ["file", "decision", "uncertain", "score", *probabilities, "notices", "error", "model"]
+        return ["file", "decision", "uncertain", "flags", "score", *probabilities, "notices", "error", "model"]
 
     def _predicted_names(self) -> list[str]:
         return ["PNEUMONIA", *(name for name in self.class_names[1:] if name != "PNEUMONIA")]
@@ -81,9 +84,10 @@ class Classifier:
           images: [N, H, W] uint8 for each square, with N of at most `batch_size`.
 
         Returns:
-          For each image the columns decision, uncertain, score and calibrated probabilities.
+          For each image the columns decision, uncertain, flags, score and calibrated probabilities.
         """
-        member_probabilities = [compute_probabilities(predict(images[square])) for square, predict in self.members]
+        member_logits, features = self.compute(images)
+        member_probabilities = [compute_probabilities(logits) for logits in member_logits]
         if self.calibrations:
             probabilities = average_calibrated(member_probabilities, self.calibrations)
         else:
@@ -92,6 +96,7 @@ class Classifier:
         decisions = point_metrics.compute_decisions(scores, self.threshold["value"])
         band = self.threshold["uncertain"]
         uncertain = (scores >= band["low"]) & (scores <= band["high"])
+        flags = self.gate.check(images[self.squares[0]], features) if self.gate else [[]] * len(scores)
         calibrated = apply_calibration(probabilities, self.calibration["temperature"], self.calibration["biases"])
         columns = {"PNEUMONIA": point_metrics.compute_binary_scores(calibrated)}
         columns |= {name: calibrated[:, i] for i, name in enumerate(self.class_names) if name not in columns}
@@ -99,11 +104,24 @@ class Classifier:
             {
                 "decision": "PNEUMONIA" if decisions[i] else "NORMAL",
                 "uncertain": bool(uncertain[i]),
+                "flags": list(flags[i]),
                 "score": float(scores[i]),
             }
             | {f"calibrated_probability_{name}": float(columns[name][i]) for name in self._predicted_names()}
             for i in range(len(scores))
         ]
+
+    def compute(self, images: Mapping[Square, np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:
+        """Computes the logits and the features of a batch.
+
+        Args:
+          images: as in `predict`.
+
+        Returns:
+          (logits, features): [N, C] float32 for each member, and [N, F] float32 with the features of all members.
+        """
+        logits, features = zip(*(predict(images[square]) for square, predict in self.members), strict=True)
+        return list(logits), np.concatenate(features, axis=1)
 
 
 def make_classifier(predictor: Predictor, batch_size: int) -> Classifier:
@@ -161,17 +179,23 @@ def make_predict_batch(config: Config, mesh: Mesh, variables: dict, batch_size: 
       batch_size: B, a multiple of the number of devices.
 
     Returns:
-      `predict_batch(images) -> logits`: images [N, H, W] uint8 with N <= B, logits [N, C] float32. They are those of
-      `predict.make_predict_images`.
+      `predict_batch(images) -> (logits, features)`: images [N, H, W] uint8 with N <= B, logits [N, C] float32, features
+      [N, F] float32. The logits are those of `predict.make_predict_images`.
     """
     predict = make_predict(
-        make_graph(config), mesh, config.augment, streamed=True, pixel_scaling=config.data.pixel_scaling
+        make_graph(config),
+        mesh,
+        config.augment,
+        streamed=True,
+        pixel_scaling=config.data.pixel_scaling,
+        features=True,
     )
     on_devices = jax.tree.map(lambda leaf: put(leaf, mesh), variables)
 
-    def predict_batch(images: np.ndarray) -> np.ndarray:
+    def predict_batch(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         padded = np.zeros((1, batch_size, *images.shape[1:]), np.uint8)  # A batch of another size is compiled again.
         padded[0, : len(images)] = images
-        return jax.device_get(predict(on_devices, put(padded, mesh, axis=1)))[0, : len(images)]
+        logits, features = jax.device_get(predict(on_devices, put(padded, mesh, axis=1)))
+        return logits[0, : len(images)], features[0, : len(images)]
 
     return predict_batch

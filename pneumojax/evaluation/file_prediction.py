@@ -14,6 +14,9 @@ from pneumojax.data.image_sources import ImageSource
 from pneumojax.evaluation.classifier import Classifier, Square
 from pneumojax.evaluation.prediction_table import Counts, format_header, format_rows, read_table
 
+# The flag of a file in colour.
+COLOUR = "colour"
+
 # Longest text of an error in the table, in characters.
 LONGEST_ERROR = 300
 
@@ -27,8 +30,9 @@ def predict_files(
 ) -> Counts:
     """Predicts files and appends a row for each to a table, in the order of the files.
 
-    A table that exists is continued: its rows are kept and their files are skipped. The file is complete after each
-    batch. A file that is named twice is predicted once. The table itself is not predicted.
+    A table that exists is continued: the files that it has predictions of are skipped. Files that failed are tried
+    again, and their new rows take the place of the old ones. The table is complete after each batch. A file that is
+    named twice is predicted once. The table itself is not predicted.
 
     Args:
       classifier: the run or ensemble.
@@ -45,7 +49,8 @@ def predict_files(
       OSError: `out` cannot be written.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
-    done, counts = read_table(out, classifier.columns, classifier.model)
+    done, failed, counts = read_table(out, classifier.columns, classifier.model)
+    is_repeated = False
     own_path = os.path.realpath(out)
 
     def choose_new() -> Iterator[ImageSource]:
@@ -61,10 +66,15 @@ def predict_files(
             file.write(format_rows(rows, classifier.columns, out.suffix).encode())
             file.flush()
             for row in rows:
-                counts.add(row["decision"] or "", bool(row["uncertain"]))
+                if row["file"] in failed:
+                    is_repeated = True
+                    counts.remove_failed()
+                counts.add(row)
             report(counts)
             if is_stopped():
                 break
+    if is_repeated:
+        read_table(out, classifier.columns, classifier.model)  # It removes the first rows of these files.
     return counts
 
 
@@ -105,7 +115,8 @@ def _read(source: ImageSource, squares: list[Square]) -> tuple[dict, dict[Square
     except Exception as error:  # A defect of a decoder must not end the prediction of the other files.
         return row | {"error": _shorten(f"it cannot be decoded ({error!r})")}, {}
     notices = dict.fromkeys(notice for image in images.values() for notice in image.notices)
-    return row | {"notices": list(notices)}, {square: image.pixels for square, image in images.items()}
+    flags = [COLOUR] if any(image.is_colour for image in images.values()) else []
+    return row | {"notices": list(notices), "flags": flags}, {square: image.pixels for square, image in images.items()}
 
 
 def _shorten(reason: str) -> str:
@@ -118,4 +129,9 @@ def _predict_batch(classifier: Classifier, batch: list[tuple[dict, dict[Square, 
     images = {square: np.stack([pixels[square] for pixels in readable]) for square in classifier.squares if readable}
     predicted = iter(classifier.predict(images) if readable else ())
     empty = dict.fromkeys(classifier.columns) | {"model": classifier.model}
-    return [empty | row | (next(predicted) if pixels else {}) for row, pixels in batch]
+    return [empty | (_join_flags(row, next(predicted)) if pixels else row) for row, pixels in batch]
+
+
+def _join_flags(row: dict[str, Any], predicted: dict[str, Any]) -> dict[str, Any]:
+    """Joins the columns from the file with those from the network. Both have flags."""
+    return row | predicted | {"flags": row["flags"] + predicted["flags"]}

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pneumojax.errors import UserError
+from pneumojax.files import write_bytes
 
 # The formats of a prediction table, by the suffix of its file.
 SUFFIXES = (".csv", ".jsonl")
@@ -17,21 +18,28 @@ SUFFIXES = (".csv", ".jsonl")
 
 @dataclasses.dataclass
 class Counts:
-    """Numbers of files in a table, and how many of them were predicted, are uncertain or failed."""
+    """Numbers of files in a table, and how many of them were predicted, are uncertain, are flagged or failed."""
 
     files: int = 0
     predicted: int = 0
     pneumonia: int = 0
     uncertain: int = 0
+    flagged: int = 0
     failed: int = 0
 
-    def add(self, decision: str, uncertain: bool) -> None:
-        """Counts a row. Its decision is empty if the file was not predicted."""
+    def add(self, row: dict[str, Any]) -> None:
+        """Counts a row, with its values or with the text of its cells. It has no decision if the file failed."""
         self.files += 1
-        self.predicted += bool(decision)
-        self.failed += not decision
-        self.pneumonia += decision == "PNEUMONIA"
-        self.uncertain += uncertain
+        self.predicted += bool(row["decision"])
+        self.failed += not row["decision"]
+        self.pneumonia += row["decision"] == "PNEUMONIA"
+        self.uncertain += row["uncertain"] in (True, "true")
+        self.flagged += bool(row["flags"])
+
+    def remove_failed(self) -> None:
+        """Removes the row of a file that failed, before the file is counted again."""
+        self.files -= 1
+        self.failed -= 1
 
 
 def format_header(columns: list[str], suffix: str) -> str:
@@ -60,8 +68,10 @@ def _format_cell(value: Any) -> str:
     return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def read_table(path: pathlib.Path, columns: list[str], model: str) -> tuple[set[str], Counts]:
+def read_table(path: pathlib.Path, columns: list[str], model: str) -> tuple[set[str], set[str], Counts]:
     """Reads the names and numbers of the rows of a table, and removes an incomplete row at its end.
+
+    A file has a second row if it failed and was then predicted again. The second row then takes the place of the first.
 
     Args:
       path: the table. It need not exist.
@@ -69,36 +79,50 @@ def read_table(path: pathlib.Path, columns: list[str], model: str) -> tuple[set[
       model: the fingerprint that each row must have in the column model.
 
     Returns:
-      The names of the files in the table, and their numbers.
+      (predicted, failed, counts): the names of the files in the table that were predicted and that failed, and their
+      numbers.
 
     Raises:
       UserError: the file has another suffix, other columns, or rows of another model.
     """
     if path.suffix not in SUFFIXES:
         raise UserError(f"--out={path} must end in {' or '.join(SUFFIXES)}.")
-    done: set[str] = set()
+    rows: dict[
+        str | None, tuple[int, int]
+    ] = {}  # {file: (start, end) of its last row}, in the order of the first rows.
+    failed: set[str] = set()
     counts = Counts()
     if not path.exists():
-        return done, counts
-    end = 0
+        return set(), failed, counts
+    end, has_second_rows = 0, False
     with path.open("rb") as file:
         try:
             for row, position in (_read_csv if path.suffix == ".csv" else _read_json_lines)(file, columns):
-                end = position
+                start, end = end, position
                 if row is None:
+                    rows[None] = (start, end)  # The header stays the first line.
                     continue
                 if row["model"] != model:
                     raise UserError(
                         f"{path} holds predictions of another model ({row['model']}, this one is {model}). "
                         "Use another --out."
                     )
-                done.add(row["file"])
-                counts.add(row["decision"] or "", row["uncertain"] in (True, "true"))
+                if row["file"] in failed:
+                    has_second_rows = True
+                    counts.remove_failed()
+                    failed.remove(row["file"])
+                if not row["decision"]:
+                    failed.add(row["file"])
+                rows[row["file"]] = (start, end)
+                counts.add(row)
         except (ValueError, KeyError, TypeError, csv.Error) as error:
             raise UserError(f"{path} is not a table of predictions ({error}). Use another --out.") from error
-    if end < path.stat().st_size:
+    if has_second_rows:
+        content = path.read_bytes()
+        write_bytes(path, b"".join(content[start:end] for start, end in rows.values()))
+    elif end < path.stat().st_size:
         os.truncate(path, end)
-    return done, counts
+    return {name for name in rows if name is not None and name not in failed}, failed, counts
 
 
 def _read_csv(file: io.BufferedReader, columns: list[str]) -> Iterator[tuple[dict | None, int]]:

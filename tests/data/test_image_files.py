@@ -173,3 +173,31 @@ def test_any_damage_to_a_file_is_an_os_error_or_a_whole_image(format):
     rng = np.random.default_rng(0)
     data = encode(smooth_pixels(24, 20), format, "RGB" if format == "WEBP" else None)
     assert count_refused(damage(data, rng, first=0, cuts=30, changes=150)) > 10
+
+
+def make_colours(height, width, tint=None):
+    """Makes an RGB picture, or with a tint (red, green, blue) a radiograph in shades of one colour."""
+    channels = [smooth_pixels(height, width, seed if tint is None else 0) for seed in range(3)]
+    return np.stack(channels, -1) if tint is None else np.rint(channels[0][..., None] * np.array(tint)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF"])
+def test_a_file_in_colour_is_recognised_and_stored_grey_is_not(format):
+    for height, width in ((40, 50), (600, 500)):
+        assert read_image(encode(make_colours(height, width), format), 32).is_colour
+        assert not read_image(encode(smooth_pixels(height, width), format, mode="RGB"), 32).is_colour
+        assert not read_image(encode(make_colours(height, width, (1, 0.98, 0.96)), format), 32).is_colour
+
+
+def test_colours_of_other_modes_are_recognised():
+    pixels = make_colours(40, 50)
+    for format, mode in (("JPEG", "CMYK"), ("PNG", "P"), ("PNG", "RGBA"), ("TIFF", "CMYK")):
+        assert read_image(encode(pixels, format, mode=mode), 32).is_colour, (format, mode)
+    assert not read_image(encode(smooth_pixels(40, 50), "PNG", mode="LA"), 32).is_colour
+
+
+def test_measuring_colour_changes_neither_pixels_nor_notices():
+    data = encode(make_colours(600, 500), "JPEG")
+    read = read_image(data, 64)
+    assert read.notices == ()
+    np.testing.assert_array_equal(read.pixels, decode_image(data, 64))

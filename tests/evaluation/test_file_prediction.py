@@ -129,6 +129,7 @@ def test_json_lines_hold_the_same_values_with_their_types(classifier, folder, tm
         assert list(row) == list(one) == classifier.columns
         assert row["file"] == one["file"] and row["error"] == (one["error"] or "")
         assert row["notices"] == "; ".join(one["notices"])
+        assert row["flags"] == "; ".join(one["flags"] or [])
         if one["score"] is None:
             assert one["uncertain"] is None and row["uncertain"] == ""
         else:
@@ -158,6 +159,20 @@ def test_a_stopped_command_resumes_from_every_byte(classifier, folder, tmp_path,
             assert out.read_bytes() == expected, length
         assert predict_files(classifier, sources, out) == whole
         assert out.read_bytes() == expected
+
+
+def test_a_file_that_failed_is_tried_again(classifier, folder, tmp_path):
+    out = tmp_path / "out.csv"
+    predict_files(classifier, find_images([str(folder)]), out)
+    before = read_table(out)
+    (folder / "07 empty.png").write_bytes(make_jpeg(60))
+    counts = predict_files(classifier, find_images([str(folder)]), out)
+    assert (counts.files, counts.predicted, counts.failed) == (22, 21, 1)
+    rows = read_table(out)
+    assert [row["file"] for row in rows] == [row["file"] for row in before]
+    changed = [row["file"] for row, old in zip(rows, before, strict=True) if row != old]
+    assert changed == [str(folder / "07 empty.png")]
+    assert predict_files(classifier, find_images([str(folder / "00.jpeg")]), out) == counts  # Other rows are kept.
 
 
 def test_a_stop_leaves_whole_batches_and_files_that_came_later_are_appended(classifier, folder, tmp_path):

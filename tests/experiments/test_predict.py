@@ -1,6 +1,7 @@
 """Tests of experiments/predict.py."""
 
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -44,17 +45,19 @@ def test_files_folders_and_archives_are_predicted_and_a_second_start_predicts_no
     assert rows[-1]["file"] == f"{tmp_path / 'archive'}/inner/a.jpeg"
     pneumonia = sum(row["decision"] == "PNEUMONIA" for row in rows)
     uncertain = sum(row["uncertain"] == "true" for row in rows)
-    line = f"{out}: 5 files, 4 predicted ({pneumonia} PNEUMONIA), {uncertain} uncertain, 1 failed."
+    flagged = sum(bool(row["flags"]) for row in rows)
+    line = f"{out}: 5 files, 4 predicted ({pneumonia} PNEUMONIA), {uncertain} uncertain, {flagged} flagged, 1 failed."
     assert printed == [line, line]
 
 
 def test_several_runs_predict_as_one_ensemble(make_run, processes, images, tmp_path):
     workdirs = [make_run(), make_run(seed=1)]
     out = tmp_path / "out.jsonl"
-    arguments = (f"--workdir={workdirs[0]},{workdirs[1]}", f"--out={out}", images)
+    arguments = (f"--workdir={workdirs[0]},{workdirs[1]}", f"--out={out}", "--nogate", images)
     done = run_script(processes, tmp_path, "experiments/predict.py", *arguments)
     assert done.returncode == 0, done.stderr
-    assert len(out.read_text().splitlines()) == 4
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["flags"] for row in rows if row["decision"]] == [[]] * 3
 
 
 def test_mistakes_are_sentences(make_run, processes, images, tmp_path):
@@ -100,6 +103,7 @@ def test_damaged_dicom_files_are_rows_and_print_nothing(make_run, processes, tmp
         (tmp_path / "cut.dcm").write_bytes(file.read()[:-500])
     arguments = (f"--workdir={make_run()}", f"--out={tmp_path / 'out.csv'}", tmp_path / "cut.dcm")
     done = run_script(processes, tmp_path, "experiments/predict.py", *arguments)
-    assert (done.returncode, done.stderr) == (0, "")
+    sentence = f"no file could be predicted (1 failed). The column error of {tmp_path / 'out.csv'} has the reasons."
+    assert (done.returncode, done.stderr) == (1, f"predict.py: {sentence}\n")
     (row,) = csv.DictReader((tmp_path / "out.csv").open(newline=""))
     assert row["error"]

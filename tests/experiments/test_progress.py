@@ -74,6 +74,6 @@ def test_the_speed_of_files_counts_from_the_first_batch(monkeypatch, caplog):
     with caplog.at_level(logging.INFO, "experiments"):
         for seconds, files in ((5, 64), (9, 640), (15, 1064)):
             clock.now = 100.0 + seconds
-            shown.report(types.SimpleNamespace(files=files, uncertain=7, failed=2))
+            shown.report(types.SimpleNamespace(files=files, uncertain=7, flagged=3, failed=2))
     shown.close()
-    assert caplog.messages == ["1064 files, 7 uncertain, 2 failed, 100 files/s"]
+    assert caplog.messages == ["1064 files, 7 uncertain, 3 flagged, 2 failed, 100 files/s"]
