@@ -62,7 +62,7 @@ def main(*paths: str) -> int:
         rows = explain_split(opened, SPLIT.value, COUNT.value, CHOOSE.value, out)
     if not rows:
         return fail(f"{', '.join(paths)}: there is no file to explain.")
-    if MEASURE.value:
+    if MEASURE.value and SPLIT.value is not None:
         results = measure_explanations(opened, SPLIT.value, MEASURE.value)
         table = make_table(results)
         print(f"{results['counts']['images']} {SPLIT.value} images\n\n{table.format_text()}\n\n{table.caption}\n")

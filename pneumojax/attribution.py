@@ -93,7 +93,8 @@ def make_removal_curves(config: Config) -> Callable:
         def compute_point(fraction: jax.Array) -> tuple[jax.Array, jax.Array]:
             chosen = ranks < jnp.round(fraction * flat.shape[1])
             deleted, inserted = (jnp.where(kept, batch, 0) for kept in (~chosen, chosen))
-            return tuple(jax.nn.sigmoid(_compute_log_odds(model, rest, sign)) for rest in (deleted, inserted))
+            odds = _compute_log_odds(model, deleted, sign), _compute_log_odds(model, inserted, sign)
+            return jax.nn.sigmoid(odds[0]), jax.nn.sigmoid(odds[1])
 
         deletion, insertion = lax.map(compute_point, jnp.asarray(FRACTIONS, jnp.float32))
         return deletion.T, insertion.T

@@ -2,6 +2,7 @@
 
 import datetime
 import logging
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -86,12 +87,9 @@ def measure_explanations(run: Run, split_name: str, count: int, seed: int = 0) -
         logger.info("Measuring %s on %d %s images", method, len(images), split_name)
         is_control = method == CONTROL
         maps = _make_control(images.shape, seed) if is_control else explainer.explain(method, images, positive)
-        curves: list[list[np.ndarray]] = [[], []]
-        for start, (batch, sign, kept) in enumerate(make_batches(images, positive)):
-            rows = np.resize(maps[start * len(batch) :], batch.shape)
-            for curve, values in zip(curves, compute_curves(run.variables, batch, sign, rows), strict=True):
-                curve.append(np.trapezoid(np.asarray(values, np.float64)[:kept], FRACTIONS, axis=1))
-        numbers = {"deletion": np.concatenate(curves[0]), "insertion": np.concatenate(curves[1])}
+        numbers = dict(
+            zip(("deletion", "insertion"), _compute_areas(run, compute_curves, images, positive, maps), strict=True)
+        )
         numbers["outside"] = compute_share_outside(maps)
         for which, variables in () if is_control else randomised.items():
             numbers[which] = correlate_ranks(maps, explainer.explain(method, images, positive, variables))
@@ -160,6 +158,18 @@ def make_table(results: dict) -> Table:
         for method, row in results["methods"].items()
     ]
     return Table(("method", *COLUMNS.values()), rows, CAPTION)
+
+
+def _compute_areas(
+    run: Run, compute_curves: Callable, images: np.ndarray, positive: np.ndarray, maps: np.ndarray
+) -> np.ndarray:
+    """Computes the areas under the curves of deletion and insertion, [2, N] float64."""
+    areas = []
+    for i, (batch, sign, kept) in enumerate(make_batches(images, positive)):
+        ours = np.resize(maps[i * len(batch) :], batch.shape)  # The last batch is filled up.
+        curves = np.asarray(compute_curves(run.variables, batch, sign, ours), np.float64)
+        areas.append(np.trapezoid(curves[:, :kept], FRACTIONS, axis=-1))
+    return np.concatenate(areas, axis=1)
 
 
 def _make_control(shape: tuple[int, ...], seed: int) -> np.ndarray:

@@ -9,12 +9,12 @@ from pneumojax.reporting.figures.style import GREY, make_figure, save_figure, us
 
 TITLES = {"grad_cam": "Grad-CAM", "occlusion": "Occlusion", "integrated_gradients": "Integrated gradients"}
 
-# Standard deviation of the blur of a map, as a share of its height. It removes the edges of the occluded squares, and the
-# noise of single pixels of a gradient. Only the pictures are blurred.
+# Standard deviation of the blur of a map, as a share of its height. It removes the edges of the occluded squares and
+# the noise of single pixels. Only the pictures are blurred.
 BLUR_SHARES = {"grad_cam": 0.0, "occlusion": 0.05, "integrated_gradients": 0.025}
 
-# The map is scaled by this quantile of its absolute values. The opacity grows faster than the value, so that the anatomy
-# stays visible where the map is weak.
+# The map is scaled by this quantile of its absolute values. The opacity grows faster than the value, so that the
+# anatomy stays visible where the map is weak.
 SCALE_QUANTILE, OPACITY, OPACITY_EXPONENT = 0.995, 0.75, 1.5
 
 
