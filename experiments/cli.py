@@ -32,15 +32,16 @@ def run(main: Callable[..., int | None], arguments: tuple[str, ...] = ()) -> Non
 
     Args:
       main: a function of the positional arguments, which are strings.
-      arguments: names of the positional arguments, for the message. All of them are required. If the last name ends in
-        "...", more arguments may follow.
+      arguments: names of the positional arguments, for the message. A name in brackets is optional. If the last name
+        ends in "...", more arguments may follow.
     """
 
     def guarded(argv: list[str]) -> int | None:
         if not arguments and argv[1:]:
             return fail(f"unexpected argument {argv[1]}: flags are written --name=value.")
-        repeats = bool(arguments) and arguments[-1].endswith("...")
-        if len(argv) - 1 < len(arguments) or (len(argv) - 1 > len(arguments) and not repeats):
+        repeats = bool(arguments) and arguments[-1].rstrip("]").endswith("...")
+        required = [name for name in arguments if not name.startswith("[")]
+        if len(argv) - 1 < len(required) or (len(argv) - 1 > len(arguments) and not repeats):
             return fail(f"needs {' '.join(arguments)}, but got {' '.join(argv[1:]) or 'nothing'}. See --help.")
         _show_log()
         try:

@@ -4,22 +4,32 @@
     scripts/run experiments/evaluate.py --workdir=runs/resnet --split=test
     scripts/run experiments/evaluate.py --workdir=runs/a,runs/b,runs/c --split=test    # an ensemble, into runs/a+b+c
     scripts/run experiments/evaluate.py --workdir=runs/seeds --split=test    # an ensemble of the run's --replicas
+    scripts/run experiments/evaluate.py --workdir=runs/resnet --images=hospital --labels=hospital.csv
+    scripts/run experiments/evaluate.py --workdir=runs/resnet --images=hospital --labels=folders
 
 Writes to `<workdir>/evaluation/<split>/`: report.html, which contains all results in one file; metrics.json,
 predictions.csv, curves.json, roc.png, precision_recall.png, reliability.png, predictive_values.png, decision_curve.png,
 confusion_matrix.png and learning_curves.png. They replace all files of an earlier evaluation at once. The settings of
 the run are read from the workdir. An ensemble averages the calibrated probabilities of its runs. Its threshold and its
 calibration are chosen for the averaged probabilities.
+
+--images evaluates any other folder of images, in the formats of predict.py, with the threshold and the calibration as
+they are stored. The results are in `<workdir>/evaluation/<name of the folder>/`. --labels is a CSV file with the
+columns file (a path in the folder), label (NORMAL, PNEUMONIA, BACTERIA or VIRUS) and optionally patient. It is the word
+folders if sub-folders have the names of the labels. Images that cannot be read are listed in unreadable.csv. The report
+also compares the brightness, sharpness and other properties of the images with those of validation.
 """
 
 import dataclasses
+import pathlib
 from typing import Any
 
 from absl import flags
 
-from experiments.cli import run
+from experiments.cli import fail, run
 from pneumojax.config import ThresholdConfig
 from pneumojax.reporting.caveats import describe_warnings
+from pneumojax.reporting.collection_tables import describe_collection, make_collection_tables
 from pneumojax.reporting.format import format_bounds, format_calibration, format_interval
 from pneumojax.reporting.tables import Table
 
@@ -56,10 +66,21 @@ PREVALENCE = flags.DEFINE_float(
     None,
     "prevalence of pneumonia where the network will be used, for rule cost_ratio and for metrics at that prevalence",
 )
+IMAGES = flags.DEFINE_string(
+    "images", None, "folder of other images to evaluate on, instead of --split; needs --labels"
+)
+LABELS = flags.DEFINE_string("labels", None, "labels of --images: a CSV file, or the word folders")
 FIXED = flags.DEFINE_float("fixed_threshold", None, "threshold of rule fixed (default: the run's)")
 
 
 def main() -> int:
+    rule_flags = (RULE, TARGET, COST_RATIO, FIXED)
+    if (IMAGES.value is None) != (LABELS.value is None):
+        return fail("--images and --labels belong together: give both, or --split.")
+    if IMAGES.value is not None and SPLIT.present:
+        return fail("--split and --images exclude each other: give one of them.")
+    if IMAGES.value is not None and (given_rules := [flag.name for flag in rule_flags if flag.value is not None]):
+        return fail(f"--{given_rules[0]} cannot be given with --images, whose threshold is the stored one.")
     # These import JAX, so they come after the flag checks.
     from pneumojax.evaluation.ensemble import open_predictor
     from pneumojax.evaluation.evaluate import evaluate
@@ -67,13 +88,16 @@ def main() -> int:
 
     initialize(multihost=False)
     opened = open_predictor(WORKDIR.value, CHECKPOINT.value, DATA_DIR.value, VIEWS.value)
-    given: dict[str, Any] = {
-        flag.name: flag.value for flag in (RULE, TARGET, COST_RATIO, PREVALENCE, FIXED) if flag.value is not None
-    }
-    rules: ThresholdConfig = dataclasses.replace(opened.config.threshold, **given)
-    results = evaluate(opened, SPLIT.value, rules)
+    if IMAGES.value is not None and LABELS.value is not None:
+        from pneumojax.evaluation.external import evaluate_collection
+
+        results = evaluate_collection(opened, pathlib.Path(IMAGES.value).expanduser(), LABELS.value, PREVALENCE.value)
+    else:
+        given: dict[str, Any] = {flag.name: flag.value for flag in (*rule_flags, PREVALENCE) if flag.value is not None}
+        rules: ThresholdConfig = dataclasses.replace(opened.config.threshold, **given)
+        results = evaluate(opened, SPLIT.value, rules)
     print(format_results(results))
-    directory = opened.workdir / "evaluation" / SPLIT.value
+    directory = opened.workdir / "evaluation" / results["run"]["split"]["name"]
     print(f"Written to {directory}\nRead {directory / 'report.html'}")
     return 0
 
@@ -108,6 +132,11 @@ def format_results(results: dict) -> str:
             f"labels that the network contradicts: {noise['share']:.1%} of {noise['confident']:,} confident ones",
         ]
     lines += ["", *_format_calibration(results), "", *_format_subgroups(results["subgroups"])]
+    if "collection" in results:
+        for table in make_collection_tables(results):
+            lines += ["", table.format_text()]
+            lines += [table.caption] if table.caption else []
+        lines += ["", *describe_collection(results)]
     return "\n".join([*lines, "", *describe_warnings(results)]).rstrip()
 
 

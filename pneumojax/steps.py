@@ -1,8 +1,8 @@
 """The compiled steps of training: from a batch of pixels to the updated state.
 
 A step is a pure function of the state, the data, a batch and the run's key. A chunk is a `lax.scan` of steps, compiled
-once by `parallel.py`. `pretrain_steps.py`, `replica_steps.py` and `inference.py` hold the other compiled functions; no
-other module compiles.
+once by `parallel.py`. `pretrain_steps.py`, `replica_steps.py`, `inference.py` and `attribution.py` hold the other
+compiled functions; no other module compiles.
 """
 
 import functools

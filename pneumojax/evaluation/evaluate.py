@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from pneumojax.config import ThresholdConfig
+from pneumojax.config import CLASS_NAMES, ThresholdConfig
 from pneumojax.data.dataset import Split
 from pneumojax.evaluation import point_metrics
 from pneumojax.evaluation.bootstrap import PatientBootstrap
 from pneumojax.evaluation.operating_point import load_or_choose_threshold, load_or_fit_calibration
 from pneumojax.evaluation.recalibration import apply_calibration, shift_prevalence
 from pneumojax.evaluation.run import Predictor, check_data
-from pneumojax.evaluation.summary import compute_curves, compute_statistics
+from pneumojax.evaluation.summary import compute_curves, compute_statistics, merge_kinds
 from pneumojax.files import read_rows, replace_folder, write_json, write_text
 from pneumojax.reporting.evaluation_report import make_report
 from pneumojax.reporting.figures.evaluation import (
@@ -29,6 +29,7 @@ from pneumojax.reporting.figures.evaluation import (
     save_roc,
 )
 from pneumojax.reporting.figures.training import save_learning_curves
+from pneumojax.reporting.tables import format_csv
 
 # The files of an evaluation. A new evaluation removes those that it does not write.
 FILES = (
@@ -44,6 +45,7 @@ FILES = (
     "confusion_matrix.png",
     "confusion_matrix_three_class.png",
     "learning_curves.png",
+    "unreadable.csv",
 )
 
 
@@ -79,6 +81,7 @@ def write_evaluation(
     calibration: dict,
     prevalence: float | None,
     more: Mapping[str, Any] = MappingProxyType({}),
+    task: str | None = None,
 ) -> dict:
     """Evaluates given probabilities and writes the files of the evaluation. `evaluate` calls it after the prediction.
 
@@ -92,12 +95,14 @@ def write_evaluation(
       threshold: content of threshold.json. Its thresholds may be [N] arrays, one for each image.
       calibration: content of calibration.json. Its temperature may be an [N] array, and its biases an [N, C] array.
       prevalence: prevalence of pneumonia where the network will be used; None if unknown.
-      more: additional content for metrics.json.
+      more: additional content for metrics.json. "collection" marks images that are not of a prepared data set.
+      task: binary for labels without the kinds of pneumonia; None: the task of the run.
 
     Returns:
       The content of metrics.json. Arrays are replaced by lists of their distinct values.
     """
-    task = predictor.config.model.task
+    task = task or predictor.config.model.task
+    class_names, classes = list(CLASS_NAMES[task]), merge_kinds(probabilities, task)
     labels = split.labels(task)
     bootstrap = PatientBootstrap(split.patient_ids)
     numbers = compute_statistics(split, task, probabilities, threshold, calibration, bootstrap, prevalence)
@@ -105,16 +110,17 @@ def write_evaluation(
         **numbers,
         "calibration": calibration | numbers["calibration"],
         "threshold": threshold,
-        "counts": _count(split, labels, probabilities, threshold["value"], predictor.info["class_names"]),
+        "counts": _count(split, labels, classes, threshold["value"], class_names),
         "run": {
             "workdir": str(predictor.workdir),
             "checkpoint": {"which": predictor.checkpoint, "step": predictor.identity["checkpoint_step"]},
             "split": {"name": split.name, "fingerprint": split.fingerprint},
-            "trained_on_this_data": check_data(predictor),
+            "trained_on_this_data": None if "collection" in more else check_data(predictor),
             "test_time_views": predictor.identity["test_time_views"],
             "bootstrap": {"resamples": bootstrap.resamples, "seed": bootstrap.seed, "unit": "patient"},
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             **predictor.info,
+            "class_names": class_names,
         },
         **more,
     }
@@ -128,6 +134,9 @@ def write_evaluation(
         write_text(directory / "predictions.csv", predictions)
         write_json(directory / "curves.json", curves)
         _draw(predictor, split, curves, results, directory)
+        if "collection" in results:
+            rows = results["collection"]["unreadable"]
+            write_text(directory / "unreadable.csv", format_csv(("filename", "reason"), rows))
         write_text(directory / "report.html", make_report(results, split, scores, decisions, networks, directory))
         write_json(directory / "metrics.json", results)
     return results
@@ -163,7 +172,7 @@ def _format_predictions(
 
     Floats are not rounded, so that the decisions can be reproduced from the file.
     """
-    names = predictor.info["class_names"]
+    names = results["run"]["class_names"]
     scores = point_metrics.compute_binary_scores(probabilities)
     decisions = point_metrics.compute_decisions(scores, results["threshold"]["value"])
     calibration, there = results["calibration"], results["at_prevalence"]
@@ -179,6 +188,7 @@ def _format_predictions(
     writer = csv.writer(text, lineterminator="\n")
     probability_columns = [f"probability_{name}" for name in names]
     class_column = ["most_probable_class"] if len(names) == 3 else []
+    classes = probabilities if len(names) == probabilities.shape[1] else merge_kinds(probabilities, "binary")
     columns = ["filename", "patient_id", "label", *probability_columns, "score", "decision", *class_column]
     writer.writerow([*columns, *calibrated_scores, *by_image])
     for i in range(len(split)):
@@ -186,7 +196,7 @@ def _format_predictions(
             split.filenames[i],
             split.patient_ids[i],
             names[labels[i]],
-            *map(float, probabilities[i]),
+            *map(float, classes[i]),
             float(scores[i]),
         ]
         row.append("PNEUMONIA" if decisions[i] else "NORMAL")
@@ -212,7 +222,7 @@ def _draw(predictor: Predictor, split: Split, curves: dict, results: dict, direc
         save_confusion_matrix(
             directory / "confusion_matrix_three_class.png",
             np.array(confusion["most_probable_class"]),
-            predictor.info["class_names"],
+            results["run"]["class_names"],
             split.name,
         )
     rows, config = read_rows(predictor.workdir / "metrics.jsonl"), predictor.config

@@ -30,7 +30,7 @@ def compute_statistics(
     Args:
       split: the evaluated split.
       task: binary or three_class.
-      probabilities: [N, C] float, 0..1, class 0 is NORMAL.
+      probabilities: [N, C] float, 0..1, class 0 is NORMAL. C may be 3 for the task binary: see `merge_kinds`.
       threshold: content of threshold.json. "value" and "operating_points" are used.
       fitted: content of calibration.json. "temperature" and "biases" are used.
       bootstrap: resamples of the split's patients.
@@ -52,7 +52,9 @@ def compute_statistics(
         values = calibration.compute_predictive_values(positive, scores, threshold["value"], [prevalence], bootstrap)
         at_prevalence = {"prevalence": prevalence} | {name: value[0] for name, value in values.items()}
     return {
-        "metrics": metrics.compute_metrics(split.labels(task), probabilities, threshold["value"], bootstrap),
+        "metrics": metrics.compute_metrics(
+            split.labels(task), merge_kinds(probabilities, task), threshold["value"], bootstrap
+        ),
         "operating_points": thresholds.compute_operating_points(
             positive, scores, threshold["operating_points"], bootstrap
         ),
@@ -62,8 +64,24 @@ def compute_statistics(
         },
         "at_prevalence": at_prevalence,
         "subgroups": subgroups.compute_subgroups(split, probabilities, threshold["value"], bootstrap),
-        "label_noise": estimate_label_noise(split.labels(task), calibrated),
+        "label_noise": estimate_label_noise(split.labels(task), merge_kinds(calibrated, task)),
     }
+
+
+def merge_kinds(probabilities: np.ndarray, task: str) -> np.ndarray:
+    """Adds the probabilities of the kinds of pneumonia if the task is binary and the network distinguishes them.
+
+    Args:
+      probabilities: [N, C] float, 0..1, class 0 is NORMAL.
+      task: binary or three_class. Labels of pneumonia without its kind make the task binary.
+
+    Returns:
+      [N, 2] for a binary task, otherwise the probabilities themselves.
+    """
+    if task != "binary" or probabilities.shape[1] == 2:
+        return probabilities
+    scores = point_metrics.compute_binary_scores(probabilities)
+    return np.stack([1 - scores, scores], axis=1)
 
 
 def compute_curves(

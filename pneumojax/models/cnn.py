@@ -32,12 +32,12 @@ class CNN(Network):
             channels = width
         self.head = Head(channels, num_outputs, dropout, rngs)
 
-    def extract(self, images: jax.Array, train: bool) -> jax.Array:
-        """Applies the backbone to images [B, H, W, 1]. Returns features [B, F]."""
+    def extract_maps(self, images: jax.Array, train: bool) -> jax.Array:
+        """Applies the backbone to images [B, H, W, 1]. Returns maps [B, P, P, F]."""
         x = images
         for i in range(self.depth):
             x = getattr(self, f"conv{i + 1}")(x)
             name = f"norm{i + 1}"
             x = getattr(self, name)(x, train and name not in self.frozen)
             x = nnx.relu(max_pool(x, 2))
-        return x.mean((1, 2), dtype="float32")
+        return x

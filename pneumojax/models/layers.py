@@ -35,9 +35,7 @@ class Conv(nnx.Module):
         init = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
         self.kernel = nnx.Param(init(rngs.params(), (size, size, in_channels, out_channels), jnp.float32))
         self.bias = nnx.Param(jnp.zeros(out_channels)) if bias else None
-        self.stride = stride
-        self.pad = pad
-        self.dtype = dtype
+        self.stride, self.pad, self.dtype = stride, pad, dtype
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Convolves images [B, H, W, I] and adds the bias. Returns [B, H', W', O]; see `ops.convolution.convolve`."""
@@ -179,7 +177,11 @@ class Network(nnx.Module):
         return self.classify(self.extract(images, train), train, keys)
 
     def extract(self, images: jax.Array, train: bool) -> jax.Array:
-        """Computes the features [B, ...] of images [B, H, W, 1]. This part of the network is the backbone."""
+        """Computes the features [B, ...] of images [B, H, W, 1], by default the mean of the maps over all positions."""
+        return self.extract_maps(images, train).mean((1, 2), dtype="float32")
+
+    def extract_maps(self, images: jax.Array, train: bool) -> jax.Array:
+        """Applies the backbone to images [B, H, W, 1]. Returns its last maps [B, P, P, F] that are pooled."""
         raise NotImplementedError
 
     def classify(self, features: jax.Array, train: bool, keys: jax.Array | None = None) -> jax.Array:

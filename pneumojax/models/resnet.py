@@ -71,8 +71,7 @@ class ResNet(Network):
         frozen: tuple[str, ...] = (),
         stem: str = "imagenet",
     ):
-        self.frozen = frozen
-        self.ones_plane = ones_plane
+        self.frozen, self.ones_plane = frozen, ones_plane
         kernel, stride, self.pools = STEMS[stem]
         self.stem_conv = Conv(2 if ones_plane else 1, width, kernel, stride, dtype, rngs)
         self.stem_norm = BatchNorm(width, dtype, axis_name, rngs)
@@ -88,11 +87,11 @@ class ResNet(Network):
                 channels = width * 2**stage * (4 if bottleneck else 1)
         self.head = Head(channels, num_outputs, dropout, rngs)
 
-    def extract(self, images: jax.Array, train: bool) -> jax.Array:
-        """Applies the backbone to images [B, H, W, 1]. Returns features [B, F]."""
+    def extract_maps(self, images: jax.Array, train: bool) -> jax.Array:
+        """Applies the backbone to images [B, H, W, 1]. Returns maps [B, P, P, F]."""
         x = add_ones(images) if self.ones_plane else images
         x = self.stem_norm(self.stem_conv(x), train and "stem" not in self.frozen)
         x = nnx.relu(max_pool(x, 3) if self.pools else x)
         for name in self.block_names:
             x = getattr(self, name)(x, train and name.split("_")[0] not in self.frozen)
-        return x.mean((1, 2), dtype="float32")
+        return x

@@ -45,8 +45,8 @@ class ResNet9(Network):
             setattr(self, f"{name}_norm", BatchNorm(out_channels, dtype, axis_name, rngs))
         self.head = Head(8 * width, num_outputs, dropout, rngs)
 
-    def extract(self, images: jax.Array, train: bool) -> jax.Array:
-        """Computes the features of images, [B, H, W, 1] -> [B, 8 * width]."""
+    def extract_maps(self, images: jax.Array, train: bool) -> jax.Array:
+        """Computes the maps of images, [B, H, W, 1] -> [B, P, P, 8 * width]."""
 
         def apply(name: str, x: jax.Array, window: int | None = None) -> jax.Array:
             x = getattr(self, f"{name}_norm")(getattr(self, f"{name}_conv")(x), train)
@@ -57,4 +57,4 @@ class ResNet9(Network):
             x = apply(stage, x, 2)
             if hasattr(self, f"{stage}_residual1_conv"):
                 x = x + apply(f"{stage}_residual2", apply(f"{stage}_residual1", x))
-        return x.mean((1, 2), dtype="float32")
+        return x

@@ -53,15 +53,19 @@ class VGG16(Network):
             features = units
         self.head = Head(features, num_outputs, dropout, rngs)
 
-    def extract(self, images: jax.Array, train: bool) -> jax.Array:
-        """Applies the backbone to images [B, H, W, 1]. Returns [B, P, P, F], or [B, F] without dense layers."""
+    def extract_maps(self, images: jax.Array, train: bool) -> jax.Array:
+        """Applies the backbone to images [B, H, W, 1]. Returns maps [B, P, P, F]."""
         del train
         x = add_ones(images) if self.ones_plane else images
         for stage, convolutions in enumerate(STAGE_CONVOLUTIONS):
             for i in range(convolutions):
                 x = getattr(self, f"stage{stage + 1}_conv{i + 1}")(x if i == 0 else nnx.relu(x))
             x = nnx.relu(max_pool(x, 2, valid=x.shape[1] > 1))
-        return x if self.depth else x.mean((1, 2), dtype="float32")
+        return x
+
+    def extract(self, images: jax.Array, train: bool) -> jax.Array:
+        """Applies the backbone to images [B, H, W, 1]. Returns [B, P, P, F], or [B, F] without dense layers."""
+        return self.extract_maps(images, train) if self.depth else super().extract(images, train)
 
     def classify(self, features: jax.Array, train: bool, keys: jax.Array | None = None) -> jax.Array:
         """Applies the classifier to features [B, P, P, F] or [B, F]. Returns logits [B, outputs]."""

@@ -45,7 +45,8 @@ def describe_warnings(results: Mapping) -> list[str]:
             "The network was trained on these images: the results show how much it has memorised. Evaluate the run on "
             "test."
         )
-    if not run["trained_on_this_data"]:
+    # None: the images are not of a prepared data set.
+    if run["trained_on_this_data"] is False:
         warnings.append(
             "The network was trained on another training split than that of this data set. It may have been trained on "
             "images that are evaluated here."

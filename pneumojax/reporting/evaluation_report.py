@@ -12,6 +12,7 @@ from pneumojax.config import Config, config_from_dict, config_to_dict
 from pneumojax.data.dataset import SUBTYPES, Split
 from pneumojax.reporting import html
 from pneumojax.reporting.caveats import NOT_A_DEVICE, describe_warnings
+from pneumojax.reporting.collection_tables import describe_collection, make_collection_tables
 from pneumojax.reporting.format import format_bounds, format_calibration, format_interval, format_score
 from pneumojax.reporting.tables import Table
 
@@ -90,15 +91,18 @@ def make_report(
     Raises:
       OSError: a figure is missing.
     """
+    known = results.get("collection", {}).get("kinds_known", True)
+    kinds = SUBTYPES if known else ("NORMAL", "PNEUMONIA")
     sections = (
+        *([_show_collection(results)] if "collection" in results else []),
         _show_metrics(results),
         _show_curves(directory),
         _show_decisions(results, directory),
         _show_probabilities(results, directory),
         _show_prevalence(results, directory),
         _show_subgroups(results),
-        _show_errors(split, scores, decisions > 0, missed=False),
-        _show_errors(split, scores, decisions > 0, missed=True),
+        _show_errors(split, kinds, scores, decisions > 0, missed=False),
+        _show_errors(split, kinds, scores, decisions > 0, missed=True),
         _show_training(networks, directory),
         _show_data(results, networks),
         html.Section("Terms", blocks=[Table(("Term", "Meaning"), list(TERMS.items()))]),
@@ -117,7 +121,7 @@ def _summarise(results: Mapping) -> list[str]:
     by = f"An ensemble of {len(run['members'])} networks" if "members" in run else "The network"
     lines = [
         f"{by} scored {counts['images']:,} {images} of {counts['patients']:,} {patients} ({classes}), the "
-        f"{run['split']['name']} split."
+        f"{run['split']['name']} {'collection' if 'collection' in results else 'split'}."
     ]
     auroc = metrics["auroc"]
     if auroc["value"] is None:
@@ -149,6 +153,16 @@ def _summarise(results: Mapping) -> list[str]:
     resamples = run["bootstrap"]["resamples"]
     lines.append(f"Numbers in brackets are 95 % intervals by bootstrap over patients ({resamples:,} resamples).")
     return [*lines, NOT_A_DEVICE]
+
+
+def _show_collection(results: Mapping) -> html.Section:
+    """Shows how a collection differs from validation, and which of its files were left out."""
+    blocks = list(make_collection_tables(results))
+    unreadable = results["collection"]["unreadable"]
+    if unreadable:
+        caption = f"The first {SHOWN_ERRORS}; all are in unreadable.csv." if len(unreadable) > SHOWN_ERRORS else ""
+        blocks.append(Table(("File that was left out", "Reason"), unreadable[:SHOWN_ERRORS], caption))
+    return html.Section("These images, compared with validation", describe_collection(results), blocks)
 
 
 def _show_metrics(results: Mapping) -> html.Section:
@@ -289,7 +303,9 @@ def _show_subgroups(results: Mapping) -> html.Section:
     return html.Section("Subgroups", text, [table])
 
 
-def _show_errors(split: Split, scores: np.ndarray, positive: np.ndarray, missed: bool) -> html.Section:
+def _show_errors(
+    split: Split, kinds: Sequence[str], scores: np.ndarray, positive: np.ndarray, missed: bool
+) -> html.Section:
     """Shows the false negatives (missed) or the false positives, as the network saw them. The worst come first."""
     wrong = np.flatnonzero((split.subtypes > 0) & ~positive if missed else (split.subtypes == 0) & positive)
     # A stable sort: of images with equal scores, the first in the split comes first.
@@ -305,7 +321,7 @@ def _show_errors(split: Split, scores: np.ndarray, positive: np.ndarray, missed:
     pixels = f"The network saw {split.images.shape[1]} x {split.images.shape[2]} pixels, as shown here."
     pictures = []
     for i in shown:
-        caption = f"{SUBTYPES[split.subtypes[i]]}, score {format_score(scores[i])}\n{split.filenames[i]}"
+        caption = f"{kinds[split.subtypes[i]]}, score {format_score(scores[i])}\n{split.filenames[i]}"
         pictures.append(html.Picture(_encode_png(split.images[i]), caption, caption, small=True))
     return html.Section(heading, [f"{text}. {pixels}"], pictures)
 

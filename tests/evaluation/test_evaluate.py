@@ -180,7 +180,7 @@ def test_all_files_of_an_evaluation_appear_together_or_not_at_all(workdir, monke
             assert read_files(folder) == earlier, write
             assert [path.name for path in folder.parent.iterdir()] == ["test"]
     monkeypatch.undo()
-    assert write == len(FILES) - 1
+    assert write == len(FILES) - 2
     now = read_files(folder)
     assert now.keys() == earlier.keys()
     assert now["predictions.csv"] != earlier["predictions.csv"]

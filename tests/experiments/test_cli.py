@@ -52,6 +52,8 @@ def test_a_defect_keeps_its_traceback_and_the_exit_code_of_main_is_kept():
         (("A", "B..."), ("1", "2", "3"), "1 2 3"),
         (("A", "B..."), ("1",), "needs A B..., but got 1. See --help."),
         (("PATH...",), (), "needs PATH..., but got nothing. See --help."),
+        (("[PATH...]",), ("1", "2"), "1 2"),
+        (("[PATH...]",), (), ""),
         (("A", "B"), ("1", "2", "3"), "needs A B, but got 1 2 3. See --help."),
     ],
 )

@@ -1,0 +1,187 @@
+"""Measures whether the maps of `explain.py` describe the network: randomisation, deletion, insertion, and location."""
+
+import datetime
+import logging
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from flax import nnx
+from scipy import stats
+
+from pneumojax.attribution import FRACTIONS, make_removal_curves
+from pneumojax.config import CLASSIFIER
+from pneumojax.data.dataset import load_split
+from pneumojax.evaluation import point_metrics
+from pneumojax.evaluation.bootstrap import PatientBootstrap, summarise
+from pneumojax.evaluation.explain import choose_random, make_batches, make_explainer
+from pneumojax.evaluation.operating_point import load_or_choose_threshold
+from pneumojax.evaluation.perturbations import LUNGS_AREA, keep_centre
+from pneumojax.evaluation.predict import compute_probabilities
+from pneumojax.evaluation.run import Run
+from pneumojax.files import write_json
+from pneumojax.models import make_model
+from pneumojax.reporting.figures.explanation import TITLES
+from pneumojax.reporting.format import format_interval
+from pneumojax.reporting.tables import Table
+
+logger = logging.getLogger(__name__)
+
+# Name of the control: random blobs, which have no relation to the image. CONTROL_POSITIONS is their number in a row.
+CONTROL, CONTROL_POSITIONS = "random", 7
+
+# The file of the results, next to those of the audit.
+FILE = "explanations.json"
+
+EMPTY = "All maps are 0 everywhere."
+
+COLUMNS = {
+    "deletion": "deletion AUC",
+    "insertion": "insertion AUC",
+    "outside": "share outside",
+    "head": "rank correlation, random head",
+    "all": "rank correlation, random network",
+}
+
+CAPTION = (
+    "Deletion AUC: mean probability of the decided class while the most important pixels are removed; small is good. "
+    "Insertion AUC: the same while only they are kept; large is good. "
+    f"Share outside: share of the absolute map outside of the central {100 * LUNGS_AREA:.0f} % of the area, which "
+    "contains the lungs of the average training image. Rank correlation: of the absolute maps with those of the same "
+    "network with random weights; it should be near 0, or the map does not depend on what was learned."
+)
+
+
+def measure_explanations(run: Run, split_name: str, count: int, seed: int = 0) -> dict:
+    """Measures the methods on random images of a split.
+
+    Writes explanations.json to `<workdir>/evaluation/<split>/`.
+
+    Args:
+      run: the run.
+      split_name: train, validation or test.
+      count: number of images; at most all.
+      seed: seed of the random images, weights and control.
+
+    Returns:
+      {"methods": {method: {name of COLUMNS: {"value", "ci95"}, "empty": number of maps that are 0 everywhere}},
+      "counts", "run"}. The methods include CONTROL, which has no rank correlations. Means are over the images, and
+      intervals are bootstrapped by patient. Empty maps are left out of the share and the correlations.
+
+    Raises:
+      UserError: the split or the run is missing or damaged.
+
+    References:
+      Adebayo et al., "Sanity Checks for Saliency Maps", 2018: the randomisation of the network.
+    """
+    split = load_split(run.config.data, split_name)
+    split = split.select(choose_random(len(split), count, seed))
+    images, bootstrap = np.asarray(split.images), PatientBootstrap(split.patient_ids)
+    threshold = load_or_choose_threshold(run, run.config.threshold)["value"]
+    scores = point_metrics.compute_binary_scores(compute_probabilities(run.predict(images)))
+    positive = scores >= threshold
+    explainer, compute_curves = make_explainer(run), make_removal_curves(run.config)
+    randomised = {which: randomise(run, which, seed) for which in ("head", "all")}
+    methods = {}
+    for method in (*explainer.methods, CONTROL):
+        logger.info("Measuring %s on %d %s images", method, len(images), split_name)
+        is_control = method == CONTROL
+        maps = _make_control(images.shape, seed) if is_control else explainer.explain(method, images, positive)
+        numbers = dict(
+            zip(("deletion", "insertion"), _compute_areas(run, compute_curves, images, positive, maps), strict=True)
+        )
+        numbers["outside"] = compute_share_outside(maps)
+        for which, variables in () if is_control else randomised.items():
+            numbers[which] = correlate_ranks(maps, explainer.explain(method, images, positive, variables))
+        means = {name: _summarise(values, bootstrap) for name, values in numbers.items()}
+        methods[method] = means | {"empty": int((np.abs(maps).max((1, 2)) == 0).sum())}
+    results = {
+        "methods": methods,
+        "counts": {
+            "images": len(split),
+            "patients": len(np.unique(split.patient_ids)),
+            "positive": int(positive.sum()),
+        },
+        "run": {
+            "workdir": str(run.workdir),
+            "checkpoint": {"which": run.checkpoint, "step": run.step},
+            "split": {"name": split.name, "fingerprint": split.fingerprint},
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        },
+    }
+    path = run.workdir / "evaluation" / split_name / FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, results)
+    return results
+
+
+def randomise(run: Run, which: str, seed: int = 0) -> dict:
+    """Replaces parameters of a run by those of a new initialisation.
+
+    Args:
+      run: the run.
+      which: head replaces the layers of the classifier; all replaces all layers and the batch statistics.
+      seed: seed of the initialisation.
+
+    Returns:
+      {"params", "batch_stats"} as numpy arrays.
+    """
+    model = make_model(run.config.model, run.config.data.image_px, jax.random.key(seed + 1))
+    kinds = {"params": nnx.Param, "batch_stats": nnx.BatchStat}
+    new = {key: jax.device_get(nnx.to_pure_dict(nnx.state(model, kind))) for key, kind in kinds.items()}
+    if which == "all":
+        return new
+    head = {name: layer for name, layer in new["params"].items() if name.startswith(CLASSIFIER)}
+    return run.variables | {"params": run.variables["params"] | head}
+
+
+def compute_share_outside(maps: np.ndarray) -> np.ndarray:
+    """Computes the share of the absolute map outside of the lungs' average region, [N, H, W] -> [N], NaN if it is 0."""
+    sizes = np.abs(maps).astype(np.float64)
+    inside = keep_centre(np.ones((1, *maps.shape[1:]), np.uint8), LUNGS_AREA)
+    total = sizes.sum((1, 2))
+    return np.divide((sizes * (1 - inside)).sum((1, 2)), total, out=np.full(len(maps), np.nan), where=total > 0)
+
+
+def correlate_ranks(maps: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Computes Spearman's correlation of absolute maps, [N, H, W] each -> [N]. It is NaN if a map is constant."""
+    ranks = [stats.rankdata(np.abs(one).reshape(len(one), -1), axis=1) for one in (maps, others)]
+    centred = [one - one.mean(axis=1, keepdims=True) for one in ranks]
+    spread = np.sqrt(np.prod([(one**2).sum(axis=1) for one in centred], axis=0))
+    return np.divide((centred[0] * centred[1]).sum(axis=1), spread, out=np.full(len(maps), np.nan), where=spread > 0)
+
+
+def make_table(results: dict) -> Table:
+    """Makes the table of the methods; results from `measure_explanations`."""
+    rows = [
+        (TITLES.get(method, "Random blobs"), *(format_interval(row[name]) if name in row else "-" for name in COLUMNS))
+        for method, row in results["methods"].items()
+    ]
+    return Table(("method", *COLUMNS.values()), rows, CAPTION)
+
+
+def _compute_areas(
+    run: Run, compute_curves: Callable, images: np.ndarray, positive: np.ndarray, maps: np.ndarray
+) -> np.ndarray:
+    """Computes the areas under the curves of deletion and insertion, [2, N] float64."""
+    areas = []
+    for i, (batch, sign, kept) in enumerate(make_batches(images, positive)):
+        ours = np.resize(maps[i * len(batch) :], batch.shape)  # The last batch is filled up.
+        curves = np.asarray(compute_curves(run.variables, batch, sign, ours), np.float64)
+        areas.append(np.trapezoid(curves[:, :kept], FRACTIONS, axis=-1))
+    return np.concatenate(areas, axis=1)
+
+
+def _make_control(shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """Random blobs, [N, H, W] float32, 0..1."""
+    coarse = np.random.default_rng(seed).random((shape[0], CONTROL_POSITIONS, CONTROL_POSITIONS), np.float32)
+    return np.asarray(jax.image.resize(coarse, shape, "linear"))
+
+
+def _summarise(values: np.ndarray, bootstrap: PatientBootstrap) -> dict:
+    """Summarises the mean of values [N], without those that are NaN."""
+    exists = ~np.isnan(values)
+    weights = bootstrap.weights[:, exists]
+    total = weights.sum(axis=1)
+    means = np.divide(weights @ values[exists], total, out=np.full(len(weights), np.nan), where=total > 0)
+    return summarise(means, EMPTY)

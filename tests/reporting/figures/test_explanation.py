@@ -1,0 +1,24 @@
+"""Tests of the figures of explanations."""
+
+import numpy as np
+import pytest
+from pictures import is_picture
+
+from pneumojax.reporting.figures.explanation import BLUR_SHARES, OPACITY, colour_map, save_explanation
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_image_is_shown_beside_its_maps(tmp_path):
+    image = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    maps = {name: np.random.default_rng(0).normal(size=(16, 16)) for name in BLUR_SHARES}
+    save_explanation(tmp_path / "a.png", image, maps, "NORMAL", "$a\n_b^{.png")
+    save_explanation(tmp_path / "b.png", image, {"occlusion": np.zeros((16, 16))}, "NORMAL", "b.png")
+    assert is_picture(tmp_path / "a.png") and is_picture(tmp_path / "b.png")
+
+
+def test_positive_is_red_negative_blue_and_zero_transparent():
+    values = np.zeros((10, 10))
+    values[:2], values[-2:] = 1, -1
+    red, blue, none = (colour_map(values, 0)[i, 0] for i in (0, -1, 5))
+    assert red[0] > red[2] and blue[2] > blue[0]
+    assert red[3] == blue[3] == pytest.approx(OPACITY) and none[3] == 0
