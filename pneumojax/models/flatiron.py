@@ -44,6 +44,6 @@ class Flatiron(Network):
         if train and self.dropout:
             assert keys is not None, "dropout in training needs a key for each image"
             x = drop(x, self.dropout, keys)
-        x = nnx.relu(self.dense1(x.reshape(len(x), -1)))
+        x = nnx.relu(self.dense1(x.reshape(x.shape[0], -1)))
         x = nnx.relu(self.dense2(x))
         return self.head(x, train, keys)

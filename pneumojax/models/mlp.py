@@ -29,7 +29,7 @@ class MLP(Network):
 
     def extract(self, images: jax.Array, train: bool) -> jax.Array:
         """Applies the hidden layers to images [B, H, W, 1]. Returns features [B, F]."""
-        x = images.reshape(len(images), -1)
+        x = images.reshape(images.shape[0], -1)
         for i in range(self.depth):
             x = nnx.relu(getattr(self, f"hidden{i + 1}")(x))
         return x

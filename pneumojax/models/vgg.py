@@ -69,7 +69,7 @@ class VGG16(Network):
 
     def classify(self, features: jax.Array, train: bool, keys: jax.Array | None = None) -> jax.Array:
         """Applies the classifier to features [B, P, P, F] or [B, F]. Returns logits [B, outputs]."""
-        x = pool_to(features, DENSE_PX).reshape(len(features), -1) if self.depth else features
+        x = pool_to(features, DENSE_PX).reshape(features.shape[0], -1) if self.depth else features
         for i in range(self.depth):
             x = nnx.relu(getattr(self, f"dense{i + 1}")(x))
             if train and self.dropout and i < self.depth - 1:  # The head has its own dropout.
