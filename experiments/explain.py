@@ -1,9 +1,9 @@
 """Shows which pixels support a decision of a trained run: Grad-CAM, occlusion and integrated gradients as pictures.
 
-    scripts/run experiments/explain.py --model=runs/resnet --out=pictures child.jpeg folder archive.zip
-    scripts/run experiments/explain.py --model=runs/resnet --out=pictures --split=validation --count=8
-    scripts/run experiments/explain.py --model=runs/resnet --out=pictures --split=validation --choose=certain
-    scripts/run experiments/explain.py --model=runs/resnet --out=pictures --split=validation --measure=200
+    scripts/run experiments/explain.py --workdir=runs/resnet --out=pictures child.jpeg folder archive.zip
+    scripts/run experiments/explain.py --workdir=runs/resnet --out=pictures --split=validation --count=8
+    scripts/run experiments/explain.py --workdir=runs/resnet --out=pictures --split=validation --choose=certain
+    scripts/run experiments/explain.py --workdir=runs/resnet --out=pictures --split=validation --measure=200
 
 PATH is as in predict.py. For each image, --out gets a PNG file with the image, its maps, the decision at the stored
 threshold and the calibrated probability of pneumonia. explanations.csv has a row for each file.
@@ -22,7 +22,7 @@ from absl import flags
 
 from experiments.cli import fail, run
 
-MODEL = flags.DEFINE_string("model", "runs/latest", "folder of the run")
+WORKDIR = flags.DEFINE_string("workdir", "runs/latest", "folder of the run")
 OUT = flags.DEFINE_string("out", None, "folder of the pictures", required=True)
 SPLIT = flags.DEFINE_enum(
     "split", None, ("train", "validation", "test"), "split whose images are explained, instead of PATH"
@@ -55,7 +55,7 @@ def main(*paths: str) -> int:
     warnings.simplefilter("ignore")
     logging.getLogger("pydicom").disabled = True
     initialize(multihost=False)
-    opened, out = open_run(MODEL.value, CHECKPOINT.value, DATA_DIR.value), pathlib.Path(OUT.value).expanduser()
+    opened, out = open_run(WORKDIR.value, CHECKPOINT.value, DATA_DIR.value), pathlib.Path(OUT.value).expanduser()
     if SPLIT.value is None:
         rows = explain_files(opened, find_images(paths), out)
     else:

@@ -5,7 +5,8 @@
 
 PATH is a file, a folder with its subfolders, a zip archive or a pattern in quotes. JPEG, PNG, TIFF, GIF, BMP, WebP and
 DICOM files are recognised by their content; DICOM needs `scripts/run pip install -e '.[dicom]'`. --workdir is as in
-evaluate.py: one run, several runs as an ensemble, or the folder of a run's replicas.
+evaluate.py: one run, several runs as an ensemble, or the folder of a run's replicas. It can also be a folder of
+export.py, whose checkpoint and number of views are fixed.
 
 A row has the decision at the run's stored threshold, whether it is uncertain, flags, the score, the calibrated
 probabilities of pneumonia (and of BACTERIA and VIRUS), notices about the file, the error if the file cannot be read,
@@ -33,7 +34,7 @@ from experiments.cli import fail, run
 from experiments.progress import FileProgress, format_resume
 
 WORKDIR = flags.DEFINE_list(
-    "workdir", ["runs/latest"], "folder of the run; several folders, separated by commas, predict as one ensemble"
+    "workdir", ["runs/latest"], "folder of the run or export; several runs, separated by commas, predict as an ensemble"
 )
 OUT = flags.DEFINE_string("out", None, "the table to write, a .csv or .jsonl file", required=True)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "number of images that are predicted together", lower_bound=1)
@@ -58,6 +59,7 @@ def main(*paths: str) -> int:
     from pneumojax.data.image_sources import find_images
     from pneumojax.evaluation.classifier import make_classifier
     from pneumojax.evaluation.ensemble import open_predictor
+    from pneumojax.evaluation.export import is_export, open_export
     from pneumojax.evaluation.file_prediction import predict_files
     from pneumojax.evaluation.gate_training import load_or_train_gate
     from pneumojax.sharding import initialize
@@ -67,10 +69,17 @@ def main(*paths: str) -> int:
     warnings.simplefilter("ignore")
     logging.getLogger("pydicom").disabled = True
     initialize(multihost=False)
-    predictor = open_predictor(WORKDIR.value, CHECKPOINT.value, DATA_DIR.value, VIEWS.value)
-    classifier = make_classifier(predictor, BATCH_SIZE.value)
-    if GATE.value:
-        classifier = dataclasses.replace(classifier, gate=load_or_train_gate(predictor, classifier))
+    if exports := [folder for folder in WORKDIR.value if is_export(pathlib.Path(folder).expanduser())]:
+        if len(WORKDIR.value) > 1:
+            return fail(f"{exports[0]} is an export, which cannot be a member of an ensemble: name it alone.")
+        if VIEWS.value:
+            return fail(f"{exports[0]} is an export, whose number of views is fixed: leave out --test_time_views.")
+        classifier = open_export(pathlib.Path(exports[0]).expanduser(), BATCH_SIZE.value, GATE.value)
+    else:
+        predictor = open_predictor(WORKDIR.value, CHECKPOINT.value, DATA_DIR.value, VIEWS.value)
+        classifier = make_classifier(predictor, BATCH_SIZE.value)
+        if GATE.value:
+            classifier = dataclasses.replace(classifier, gate=load_or_train_gate(predictor, classifier))
     progress = FileProgress()
     with catch_signals() as caught:
         try:

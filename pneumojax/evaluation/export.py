@@ -6,11 +6,13 @@ The folder has these files:
   model.stablehlo     the network with preprocessing and calibration, from `jax.export`, for CPU, CUDA and TPU
   model.onnx          the same for other runtimes, if it was asked for
   model.safetensors   the weights alone
+  gate.npz            flags unsuitable images in predict.py, if the run has a gate
   example.py          predicts an image with JAX alone
 """
 
 import dataclasses
 import datetime
+import importlib.util
 import json
 import pathlib
 from collections.abc import Callable
@@ -20,10 +22,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from pneumojax.errors import UserError
 from pneumojax.evaluation.classifier import Classifier, Square
+from pneumojax.evaluation.gate import read_gate, write_gate
 from pneumojax.evaluation.predict import compute_probabilities
 from pneumojax.evaluation.recalibration import apply_calibration
 from pneumojax.evaluation.run import Predictor, Run
@@ -34,12 +37,13 @@ from pneumojax.preprocessing import normalise, scale_pixels
 from pneumojax.steps import make_graph
 
 FORMAT = "pneumojax export 1"
-OUTPUTS = ("calibrated_probabilities", "logits")
+OUTPUTS = ("calibrated_probabilities", "logits", "features")
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 # Largest differences of calibrated probabilities from those of the checkpoint.
 TOLERANCES = {"model.stablehlo": 1e-5, "model.onnx": 1e-4}
 
+GATE = "gate.npz"
 EXAMPLE = pathlib.Path(__file__).with_name("export_example.py")
 
 
@@ -48,7 +52,7 @@ def export(predictor: Predictor, classifier: Classifier, out: pathlib.Path, onnx
 
     Args:
       predictor: the run.
-      classifier: the same run, from `classifier.make_classifier`.
+      classifier: the same run, from `classifier.make_classifier`. Its gate is exported too, if it has one.
       out: the folder to make.
       onnx: whether to write model.onnx. It requires the extra `onnx`.
 
@@ -59,7 +63,7 @@ def export(predictor: Predictor, classifier: Classifier, out: pathlib.Path, onnx
       UserError: `out` exists, the run cannot be exported, or a file does not predict what the checkpoint predicts.
       OSError: `out` cannot be written.
     """
-    run = _check(predictor, out, onnx)
+    run = check_export(predictor, out, onnx)
     function = make_function(run, classifier.calibration)
     px, content = run.config.data.image_px, describe(run, classifier)
     with replace_folder(out) as folder:
@@ -70,7 +74,9 @@ def export(predictor: Predictor, classifier: Classifier, out: pathlib.Path, onnx
             with algorithms("xla"):
                 model = convert(function, px, OUTPUTS, {"classes": ",".join(classifier.class_names), "format": FORMAT})
             write_bytes(folder / "model.onnx", model.SerializeToString())
-        save_file(flatten(run.variables), folder / "model.safetensors")
+        write_bytes(folder / "model.safetensors", save(flatten(run.variables)))
+        if classifier.gate:
+            write_gate(folder / GATE, classifier.gate)
         write_text(folder / "example.py", EXAMPLE.read_text())
         differences = measure_parity(run, classifier, folder)
         content["parity"] = differences
@@ -79,8 +85,14 @@ def export(predictor: Predictor, classifier: Classifier, out: pathlib.Path, onnx
     return differences
 
 
-def _check(predictor: Predictor, out: pathlib.Path, onnx: bool) -> Run:
-    """Checks that a run can be exported to a folder, and returns the run."""
+def check_export(predictor: Predictor, out: pathlib.Path, onnx: bool) -> Run:
+    """Checks that a run can be exported to a folder, and returns the run.
+
+    Raises:
+      UserError: as in `export`, and if a package for ONNX is missing.
+    """
+    if onnx and not (importlib.util.find_spec("onnx") and importlib.util.find_spec("onnxruntime")):
+        raise UserError("ONNX needs more packages: run scripts/run pip install -e '.[onnx]', or use --noonnx.")
     if out.exists():
         raise UserError(f"{out} exists already. Name a new folder with --out, or delete this one.")
     if len(predictor.members) > 1:
@@ -93,7 +105,7 @@ def _check(predictor: Predictor, out: pathlib.Path, onnx: bool) -> Run:
     return run
 
 
-def make_function(run: Run, calibration: dict) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]]:
+def make_function(run: Run, calibration: dict) -> Callable[[jax.Array], tuple[jax.Array, ...]]:
     """Makes the function that is exported.
 
     Args:
@@ -101,26 +113,29 @@ def make_function(run: Run, calibration: dict) -> Callable[[jax.Array], tuple[ja
       calibration: content of calibration.json.
 
     Returns:
-      `function(images) -> (calibrated_probabilities, logits)`: images [B, H, W] uint8, both results [B, C] float32.
+      `function(images) -> (calibrated_probabilities, logits, features)`: images [B, H, W] uint8, probabilities and
+      logits [B, C] float32, and the backbone's features [B, F] float32, averaged over positions.
     """
     graph, scaling = make_graph(run.config), run.config.data.pixel_scaling
     model = nnx.merge(graph, run.variables["params"], run.variables["batch_stats"])
     biases = np.asarray(calibration["biases"], np.float32)
 
-    def function(images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits = as_class_logits(model(normalise(scale_pixels(images), scaling), train=False))
-        return jax.nn.softmax(logits / calibration["temperature"] + biases), logits
+    def function(images: jax.Array) -> tuple[jax.Array, ...]:
+        maps = model.extract(normalise(scale_pixels(images), scaling), train=False)
+        logits = as_class_logits(model.classify(maps, train=False))
+        features = maps.mean(tuple(range(1, maps.ndim - 1)), dtype=jnp.float32)
+        return jax.nn.softmax(logits / calibration["temperature"] + biases), logits, features
 
     return function
 
 
-def serialize(function: Callable, image_px: int) -> bytearray:
+def serialize(function: Callable, image_px: int) -> bytes:
     """Serializes a function of `make_function` for all platforms and any number of images."""
     (batch,) = jax.export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, image_px, image_px), jnp.uint8)
     # The algorithms of this package for one platform must not get into the program for all platforms.
     with algorithms("xla"):
-        return jax.export.export(jax.jit(function), platforms=PLATFORMS)(images).serialize()
+        return bytes(jax.export.export(jax.jit(function), platforms=PLATFORMS)(images).serialize())
 
 
 def describe(run: Run, classifier: Classifier) -> dict[str, Any]:
@@ -140,6 +155,7 @@ def describe(run: Run, classifier: Classifier) -> dict[str, Any]:
         "outputs": {
             "calibrated_probabilities": "[batch, classes] float32",
             "logits": "[batch, classes] float32, before calibration",
+            "features": "[batch, features] float32, what the classifier gets, averaged over positions",
         },
         "class_names": list(classifier.class_names),
         "score": "1 - softmax(logits)[0], the probability of pneumonia before calibration",
@@ -149,7 +165,7 @@ def describe(run: Run, classifier: Classifier) -> dict[str, Any]:
         "network": dataclasses.asdict(run.config.model),
         "trained_on": run.info["data"],
         "versions": run.info["versions"],
-        "licence": "Apache-2.0 for the code; the weights are trained on the data named in trained_on, whose licence holds",
+        "licence": "Apache-2.0 for the code. The licence of the data named in trained_on also holds for the weights.",
         "not_a_medical_device": "For research. It must not be used to decide about patients.",
         "exported": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
@@ -233,20 +249,27 @@ def read_export(folder: pathlib.Path) -> dict[str, Any]:
     return content
 
 
-def open_export(folder: pathlib.Path, batch_size: int) -> Classifier:
-    """Opens an export as a classifier. See `read_export` for the errors.
+def open_export(folder: pathlib.Path, batch_size: int, gate: bool) -> Classifier:
+    """Opens an export as a classifier.
 
     Args:
       folder: the export.
       batch_size: largest number of images in a batch.
+      gate: whether to flag images for which the model is not made.
+
+    Raises:
+      UserError: `read_export` raises it, or the export has no gate and `gate` is true.
     """
     content = read_export(folder)
+    if gate and GATE not in content["files"]:
+        raise UserError(f"{folder} was exported with --nogate: give --nogate here too, or export the run again.")
     predict = open_stablehlo(folder / "model.stablehlo")
 
-    def predict_batch(images: np.ndarray) -> np.ndarray:
+    def predict_batch(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         padded = np.zeros((batch_size, *images.shape[1:]), np.uint8)  # A batch of another size is compiled again.
         padded[: len(images)] = images
-        return predict(padded)[1][: len(images)]
+        _, logits, features = predict(padded)
+        return logits[: len(images)], features[: len(images)]
 
     square = Square(content["input"]["image_px"], content["input"]["resize"])
     return Classifier(
@@ -257,4 +280,5 @@ def open_export(folder: pathlib.Path, batch_size: int) -> Classifier:
         content["class_names"],
         batch_size,
         content["model"],
+        read_gate(folder / GATE) if gate else None,
     )

@@ -23,8 +23,8 @@ px = model["input"]["image_px"]
 pixels = np.asarray(Image.open(image).convert("L").resize((px, px), Image.Resampling.BOX), np.uint8)
 
 predict = jax.export.deserialize(bytearray(program)).call
-calibrated, logits = predict(pixels[None])
+calibrated, logits, _ = predict(pixels[None])
 for name, probability in zip(model["class_names"], calibrated[0], strict=True):
     print(f"{name} {probability:.4f}")
-score = 1 - jax.nn.softmax(logits[0])[0]
-print("PNEUMONIA" if score >= model["threshold"]["value"] else "NORMAL", f"at the threshold {model['threshold']['value']:.4f}")
+score, threshold = 1 - jax.nn.softmax(logits[0])[0], model["threshold"]["value"]
+print("PNEUMONIA" if score >= threshold else "NORMAL", f"at the threshold {threshold:.4f}")

@@ -16,7 +16,12 @@ from onnx import TensorProto, helper, numpy_helper
 from pneumojax.errors import UserError
 
 OPSET = 18
-_DTYPES = {"uint8": TensorProto.UINT8, "int32": TensorProto.INT32, "float32": TensorProto.FLOAT, "bool": TensorProto.BOOL}
+_DTYPES = {
+    "uint8": TensorProto.UINT8,
+    "int32": TensorProto.INT32,
+    "float32": TensorProto.FLOAT,
+    "bool": TensorProto.BOOL,
+}
 
 # Operations that are one ONNX node with the same operands.
 _SAME = {
@@ -142,7 +147,7 @@ class _Graph:
         return self.add_node("Reciprocal", [self.add_node("Sqrt", operands)])
 
     def _add_integer_pow(self, equation: Any, operands: list, params: dict) -> str:
-        return self.add_node("Pow", [*operands, np.float32(params["y"])])
+        return self.add_node("Pow", [*operands, np.array(params["y"], np.float32)])
 
     def _add_square(self, equation: Any, operands: list, params: dict) -> str:
         return self.add_node("Mul", [*operands, *operands])
@@ -155,10 +160,11 @@ class _Graph:
         return self.add_node("Where", [condition, if_true, if_false])
 
     def _add_reduce_sum(self, equation: Any, operands: list, params: dict) -> str:
-        return self.add_node("ReduceSum", [*operands, np.array(params["axes"])], keepdims=0)
+        axes = np.array(params["axes"], np.int64)  # There are none in a mean over no axis.
+        return self.add_node("ReduceSum", [*operands, axes], keepdims=0, noop_with_empty_axes=1)
 
     def _add_reduce_max(self, equation: Any, operands: list, params: dict) -> str:
-        return self.add_node("ReduceMax", [*operands, np.array(params["axes"])], keepdims=0)
+        return self.add_node("ReduceMax", [*operands, np.array(params["axes"], np.int64)], keepdims=0)
 
     def _add_transpose(self, equation: Any, operands: list, params: dict) -> str:
         return self.add_node("Transpose", operands, perm=list(params["permutation"]))

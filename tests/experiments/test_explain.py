@@ -7,7 +7,7 @@ from forked import run_script
 def test_files_and_splits_are_explained_and_mistakes_are_sentences(make_run, processes, tmp_path):
     (tmp_path / "a.png").write_bytes(encode(smooth_pixels(40, 50)))
     (tmp_path / "empty").mkdir()
-    arguments = (f"--model={make_run()}", f"--out={tmp_path / 'out'}")
+    arguments = (f"--workdir={make_run()}", f"--out={tmp_path / 'out'}")
     done = run_script(processes, tmp_path, "experiments/explain.py", *arguments, tmp_path / "a.png", "gone.png")
     assert done.returncode == 0, done.stderr
     assert "1 pictures, 1 files that could not be read." in done.stdout
