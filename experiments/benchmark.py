@@ -10,9 +10,9 @@
 Each config field is a flag, as in train.py. A flag with several values, separated by commas, gives a case for each
 value. Each case runs in its own processes. With peers, all processes start first and then take turns with the repeats
 (ours, torch, keras, ours, ...), so that other load on the machine affects all of them equally. The command prints
-medians and quartiles, and appends a row for each case to --results. The same command with --resume skips the cases that
-it has already measured or that have failed. With --minutes=9 it stops before the case that would start later; give --resume for the rest.
-Measurements on a machine that does other work are unreliable.
+medians and quartiles, and appends a row for each case to --results. A case that fails has a row with the reason. The
+same command with --resume skips the cases that have a row. With --minutes=9 it stops before the case that would start
+later; give --resume for the rest. Measurements on a machine that does other work are unreliable.
 """
 
 import hashlib

@@ -29,7 +29,6 @@ from pneumojax.errors import UserError
 
 WHAT = {
     "step": "training steps in one call, on images that are already on the device",
-    "replicas": "as step, for all replicas of a config in one program",
     "epoch": "epochs from JPEG files: decoding, augmentation and training",
     "fit": "a whole training on the prepared data set, as in train.py",
     "predict": "prediction of images that are already on the device",
@@ -40,6 +39,7 @@ WHAT = {
     "save": "writing a checkpoint to disk",
     "restore": "reading a checkpoint from disk",
     "start": "the time from the start of train.py to its first steps",
+    "replicas": "as step, for all replicas of a config in one program",
     "speedrun": "whole trainings as in speedrun.py, with a new seed for each repeat",
     "train": "one training into a folder beside --results, which --resume continues",
     "tests": "the tests with the marker gpu",
@@ -240,8 +240,8 @@ def _read_number(name: str, word: str) -> int:
 
 def _check_peer_fields(peers: Sequence[str], fields: dict[str, str], config: Config) -> None:
     """Raises a UserError if a peer has no implementation of a field or of the model. Pillow only decodes."""
-    # A step and an epoch do not read the prepared data set.
-    implemented = (*PEER_FIELDS, "dataset", "data_dir")
+    # A step and an epoch do not read the prepared data set, and have one size.
+    implemented = (*PEER_FIELDS, "dataset", "data_dir", "progressive_px")
     foreign = [f"{name}={value}" for name, value in fields.items() if name not in implemented]
     if config.model.model not in PEER_MODELS:
         foreign.append(f"model={config.model.model}")

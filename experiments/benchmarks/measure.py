@@ -325,7 +325,6 @@ def _make_folder() -> pathlib.Path:
 
 MEASURES = {
     "step": start_step,
-    "replicas": start_replicas,
     "epoch": start_epoch,
     "fit": start_fit,
     "predict": start_predict,
@@ -336,6 +335,7 @@ MEASURES = {
     "save": start_save,
     "restore": start_restore,
     "start": start_start,
+    "replicas": start_replicas,
     "speedrun": start_speedrun,
     "train": start_train,
     "tests": start_tests,

@@ -151,7 +151,7 @@ def find_reason(log: str, code: int) -> str:
     """Returns why a process ended: the last error in its log, or its exit code."""
     # XLA aborts at a flag that it does not know, with a message instead of an exception.
     lines = [line for line in log.splitlines() if re.match(r"[\w.]+(Error|Exception)\b|F\d+ .*XLA_FLAGS", line)]
-    return lines[-1] if lines else f"the process ended with code {code}"
+    return re.sub(r"^F\d+ .*?\] ", "", lines[-1]) if lines else f"the process ended with code {code}"
 
 
 def measure_in_turn(case: dict, folder: pathlib.Path, peer_python: str) -> list[dict]:
