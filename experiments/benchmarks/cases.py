@@ -52,6 +52,8 @@ NO_FLAGS = "none"  # The value of --xla_flags that sets no flag. Its row is the 
 
 # The config fields that the peers implement. With any other field, they would not do the same work.
 PEER_FIELDS = ("model", "image_px", "batch_size", "dtype", "resnet_width", "dropout", "rotate_degrees", "shift", "zoom")
+# The config fields that a step and an epoch do not read: those of the data set, and those of a whole training.
+UNREAD_FIELDS = ("dataset", "data_dir", "progressive_px", "epochs", "chunk_steps", "eval_batch_size")
 PEER_MODELS = ("flatiron", "resnet18", "resnet34", "resnet50")
 
 # A step and an epoch use geometric augmentation only, because the peers implement the same operations.
@@ -240,9 +242,7 @@ def _read_number(name: str, word: str) -> int:
 
 def _check_peer_fields(peers: Sequence[str], fields: dict[str, str], config: Config) -> None:
     """Raises a UserError if a peer has no implementation of a field or of the model. Pillow only decodes."""
-    # A step and an epoch do not read the prepared data set, and have one size.
-    implemented = (*PEER_FIELDS, "dataset", "data_dir", "progressive_px")
-    foreign = [f"{name}={value}" for name, value in fields.items() if name not in implemented]
+    foreign = [f"{name}={value}" for name, value in fields.items() if name not in (*PEER_FIELDS, *UNREAD_FIELDS)]
     if config.model.model not in PEER_MODELS:
         foreign.append(f"model={config.model.model}")
     for peer in peers:

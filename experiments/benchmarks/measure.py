@@ -27,6 +27,7 @@ import numpy as np
 from PIL import Image
 
 from experiments.benchmarks.compiled_steps import ReplicaTraining, Training, compile_counted, draw_images
+from experiments.benchmarks.compiling import end_with_caller
 from experiments.benchmarks.racer import Racer
 from experiments.benchmarks.records import ROOT, describe_machine
 from experiments.flags import find_changed_fields, format_flags
@@ -343,6 +344,7 @@ MEASURES = {
 
 
 def main() -> None:
+    end_with_caller()  # Otherwise a training would continue, and the command with --resume could not open its folder.
     case = json.loads(sys.argv[1])
     # Libraries may print too, so only the lines for benchmark.py go to the original standard output.
     out, sys.stdout = sys.stdout, sys.stderr
