@@ -16,15 +16,12 @@ the file --results, and a row with the summary at the end. It then writes all su
 with the same file name. If the command was stopped, the same command with --resume skips the seeds that were measured.
 """
 
-import dataclasses
 import datetime
 import logging
 import os
 import pathlib
 import shlex
 import tempfile
-import time
-from collections.abc import Callable
 
 from absl import flags
 
@@ -65,6 +62,8 @@ def main() -> int:
     if any(row["what"] == "speedrun" for row in rows):
         print(f"Nothing to do: {results} holds all {SEEDS.value} trainings of this command.")
         return 0
+    from experiments.benchmarks.racer import Racer  # It imports JAX, so it comes after the flag checks.
+
     results.parent.mkdir(parents=True, exist_ok=True)
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="pneumojax-speedrun-") as folder:
@@ -102,104 +101,6 @@ def check_rules(config: Config) -> None:
                 f"{name}={value} is not allowed: a speedrun trains one network at a time, in one process and from "
                 "random weights, and evaluates it on validation."
             )
-
-
-class Racer:
-    """The compiled training of a config. All seeds use the same compiled program.
-
-    Args:
-      config: the config of the trainings. Its seed is not used.
-      compile_cache: empty folder for the programs that this process compiles; None: JAX's usual folder.
-    """
-
-    def __init__(self, config: Config, compile_cache: pathlib.Path | None = None):
-        # These import JAX, so they come after the flag checks.
-        import jax
-
-        from pneumojax import steps
-        from pneumojax.evaluation.aspect import add_swapped
-        from pneumojax.evaluation.predict import make_predict_images
-        from pneumojax.training.fit import make_train_chunks
-        from pneumojax.training.plan import load_selection_split, make_plan
-
-        if compile_cache:
-            jax.config.update("jax_compilation_cache_dir", str(compile_cache))
-        self.config, self.plan = config, make_plan(config)  # Also writes the decoded cache if it does not exist yet.
-        self.selection, self.mesh = add_swapped(load_selection_split(config)), self.plan.mesh
-        self.train_chunks = make_train_chunks(self.plan)
-        self.init = steps.make_init(config, self.plan.tx, self.mesh)
-        self.predict_images = make_predict_images(config, self.selection.images, self.mesh)
-        self.images = self.plan.total_steps * config.train.batch_size
-        self.compiled: dict[int, Callable] = {}
-        self.costs = {"compile_seconds": 0.0}
-
-    def train(self, seed: int) -> dict:
-        """Trains, starting from the decoded cache.
-
-        Args:
-          seed: seed of initialisation, order and augmentation.
-
-        Returns:
-          {"params", "batch_stats"} to evaluate, ready on the devices. On CPU, `fit` gives bitwise equal arrays.
-        """
-        import jax
-
-        from pneumojax import steps
-        from pneumojax.data.dataset import load_split
-        from pneumojax.training.input_pipeline import make_chunk_inputs
-
-        config = replace_fields(self.config, {"seed": seed})
-        # The images are loaded again, because loading is part of what is timed.
-        plan = dataclasses.replace(self.plan, config=config, data=load_split(config.data, "train"))
-        state, key = self.init(jax.random.key(seed)), steps.make_key(config, self.mesh)
-        chunk_inputs = make_chunk_inputs(plan, (plan.data.images, plan.labels()), key, 0)
-        for number, inputs in enumerate(chunk_inputs):
-            size = plan.find_size(number * plan.chunk_steps)
-            state, _ = self._compile(size, (state, *inputs))(state, *inputs)
-        return jax.block_until_ready(state.eval_variables())
-
-    def _compile(self, size: int, arguments: tuple) -> Callable:
-        """Returns the compiled chunk for a size and stores its costs. Compile times are summed over the sizes."""
-        from pneumojax.training.compile_cost import compile_chunk
-
-        if size not in self.compiled:
-            mapped = self.config.train.parallel != "jit"
-            self.compiled[size], costs = compile_chunk(self.train_chunks[size], arguments, self.mesh.size, mapped)
-            costs = {name.removeprefix("perf/"): number for name, number in costs.items()}
-            costs["compile_seconds"] += self.costs["compile_seconds"]
-            self.costs |= costs
-        return self.compiled[size]
-
-    def time(self, seed: int) -> dict:
-        """Measures the time of a training, and evaluates it on validation afterwards.
-
-        Args:
-          seed: as in `train`.
-
-        Returns:
-          {"seed", "seconds", "cpu_seconds" (of all threads), "images", "evaluation_seconds", "auroc"}.
-
-        Raises:
-          UserError: the training has diverged.
-        """
-        from pneumojax.training.validation import score_validation
-
-        started, cpu_started = time.perf_counter(), time.process_time()
-        variables = self.train(seed)
-        seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
-        started = time.perf_counter()
-        labels = self.selection.labels(self.config.model.task)
-        scores = score_validation(labels, self.predict_images(variables))
-        if "val/auroc" not in scores:
-            raise UserError(f"seed {seed} has diverged: its loss is not finite. Set a lower --learning_rate.")
-        return {
-            "seed": seed,
-            "seconds": seconds,
-            "cpu_seconds": cpu_seconds,
-            "images": self.images,
-            "evaluation_seconds": time.perf_counter() - started,
-            "auroc": scores["val/auroc"],
-        }
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sys
 import tempfile
 
 # All tests, their processes and all workers share a compilation cache, so that each program is compiled once.
@@ -21,7 +22,8 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 # MLIR, a chunk of training compiles in half the time. jax 0.12 does not know this flag and would abort.
 OLD_EMITTERS = importlib.metadata.version("jax") < "0.11"
 FAST_TO_COMPILE = "--xla_backend_optimization_level=0" + " --xla_cpu_use_fusion_emitters=false" * OLD_EMITTERS
-if FAST_TO_COMPILE not in os.environ.get("XLA_FLAGS", ""):
+# The tests for accelerators compile as users do.
+if "gpu" not in sys.argv and FAST_TO_COMPILE not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FAST_TO_COMPILE}"
 
 # If a shell starts the tests in the background, they and their processes ignore Ctrl-C by default.

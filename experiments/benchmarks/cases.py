@@ -5,6 +5,9 @@ A case is a dict that can be stored as JSON, because each case is measured in it
   config: the config, from `config_to_dict`.
   steps: training or prediction steps in a call.
   repeats: number of measurements after a warm-up.
+  minutes: time after which a process of the case is ended; None: no limit.
+  xla_flags: flags of XLA for our process, or NO_FLAGS; None: those of the environment.
+  preset: name of the preset in experiments/presets that gives the other fields, or None.
   augment: whether a step or an epoch augments its images; None for other work.
   images, limit: folder of JPEG files and how many of them are read; None for work that reads no files.
   devices: number of devices; None: all.
@@ -20,7 +23,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from experiments.benchmarks.records import count_cores
-from experiments.flags import parse_config
+from experiments.flags import find_changed_fields, format_value, parse_config, read_preset
 from pneumojax.config import Config, config_fields, config_to_dict
 from pneumojax.errors import UserError
 
@@ -36,22 +39,33 @@ WHAT = {
     "save": "writing a checkpoint to disk",
     "restore": "reading a checkpoint from disk",
     "start": "the time from the start of train.py to its first steps",
+    "replicas": "as step, for all replicas of a config in one program",
+    "speedrun": "whole trainings as in speedrun.py, with a new seed for each repeat",
+    "train": "one training into a folder beside --results, which --resume continues",
+    "tests": "the tests with the marker gpu",
 }
 PEERS = {"torch": ("step", "epoch"), "keras": ("step", "epoch"), "pillow": ("decode",)}
 READS_FILES = ("epoch", "decode")
+ONCE = ("train", "tests")  # Work that is not repeated.
+REPLICATED = ("replicas", "train")  # Work that a config with several replicas can do.
+NO_FLAGS = "none"  # The value of --xla_flags that sets no flag. Its row is the baseline of the rows with flags.
 
 # The config fields that the peers implement. With any other field, they would not do the same work.
 PEER_FIELDS = ("model", "image_px", "batch_size", "dtype", "resnet_width", "dropout", "rotate_degrees", "shift", "zoom")
+# The config fields that a step and an epoch do not read: those of the data set, and those of a whole training.
+UNREAD_FIELDS = ("dataset", "data_dir", "progressive_px", "epochs", "chunk_steps", "eval_batch_size")
 PEER_MODELS = ("flatiron", "resnet18", "resnet34", "resnet50")
 
 # A step and an epoch use geometric augmentation only, because the peers implement the same operations.
 GEOMETRY = ("rotate_degrees", "shift", "zoom")
 INTENSITY = ("brightness", "contrast", "gamma")
 
+PRESETS = pathlib.Path(__file__).parents[1] / "presets"
 SYNTHETIC_FILES = 400  # Number of synthetic JPEG files if --limit is not set.
 
 # The columns of a row of results that identify the work.
 KEY_COLUMNS = ("what", "framework", "model", "image_px", "batch_size", "dtype", "augment", "devices", "limit", "fields")
+KEY_COLUMNS += ("preset", "xla_flags")  # Rows of earlier versions do not have them.
 
 
 def plan_cases(values: flags.FlagValues) -> list[dict]:
@@ -69,23 +83,30 @@ def plan_cases(values: flags.FlagValues) -> list[dict]:
     numbers: list[list[int | None]] = [
         [_read_number(name, word) for word in getattr(values, name)] or [None] for name in ("devices", "limit")
     ]
-    given = {field.name: values[field.name].value for field in config_fields() if values[field.name].value is not None}
+    given: dict = read_fields(values.preset)
+    given |= {field.name: values[field.name].value for field in config_fields() if values[field.name].value is not None}
     choices = [value if isinstance(value, list) else [value] for value in given.values()]
+    flag_sets = values.xla_flags or [None]
     cases = []
-    for what, devices, limit, *chosen in itertools.product(values.what, *numbers, *choices):
+    for what, devices, limit, flag_set, *chosen in itertools.product(values.what, *numbers, flag_sets, *choices):
         fields = dict(zip(given, chosen, strict=True))
         config = make_config(fields, what, values.augment)
         reads_files = what in READS_FILES
-        peers = [peer for peer in values.peer if what in PEERS[peer]]
+        peers = [peer for peer in values.peer if what in PEERS[peer] and not flag_set]
         _check_peer_fields(peers, fields, config)
         if devices and config.train.batch_size % devices:
             raise UserError(f"--batch_size={config.train.batch_size} is not divisible by --devices={devices}.")
+        if config.train.replicas > 1 and what not in REPLICATED:
+            raise UserError(f"--what={what} measures one network: --replicas is only for {' and '.join(REPLICATED)}.")
         cases.append(
             {
                 "what": what,
                 "config": config_to_dict(config),
                 "steps": values.steps,
-                "repeats": values.repeats,
+                "repeats": 1 if what in ONCE else values.repeats,
+                "minutes": values.case_minutes,
+                "xla_flags": flag_set,
+                "preset": values.preset,
                 "augment": values.augment if what in PEERS["torch"] else None,
                 "images": values.images if reads_files else None,
                 "limit": limit if reads_files else None,
@@ -95,6 +116,21 @@ def plan_cases(values: flags.FlagValues) -> list[dict]:
             }
         )
     return cases
+
+
+def read_fields(preset: str | None) -> dict[str, str]:
+    """Returns {name of a field: text of its flag} for the fields that a preset sets.
+
+    Args:
+      preset: name of a file in experiments/presets, without ".flags"; None: no preset, so no fields.
+
+    Raises:
+      UserError: there is no such preset.
+    """
+    if preset is None:
+        return {}
+    fields = find_changed_fields(read_preset(PRESETS / f"{preset}.flags"))
+    return {name: format_value(value) for name, value in fields.items()}
 
 
 def make_config(fields: dict[str, str], what: str, augment: bool) -> Config:
@@ -162,18 +198,18 @@ def describe_choices(case: dict, framework: str) -> dict:
       framework: name of the framework that does the work.
 
     Returns:
-      {column: value} for KEY_COLUMNS and "steps". "fields" has each config field that is not at its default and has no
-      column.
+      {column: value} for KEY_COLUMNS and "steps". "fields" has each config field that is not at its default, or at the
+      value of the preset, and has no column.
     """
     named = {name: case["config"][name] for name in ("model", "image_px", "batch_size", "dtype")}
     named["batch_size"] = find_batch_size(case)
-    default = config_to_dict(make_config({}, case["what"], bool(case["augment"])))
+    default = config_to_dict(make_config(read_fields(case["preset"]), case["what"], bool(case["augment"])))
     fields = {
         name: value
         for name, value in case["config"].items()
         if name not in (*named, "data_dir") and value != default[name]
     }
-    chosen = {name: case[name] for name in ("augment", "devices", "limit", "steps")}
+    chosen = {name: case[name] for name in ("augment", "devices", "limit", "steps", "preset", "xla_flags")}
     return {"what": case["what"], "framework": framework} | named | chosen | {"fields": fields}
 
 
@@ -184,7 +220,7 @@ def find_batch_size(case: dict) -> int:
 
 def make_key(row: dict) -> str:
     """Returns a string that identifies the work of a row. It is equal for rows that measure the same work."""
-    return json.dumps([row[name] for name in KEY_COLUMNS], sort_keys=True)
+    return json.dumps([row.get(name) for name in KEY_COLUMNS], sort_keys=True)
 
 
 def describe_case(case: dict) -> str:
@@ -192,6 +228,9 @@ def describe_case(case: dict) -> str:
     row = describe_choices(case, "pneumojax")
     parts = [row["what"], row["model"], f"{row['image_px']} px", f"batch {row['batch_size']}", row["dtype"]]
     parts += [f"{row[name]} {name}" for name in ("devices", "limit") if row[name]]
+    parts += [f"preset {row['preset']}"] if row["preset"] else []
+    parts += [f"{name} {value}" for name, value in row["fields"].items()]
+    parts += [f"XLA flags: {row['xla_flags']}"] if row["xla_flags"] else []
     return ", ".join(parts) + (f", compared with {', '.join(case['peers'])}" if case["peers"] else "")
 
 
@@ -203,7 +242,7 @@ def _read_number(name: str, word: str) -> int:
 
 def _check_peer_fields(peers: Sequence[str], fields: dict[str, str], config: Config) -> None:
     """Raises a UserError if a peer has no implementation of a field or of the model. Pillow only decodes."""
-    foreign = [f"{name}={value}" for name, value in fields.items() if name not in PEER_FIELDS]
+    foreign = [f"{name}={value}" for name, value in fields.items() if name not in (*PEER_FIELDS, *UNREAD_FIELDS)]
     if config.model.model not in PEER_MODELS:
         foreign.append(f"model={config.model.model}")
     for peer in peers:

@@ -126,7 +126,7 @@ def make_fits(config: Config, target: Target, num_images: int, first: dict) -> C
 def end_with_caller() -> None:
     """Ends this process within a second after the process that started it, which may have been killed.
 
-    Otherwise the compilation would continue for minutes, although nothing waits for its result.
+    Otherwise a compilation, for example, would continue for minutes, although nothing waits for its result.
     """
     caller = os.getppid()
 

@@ -3,9 +3,10 @@
     python -m experiments.benchmarks.measure '{"what": "step", "config": {...}, ...}'
 
 The keys of a case are described in cases.py. In addition, "files" is the path of a JSON file with [[path, label], ...].
-When the process is ready, it prints a JSON line with the costs of the compiled program. For each line that it then
-reads, it repeats the work and prints a JSON line with the seconds. If the user can correct an error, it prints a line
-{"error": message}.
+"folder" is the folder of the results, "workdir" the folder of a training, and "resume" whether the training continues
+the run in its folder. When the process is ready, it prints a JSON line with the costs of the compiled program. For each
+line that it then reads, it repeats the work and prints a JSON line with the seconds. If the user can correct an error,
+it prints a line {"error": message}.
 """
 
 import atexit
@@ -25,7 +26,10 @@ import jax
 import numpy as np
 from PIL import Image
 
-from experiments.benchmarks.records import describe_machine
+from experiments.benchmarks.compiled_steps import ReplicaTraining, Training, compile_counted, draw_images
+from experiments.benchmarks.compiling import end_with_caller
+from experiments.benchmarks.racer import Racer
+from experiments.benchmarks.records import ROOT, describe_machine
 from experiments.flags import find_changed_fields, format_flags
 from pneumojax import checkpoint, parallel, steps
 from pneumojax.config import Config, config_from_dict
@@ -37,76 +41,21 @@ from pneumojax.evaluation.evaluate import evaluate
 from pneumojax.evaluation.run import Run
 from pneumojax.files import read_rows
 from pneumojax.inference import make_predict
-from pneumojax.ops.xla import algorithms, uses_cpu_algorithms
 from pneumojax.optimizer import make_optimizer
 from pneumojax.sharding import initialize, make_mesh, put
 from pneumojax.training.chips import find_peak_flops
-from pneumojax.training.compile_cost import compile_chunk
 from pneumojax.training.fit import fit
+from pneumojax.training.replicas import fit_replicas
 from pneumojax.training.workdir import describe_run
 from tfds_builder import kermany_pneumonia
 
-TRAIN = pathlib.Path(__file__).parents[1] / "train.py"
+TRAIN = ROOT / "experiments" / "train.py"
+GPU_TESTS = ROOT / "tests" / "test_accelerator.py"
 
 
 # The costs of the compiled program, and a function that does the work once. The function returns {"images": number of
 # images} if the work is counted in images, and {"seconds": time} if it also does work that must not be counted.
 Measure = tuple[dict, Callable[[], dict]]
-
-
-class Training:
-    """A network, its optimizer state, and images on the devices, with a compiled chunk of steps.
-
-    Args:
-      config: the config of the run.
-      num_images: number of images on the devices.
-      chunk_steps: training steps in a chunk.
-    """
-
-    def __init__(self, config: Config, num_images: int, chunk_steps: int):
-        self.config, self.mesh = config, make_mesh()
-        tx, graph = make_optimizer(config.optimizer, 10_000), steps.make_graph(config)
-        chunk = steps.make_train_chunk(config, graph, tx, np.ones(2, np.float32), self.mesh)
-        self.state = steps.init_state(config, tx, self.mesh)
-        self.key = steps.make_key(config, self.mesh)
-        self.put_images(*draw_images(num_images, config.data.image_px))
-        batches = np.arange(chunk_steps * config.train.batch_size, dtype=np.int32) % num_images
-        self.batches = parallel.put_batches(batches.reshape(chunk_steps, -1), config, self.mesh)
-        arguments = (self.state, self.images, self.labels, self.batches, self.key)
-        self.chunk, self.ready = compile_counted(chunk, arguments, self.mesh.size, config.train.parallel != "jit")
-        jax.block_until_ready(self.train(self.batches))
-        self.ready["parameters"] = sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
-
-    def put_images(self, images: np.ndarray, labels: np.ndarray) -> None:
-        """Puts [N, H, W] uint8 images and [N] int32 labels on the devices."""
-        self.images, self.labels = put(images, self.mesh), put(labels, self.mesh)
-
-    def train(self, batches: jax.Array) -> dict:
-        """Dispatches one chunk and returns its metric sums, without waiting for them."""
-        self.state, sums = self.chunk(self.state, self.images, self.labels, batches, self.key)
-        return sums
-
-
-def compile_counted(
-    function: jax.stages.Wrapped, arguments: tuple, devices: int, mapped: bool
-) -> tuple[jax.stages.Compiled, dict]:
-    """Compiles a function and returns it with its costs. The arguments are as in `compile_cost.compile_chunk`.
-
-    The costs have the names of the columns of a row of results. On CPU, the bytes are counted with XLA's own
-    convolution algorithms, so that they can be compared with the bytes on an accelerator.
-    """
-    compiled, costs = compile_chunk(function, arguments, devices, mapped)
-    if uses_cpu_algorithms():
-        with algorithms("xla"):
-            _, own = compile_chunk(function, arguments, devices, mapped)
-        costs["perf/bytes_per_step"] = own["perf/bytes_per_step"]
-    return compiled, {name.removeprefix("perf/"): number for name, number in costs.items()}
-
-
-def draw_images(num_images: int, image_px: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns [N, H, W] uint8 noise images, and [N] int32 labels with half of the images in each class."""
-    images = np.random.default_rng(0).integers(0, 256, (num_images, image_px, image_px), dtype=np.uint8)
-    return images, np.arange(num_images, dtype=np.int32) % 2
 
 
 def start_step(config: Config, case: dict) -> Measure:
@@ -116,6 +65,17 @@ def start_step(config: Config, case: dict) -> Measure:
     def repeat() -> dict:
         jax.block_until_ready(training.train(training.batches))
         return {"images": case["steps"] * config.train.batch_size}
+
+    return training.ready, repeat
+
+
+def start_replicas(config: Config, case: dict) -> Measure:
+    """Measures training steps of all replicas in one call, on images that are already on the device."""
+    training = ReplicaTraining(config, 4 * config.train.batch_size, case["steps"])
+
+    def repeat() -> dict:
+        jax.block_until_ready(training.train(training.batches))
+        return {"images": config.train.replicas * case["steps"] * config.train.batch_size}
 
     return training.ready, repeat
 
@@ -310,6 +270,53 @@ def start_start(config: Config, case: dict) -> Measure:
     return {}, repeat
 
 
+def start_speedrun(config: Config, case: dict) -> Measure:
+    """Measures whole trainings as speedrun.py does. Each repeat has its own seed."""
+    racer = Racer(config)
+    racer.time(config.train.seed + case["repeats"])  # Compiles.
+    seeds = itertools.count(config.train.seed)
+
+    def repeat() -> dict:
+        measured = racer.time(next(seeds))
+        return {name: measured[name] for name in ("seconds", "images", "auroc")}
+
+    return racer.costs, repeat
+
+
+def start_train(config: Config, case: dict) -> Measure:
+    """Measures one training, with compilation and validation. If its folder has an unfinished run, that run resumes."""
+
+    def repeat() -> dict:
+        train = fit_replicas if config.train.replicas > 1 else lambda *args: [fit(*args)]
+        results = train(config, case["workdir"], not case["resume"])
+        if any(result.stopped_by for result in results):
+            raise UserError(f"the training in {case['workdir']} was stopped. To continue it: --resume.")
+        sample = {"auroc": statistics.mean(result.best_auroc for result in results if result.best_auroc is not None)}
+        # The time of a training that was resumed does not include its first steps, so it has no speed.
+        if all(result.trained_steps == result.total_steps for result in results):
+            sample["images"] = len(results) * results[0].total_steps * config.train.batch_size
+        return sample
+
+    return {}, repeat
+
+
+def start_tests(config: Config, case: dict) -> Measure:
+    """Runs the tests with the marker gpu. It needs pytest."""
+    del config, case
+    # The options of pyproject.toml would start a process for each core, and they share one GPU.
+    command = [sys.executable, "-m", "pytest", "--override-ini=addopts=", "--import-mode=importlib", "-q", "-m", "gpu"]
+
+    def repeat() -> dict:
+        done = subprocess.run([*command, str(GPU_TESTS)], capture_output=True, text=True, cwd=ROOT)
+        counts = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|skipped|error)", done.stdout)}
+        if done.returncode:
+            failed = re.findall(r"^(?:FAILED|ERROR) (.*)", done.stdout, re.MULTILINE)
+            raise UserError(f"the tests of {GPU_TESTS.name} fail: {'; '.join(failed) or done.stderr.strip()}")
+        return {"tests": counts}
+
+    return {}, repeat
+
+
 def _make_folder() -> pathlib.Path:
     """Returns an empty folder that is deleted when this process ends."""
     folder = tempfile.TemporaryDirectory(prefix="pneumojax-benchmark-")
@@ -329,10 +336,15 @@ MEASURES = {
     "save": start_save,
     "restore": start_restore,
     "start": start_start,
+    "replicas": start_replicas,
+    "speedrun": start_speedrun,
+    "train": start_train,
+    "tests": start_tests,
 }
 
 
 def main() -> None:
+    end_with_caller()  # Otherwise a training would continue, and the command with --resume could not open its folder.
     case = json.loads(sys.argv[1])
     # Libraries may print too, so only the lines for benchmark.py go to the original standard output.
     out, sys.stdout = sys.stdout, sys.stderr

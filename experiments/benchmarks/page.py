@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from experiments.benchmarks.cases import KEY_COLUMNS
+from experiments.benchmarks.cases import KEY_COLUMNS, NO_FLAGS, make_key
 from experiments.benchmarks.figures import save_roofline, save_speeds
 from pneumojax.files import write_text
 from pneumojax.reporting.format import format_bounds
@@ -38,31 +38,48 @@ HEADINGS = (
     "compile s",
     "MFU",
     "ours / best peer",
+    "result",
 )
 
 
 def format_row(row: dict) -> tuple[str, ...]:
     """Returns the table cells of a row of results, in the order of HEADINGS."""
-    work = [f"{row['model']} {row['image_px']} px", f"batch {row['batch_size']}", row["dtype"]]
-    work = work if row["what"] not in ("load", "cache", "decode") else [f"{row['image_px']} px"]
-    work += [f"{row['device']['count']} devices"] if row["device"]["count"] > 1 else []
-    work += [f"{row['limit']} files"] if row["limit"] else []
-    work += ["no augmentation"] if row["augment"] is False else []
-    work += [f"{name} {value}" for name, value in row["fields"].items()]
+    if "error" in row:
+        return row["what"], row["framework"], describe_work(row), *[""] * (len(HEADINGS) - 4), row["error"]
     speed = row["images_per_second"]
+    results = [f"validation AUROC {row['auroc']:.4f}"] if "auroc" in row else []
+    results += [f"{count} {outcome}" for outcome, count in row.get("tests", {}).items()]
     ratio = f"{row['ratio']:.2f}" if "ratio" in row else ""
     ratio += f" (first epoch {row['first_ratio']:.2f})" if "first_ratio" in row else ""
     return (
         row["what"],
         row["framework"],
-        ", ".join(work),
+        describe_work(row),
         f"{speed['median']:,.1f} ({format_bounds((speed['low'], speed['high']), ',.1f')})" if speed else "",
         f"{row['seconds']['median']:.4g}",
         f"{row['first_seconds']:.4g}" if "first_seconds" in row else "",
         f"{row['compile_seconds']:.1f}" if "compile_seconds" in row else "",
         f"{row['model_flop_utilisation']:.1%}" if "model_flop_utilisation" in row else "",
         ratio,
+        ", ".join(results),
     )
+
+
+def describe_work(row: dict) -> str:
+    """Describes the work of a row, such as "resnet18 112 px, batch 32, float32"."""
+    work = [f"{row['model']} {row['image_px']} px", f"batch {row['batch_size']}", row["dtype"]]
+    if row["what"] in ("load", "cache", "decode"):
+        work = [f"{row['image_px']} px"]
+    elif row["what"] == "tests":
+        work = []
+    count = row["device"]["count"] if "device" in row else 1
+    work += [f"{count} devices"] if count > 1 else []
+    work += [f"{row['limit']} files"] if row["limit"] else []
+    work += ["no augmentation"] if row["augment"] is False else []
+    work += [f"preset {row['preset']}"] if row.get("preset") else []
+    work += [f"{name} {value}" for name, value in row["fields"].items()]
+    work += [f"XLA flags: {row['xla_flags']}"] if row.get("xla_flags") else []
+    return ", ".join(work)
 
 
 def write_page(results: pathlib.Path, rows: list[dict]) -> pathlib.Path:
@@ -75,8 +92,15 @@ def write_page(results: pathlib.Path, rows: list[dict]) -> pathlib.Path:
     Returns:
       Path of the page.
     """
-    rows = keep_latest(rows)
+    failed = find_failures(rows)
+    rows = keep_latest([row for row in rows if "error" not in row])
     sections = []
+    if flagged := [row for row in rows if row.get("xla_flags")]:
+        text = (
+            "The same work with other flags of XLA, each set in a process of its own and with an empty compilation "
+            f"cache. The change is relative to the row {NO_FLAGS}. It is noise if it is smaller than the quartiles.",
+        )
+        sections.append(Section("Flags of XLA", text, [make_flag_table(flagged, failed)]))
     if compared := [row for row in rows if "ratio" in row]:
         text = (
             "All frameworks take turns to do the same work on one machine. The ratio is our images/s divided by those "
@@ -101,6 +125,9 @@ def write_page(results: pathlib.Path, rows: list[dict]) -> pathlib.Path:
         )
         sections.append(Section("How cost grows", text, [make_growth_table(growth)]))
     sections.append(Section("All figures", (), [Table(HEADINGS, [format_row(row) for row in rows])]))
+    if failed:
+        lines = [(row["what"], row["framework"], describe_work(row), row["error"]) for row in failed]
+        sections.append(Section("Not measured", (), [Table(("what", "framework", "work", "reason"), lines)]))
     path = results.with_suffix(".html")
     write_text(path, render_page("Benchmarks", describe(rows), sections, warn(rows)))
     return path
@@ -118,10 +145,28 @@ def identify(row: dict, without: str | None = None) -> str:
       row: a row of results.
       without: a column or config field to ignore, in which rows may differ.
     """
-    named = {name: row[name] for name in KEY_COLUMNS if name != without}
+    named = {name: row.get(name) for name in KEY_COLUMNS if name != without}
     named["fields"] = {name: value for name, value in row["fields"].items() if name != without}
     count = None if without == "devices" else row["device"]["count"]
     return json.dumps([named, row["device"]["kind"], count, row["cores"]], sort_keys=True)
+
+
+def find_failures(rows: list[dict]) -> list[dict]:
+    """Returns the rows of failed cases whose work no later row measures."""
+    return [row for row in {make_key(row): row for row in rows}.values() if "error" in row]
+
+
+def make_flag_table(flagged: list[dict], failed: list[dict]) -> Table:
+    """Returns a table with a row for each set of flags of XLA, below the row without flags of the same work."""
+    lines = []
+    for base in (row for row in flagged if row["xla_flags"] == NO_FLAGS):
+        group = [row for row in flagged if identify(row, "xla_flags") == identify(base, "xla_flags")]
+        for row in group:
+            change = row["images_per_second"]["median"] / base["images_per_second"]["median"] - 1
+            cells = format_row(row)
+            lines.append((row["xla_flags"], row["what"], cells[3], f"{change:+.1%}", cells[6]))
+    lines += [(row["xla_flags"], row["what"], row["error"], "", "") for row in failed if row.get("xla_flags")]
+    return Table(("flags", "what", "images/s (quartiles)", "change", "compile s"), lines)
 
 
 def describe(rows: list[dict]) -> list[str]:

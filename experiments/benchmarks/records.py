@@ -66,15 +66,17 @@ def summarise_samples(samples: list[dict], ready: dict, batch_size: int, first_i
     """Summarises the samples of a case as the measured columns of a row.
 
     Args:
-      samples: {"seconds": float} for each repeat. "images" (number of images) and "host_share" (share of the time in
-        which the devices waited for the host, 0..1) are optional.
+      samples: {"seconds": float} for each repeat. "images" (number of images), "host_share" (share of the time in
+        which the devices waited for the host, 0..1), "auroc" (of validation) and "tests" ({outcome: number of tests})
+        are optional.
       ready: the first report of the process: device, versions and costs of the compiled program.
       batch_size: number of images in a step.
       first_is_apart: whether the first repeat is reported separately, for example because it also decodes the files.
 
     Returns:
-      "seconds" and "images_per_second" from `compute_spread`; "repeats", "images", "first_seconds", "host_share" and
-      "model_flop_utilisation" if they are known; "created"; and the content of `ready` without "peak_flops".
+      "seconds" and "images_per_second" from `compute_spread`; "repeats", "images", "first_seconds", "host_share",
+      "auroc", "tests" and "model_flop_utilisation" if they are known; "created"; and the content of
+      `ready` without "peak_flops".
     """
     later = samples[1:] if first_is_apart else samples
     row: dict[str, Any] = {"seconds": compute_spread([sample["seconds"] for sample in later])}
@@ -84,15 +86,22 @@ def summarise_samples(samples: list[dict], ready: dict, batch_size: int, first_i
         row["images_per_second"] = compute_spread([sample["images"] / sample["seconds"] for sample in later])
     if first_is_apart:
         row["first_seconds"] = samples[0]["seconds"]
-    if "host_share" in samples[0]:
-        row["host_share"] = statistics.median(sample["host_share"] for sample in samples)
+    for name in ("host_share", "auroc"):
+        if name in samples[0]:
+            row[name] = statistics.median(sample[name] for sample in samples)
+    if "tests" in samples[0]:
+        row["tests"] = samples[0]["tests"]
     costs = {name: value for name, value in ready.items() if name != "peak_flops"}
     peak = ready.get("peak_flops")
     if peak and ready.get("flops_per_step") and row["images_per_second"]:
         reached = ready["flops_per_step"] * row["images_per_second"]["median"] / batch_size
         row["model_flop_utilisation"] = reached / (peak * ready["device"]["count"])
-    created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return row | costs | {"created": created}
+    return row | costs | {"created": find_time()}
+
+
+def find_time() -> str:
+    """Returns the time in UTC as text, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def compute_spread(numbers: list[float]) -> dict:

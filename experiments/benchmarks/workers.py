@@ -2,16 +2,21 @@
 
 import contextlib
 import json
+import logging
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 
-from experiments.benchmarks.cases import READS_FILES, describe_choices, find_batch_size, list_files
-from experiments.benchmarks.records import ROOT, set_ratio, summarise_samples
+from experiments.benchmarks.cases import NO_FLAGS, READS_FILES, describe_choices, find_batch_size, list_files
+from experiments.benchmarks.records import ROOT, find_time, set_ratio, summarise_samples
 from pneumojax.errors import UserError
+
+logger = logging.getLogger("experiments")
 
 # Packages that the Python of --peer_python needs.
 NEEDS = {"torch": "torch, PIL", "keras": "keras, tensorflow"}
@@ -29,7 +34,7 @@ def check_peer(python: str, name: str) -> None:
     """
     command = [python, "-c", f"import {NEEDS[name]}"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, env=_make_environment())
+        done = subprocess.run(command, capture_output=True, text=True, env=_make_environment(python))
     except OSError as error:
         raise UserError(f"--peer_python={python} cannot be started: {error.strerror}.") from error
     if done.returncode:
@@ -40,9 +45,10 @@ def check_peer(python: str, name: str) -> None:
         )
 
 
-def _make_environment() -> dict[str, str]:
-    """Returns the environment variables without those that select our own Python packages."""
-    return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+def _make_environment(python: str) -> dict[str, str]:
+    """Returns the environment variables for a Python interpreter. Another one than ours has packages of its own."""
+    ours = () if python == sys.executable else ("PYTHONPATH", "VIRTUAL_ENV")
+    return {name: value for name, value in os.environ.items() if name not in ours}
 
 
 class Worker:
@@ -62,10 +68,19 @@ class Worker:
             if ours
             else [python, str(ROOT / "experiments/benchmarks/peers.py")]
         )
-        environment = _make_environment() | ({"PYTHONPATH": str(ROOT)} if ours else {})
-        if case["peers"]:
-            # All frameworks share the GPU's memory, so JAX must not reserve most of it.
+        environment = _make_environment(sys.executable if ours else python)
+        if ours:
+            environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), environment.get("PYTHONPATH"))))
+        if case["peers"] or case["what"] in ("start", "tests"):
+            # Several processes share the GPU's memory, so JAX must not reserve most of it.
             environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+        self.cache = tempfile.TemporaryDirectory(prefix="pneumojax-compiled-")
+        if case["xla_flags"] and ours:
+            flags = "" if case["xla_flags"] == NO_FLAGS else case["xla_flags"]
+            flags = flags.replace("{folder}", case["folder"])
+            environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} {flags}"
+            # Each set of flags compiles with an empty cache, so that the compile times can be compared.
+            environment["JAX_COMPILATION_CACHE_DIR"] = self.cache.name
         if case["devices"]:
             environment["JAX_NUM_CPU_DEVICES"] = str(case["devices"])
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, range(case["devices"])))
@@ -77,9 +92,22 @@ class Worker:
             stderr=self.log,
             text=True,
             env=environment,
+            start_new_session=True,  # So that the processes that it starts can be ended with it.
         )
         assert self.process.stdin and self.process.stdout  # Popen makes the pipes that it is asked for.
         self.stdin, self.stdout = self.process.stdin, self.process.stdout
+        self.minutes, self.is_late = case["minutes"], False
+        self.timer = threading.Timer(60 * (self.minutes or 0), self._stop_late)
+        if self.minutes:
+            self.timer.start()
+
+    def _stop_late(self) -> None:
+        self.is_late = True
+        self._send(signal.SIGKILL)
+
+    def _send(self, signum: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signum)
 
     def read(self) -> dict:
         """Reads the next line of the process.
@@ -91,6 +119,8 @@ class Worker:
         line = self.stdout.readline()
         if not line:
             self.process.wait()
+            if self.is_late:
+                raise ChildProcessError(f"{self.framework}: it was ended after {self.minutes:g} minutes")
             self.log.seek(0)
             raise ChildProcessError(f"{self.framework}: {find_reason(self.log.read(), self.process.returncode)}")
         content = json.loads(line)
@@ -106,9 +136,12 @@ class Worker:
         return self.read()
 
     def close(self) -> None:
-        """Ends the process."""
-        self.process.terminate()
+        """Ends the process and those that it has started."""
+        self.timer.cancel()
+        if self.process.poll() is None:
+            self._send(signal.SIGTERM)
         self.process.wait()
+        self.cache.cleanup()
         for file in (self.stdin, self.stdout, self.log):
             with contextlib.suppress(BrokenPipeError):
                 file.close()
@@ -116,8 +149,9 @@ class Worker:
 
 def find_reason(log: str, code: int) -> str:
     """Returns why a process ended: the last error in its log, or its exit code."""
-    lines = [line for line in log.splitlines() if re.match(r"[\w.]+(Error|Exception)\b", line)]
-    return lines[-1] if lines else f"the process ended with code {code}"
+    # XLA aborts at a flag that it does not know, with a message instead of an exception.
+    lines = [line for line in log.splitlines() if re.match(r"[\w.]+(Error|Exception)\b|F\d+ .*XLA_FLAGS", line)]
+    return re.sub(r"^F\d+ .*?\] ", "", lines[-1]) if lines else f"the process ended with code {code}"
 
 
 def measure_in_turn(case: dict, folder: pathlib.Path, peer_python: str) -> list[dict]:
@@ -129,11 +163,12 @@ def measure_in_turn(case: dict, folder: pathlib.Path, peer_python: str) -> list[
       peer_python: interpreter for the peers.
 
     Returns:
-      A row of results for each framework. Ours is the first.
+      A row of results for each framework. Ours is the first. A peer that does not start has the row of
+      `describe_failure`.
 
     Raises:
       UserError: a flag is invalid, or the network of a peer differs from ours.
-      ChildProcessError: a process has ended.
+      ChildProcessError: our process does not start, or a process has ended during the measurement.
     """
     load = os.getloadavg()[0]
     if case["what"] in READS_FILES:
@@ -152,7 +187,13 @@ def measure_in_turn(case: dict, folder: pathlib.Path, peer_python: str) -> list[
             raise UserError(
                 f"--devices={case['devices']}: this machine has only {device['count']} devices ({device['kind']})."
             )
-        started += [start(name) for name in list_frameworks(case["peers"], device["platform"])]
+        failed = []
+        for name in list_frameworks(case["peers"], device["platform"]):
+            try:
+                started.append(start(name))
+            except ChildProcessError as error:  # Its batch may not fit into memory, or its packages may be missing.
+                logger.error("%s", error)
+                failed.append(describe_failure(case, name, str(error)))
         sizes = {worker.framework: ready["parameters"] for worker, ready in started if "parameters" in ready}
         if len(set(sizes.values())) > 1:
             raise UserError(f"the networks differ, so this is not the same work. Numbers of parameters: {sizes}.")
@@ -168,7 +209,12 @@ def measure_in_turn(case: dict, folder: pathlib.Path, peer_python: str) -> list[
         for (worker, ready), own in zip(started, samples, strict=True)
     ]
     set_ratio(rows)
-    return rows
+    return rows + failed
+
+
+def describe_failure(case: dict, framework: str, reason: str) -> dict:
+    """Returns the row of results of a case that could not be measured: its choices, and "error", the reason."""
+    return describe_choices(case, framework) | {"error": reason, "cores": case["cores"], "created": find_time()}
 
 
 def list_frameworks(peers: list[str], platform: str) -> list[str]:

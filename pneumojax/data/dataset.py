@@ -225,8 +225,13 @@ def _cache_dir(config: DataConfig, name: str, fingerprint: str) -> pathlib.Path:
 
 def _decode_split(config: DataConfig, name: str) -> tuple[np.ndarray, dict[str, list]]:
     """Decodes the images of a split. Returns them, [N, H, W] uint8, with {column: list of N values}."""
-    # Imported here, as a start from the cache needs neither.
-    import tensorflow_datasets as tfds
+    try:
+        import tensorflow_datasets as tfds  # Imported here, as a start from the cache does not need it.
+    except ImportError as error:
+        packed = f"no decoded {name} images of {config.image_px} px in {_data_dir(config)}"
+        raise UserError(
+            f"{packed}, and tensorflow_datasets is missing. Bring them with scripts/pack_data.py."
+        ) from error
 
     from pneumojax.data.decode import decode_images
 

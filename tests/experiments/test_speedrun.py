@@ -12,6 +12,7 @@ from forked import run_script
 from speedrun_rows import make_rows
 
 from experiments import flags, speedrun
+from experiments.benchmarks import racer as racing
 from experiments.benchmarks import records
 from pneumojax.checkpoint import load_run
 from pneumojax.config import config_from_dict, replace_fields
@@ -35,7 +36,7 @@ def config(make_config):
 
 @pytest.fixture(scope="module")
 def racer(config):
-    return speedrun.Racer(config)
+    return racing.Racer(config)
 
 
 def test_a_training_is_bitwise_that_of_fit_and_another_seed_compiles_nothing(config, racer, tmp_path):

@@ -11,16 +11,18 @@ def test_each_measure_has_its_word():
     assert list(cases.WHAT) == list(measure.MEASURES)
 
 
-@pytest.mark.parametrize("what", [what for what in measure.MEASURES if what != "start"])
+@pytest.mark.parametrize("what", [what for what in measure.MEASURES if what not in ("start", "tests")])
 def test_each_measure_runs(what, data_dir, tmp_path):
     fields = {"data_dir": str(data_dir), "eval_batch_size": "8", "epochs": "2", "chunk_steps": "4"}
     fields |= {"rotate_degrees": "0", "shift": "0", "zoom": "0"}  # Their compilation would take longest.
+    fields |= {"replicas": "2"} if what == "replicas" else {}
     (case,) = plan(f"--what={what}", "--steps=2", *(f"--{name}={value}" for name, value in (TINY | fields).items()))
+    case |= {"workdir": str(tmp_path / "run"), "resume": False}
     if what in ("epoch", "decode"):
         case |= {"files": str(cases.list_files(None, 17, tmp_path)), "framework": "pneumojax"}
     ready, repeat = measure.MEASURES[what](config_from_dict(case["config"]), case)
     first, second = repeat(), repeat()
-    expected = {"step": 16, "predict": 16, "epoch": 16, "decode": 17, "save": None, "restore": None}
+    expected = {"step": 16, "predict": 16, "replicas": 32, "epoch": 16, "decode": 17, "save": None, "restore": None}
     assert first.get("images") == second.get("images")
     if what in expected:
         assert first.get("images") == expected[what]

@@ -41,3 +41,17 @@ def test_the_page_shows_ratios_speeds_roofline_and_growth(tmp_path, draw_picture
         assert text in page
     assert {path.name for path in tmp_path.glob("*.png")} == {"step_image_px.png", "step_devices.png", "roofline.png"}
     assert page.count("data:image/png") == 3
+
+
+def test_flags_of_xla_are_compared_with_the_row_without_and_failures_have_their_reason(tmp_path):
+    rows = [make_row(xla_flags="none", seconds=2.0), make_row(xla_flags="--xla_a=1", seconds=1.0)]
+    reason = "pneumojax: Unknown flag in XLA_FLAGS: --xla_b=1"
+    failed = make_row(xla_flags="--xla_b=1", error=reason)
+    for name in ("device", "seconds", "images_per_second"):
+        del failed[name]
+    measured_later = make_row(model="resnet18", error="out of memory"), make_row(model="resnet18")
+    page = benchmark_page.write_page(tmp_path / "rows.jsonl", [*rows, failed, *measured_later]).read_text()
+    for text in ("Flags of XLA", "+100.0%", "+0.0%", "Not measured", reason):
+        assert text in page
+    assert "out of memory" not in page
+    assert reason in benchmark_page.format_table([failed])
