@@ -25,20 +25,37 @@ FILES = ("config.json", "threshold.json", "calibration.json")
 
 
 def make_model_card(run: Run) -> str:
-    """Makes the model card of a run, such as for an export.
+    """Makes the model card of a run in Markdown, such as for an export. See `make_cards` for the errors."""
+    return make_cards(run)["model_card.md"]
+
+
+def make_cards(run: Run) -> dict[str, str]:
+    """Makes the model card, the data card and the checklists of a run.
+
+    Returns:
+      {file name: Markdown}.
 
     Raises:
       UserError: a stored result is damaged.
     """
-    return model_card.make_model_card(read_record(run))
+    record = read_record(run)
+    try:
+        facts = make_facts(record)
+        texts = {"model_card.md": model_card.make_model_card(record), "data_card.md": make_data_card(record)}
+        return texts | {one["file"]: make_checklist(one, facts, record.name) for one in load_checklists().values()}
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise UserError(
+            f"a result in {run.workdir / 'evaluation'} is damaged or of another version ({error!r}). Evaluate the run "
+            "again: experiments/evaluate.py, and robustness.py, audit.py and explain.py if they were used."
+        ) from error
 
 
 def write_cards(run: Run, out: pathlib.Path) -> list[str]:
-    """Writes model_card.md, data_card.md and the checklists into a new folder.
+    """Writes the texts of `make_cards` into a new folder, which appears with all files or not at all.
 
     Args:
       run: the run.
-      out: the folder to make. It appears with all files or not at all.
+      out: the folder to make.
 
     Returns:
       The names of the files.
@@ -51,10 +68,7 @@ def write_cards(run: Run, out: pathlib.Path) -> list[str]:
         raise UserError(
             f"{out} exists already, and may have entries of the authors. Name a new folder with --out, or delete it."
         )
-    record = read_record(run)
-    facts = make_facts(record)
-    texts = {"model_card.md": model_card.make_model_card(record), "data_card.md": make_data_card(record)}
-    texts |= {one["file"]: make_checklist(one, facts, record.workdir) for one in load_checklists().values()}
+    texts = make_cards(run)
     with replace_folder(out) as folder:
         for name, text in texts.items():
             write_text(folder / name, text)
@@ -123,13 +137,10 @@ def _read(path: pathlib.Path, script: str, check: Callable) -> dict[str, Any] | 
 
 
 def _check_metrics(content: dict) -> None:
-    """Raises an error unless metrics.json has what the cards read."""
+    """Raises an error unless metrics.json has its main parts, which an interrupted or foreign writer may have lost."""
     for metric in content["metrics"].values():
         metric["ci95"], 0.0 if metric["value"] is None else metric["value"] + 0.0
-    run, counts = content["run"], content["counts"]
-    counts["images"], counts["patients"], counts["confusion_matrix"]["at_threshold"][1][1]
-    run["split"]["name"], run["checkpoint"]["step"], run["bootstrap"]["resamples"], run["trained_on_this_data"]
-    content["threshold"]["split"], content["calibration"]["split"], content["calibration"]["after"]["brier"]
+    content["run"]["split"]["name"], content["counts"]["images"], content["threshold"], content["calibration"]
     content["subgroups"].items()
 
 

@@ -302,17 +302,15 @@ def _describe_results(record: RunRecord) -> dict[str, Fact]:
 def _describe_decisions(record: RunRecord) -> dict[str, Fact]:
     evaluate = record.command("evaluate.py", split="validation")
     threshold, calibration = record.threshold, record.calibration
-    return {
-        "threshold": Fact(
-            threshold
-            and f"{format_score(threshold['value'])}, by the rule {threshold['rule']}, chosen on "
-            f"{threshold['split'] or 'no split (it was given)'}",
-            evaluate,
-        ),
-        "calibration": Fact(
-            calibration and f"{format_calibration(calibration)}, fitted on {calibration['split']}", evaluate
-        ),
-    }
+    chosen = fitted = None
+    if threshold:
+        chosen = (
+            f"{format_score(threshold['value'])}, by the rule {threshold['rule']}, chosen on "
+            f"{threshold['split'] or 'no split (it was given)'}"
+        )
+    if calibration:
+        fitted = f"{format_calibration(calibration)}, fitted on {calibration['split']}"
+    return {"threshold": Fact(chosen, evaluate), "calibration": Fact(fitted, evaluate)}
 
 
 def _describe_tests(record: RunRecord) -> dict[str, Fact]:

@@ -52,6 +52,17 @@ def test_a_damaged_metrics_file_is_named_and_nothing_is_written(text, workdir, t
     assert not (tmp_path / "cards").exists()
 
 
+def test_a_result_of_another_version_is_a_sentence(three_class_workdir):
+    run = open_run(three_class_workdir)
+    evaluate(run, "test")
+    path = run.workdir / "evaluation" / "test" / "metrics.json"
+    results = json.loads(path.read_text())
+    del results["calibration"]["after"]
+    path.write_text(json.dumps(results))
+    with pytest.raises(UserError, match=r"is damaged or of another version .* Evaluate the run again"):
+        make_model_card(run)
+
+
 @pytest.mark.parametrize("name", ["robustness.json", "audit.json", "explanations.json"])
 def test_other_damaged_results_are_named(name, workdir, tmp_path):
     path = workdir / "evaluation" / "test" / name
