@@ -26,7 +26,8 @@ def describe_warnings(results: Mapping) -> list[str]:
     split = run["split"]["name"]
     warnings = list(filter(None, [describe_synthetic(run["data"])]))
     if split == selection_split:
-        chosen = ["epoch"] * (run["checkpoint"]["which"] == "best")
+        by_score = run.get("config", {}).get("select_by") != "last"
+        chosen = ["epoch"] * (by_score and run["checkpoint"]["which"] == "best")
         chosen += ["threshold"] * (results["threshold"]["split"] == split) + ["calibration"]
         choices = " and ".join(filter(None, (", ".join(chosen[:-1]), chosen[-1])))
         verb = "were" if "and" in choices else "was"

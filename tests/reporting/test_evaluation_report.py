@@ -227,6 +227,10 @@ def test_three_classes_have_their_matrix_and_metrics(report):
             {"split": "validation", "which": "latest", "rule_split": None},
             ["Calibration was chosen on the evaluated split"],
         ),
+        (
+            {"split": "validation", "select_by": "last"},
+            ["Threshold and calibration were chosen on the evaluated split"],
+        ),
         ({"split": "train"}, ["trained on these images"]),
         (
             {"selection_split": "test", "rule_split": "test"},
@@ -240,6 +244,7 @@ def test_warnings_stand_where_they_must_and_nowhere_else(change, sentences, dire
     results = copy.deepcopy(make_results(split, SCORES))
     results["run"]["data"]["synthetic"] = change.get("synthetic", False)
     results["run"]["split"]["name"] = change.get("split", "test")
+    results["run"]["config"]["select_by"] = change.get("select_by", "auroc")
     results["run"]["checkpoint"]["which"] = change.get("which", "best")
     results["run"]["trained_on_this_data"] = change.get("trained", True)
     results["calibration"]["split"] = change.get("selection_split", "validation")
