@@ -31,6 +31,9 @@ DATA_DIR = flags.DEFINE_string(
 GATE = flags.DEFINE_bool("gate", True, "also write gate.npz, which flags images for which the network is not made")
 
 
+EXAMPLE = pathlib.Path(__file__).with_name("export_example.py")
+
+
 def main() -> int:
     # These import JAX, so they come after the flag checks.
     from pneumojax.evaluation.classifier import make_classifier
@@ -46,7 +49,7 @@ def main() -> int:
     classifier = make_classifier(predictor, batch_size=8)
     if GATE.value:
         classifier = dataclasses.replace(classifier, gate=load_or_train_gate(predictor, classifier))
-    differences = export(predictor, classifier, out, ONNX.value)
+    differences = export(predictor, classifier, out, ONNX.value, EXAMPLE.read_text())
     for name, difference in differences.items():
         print(f"{name}: calibrated probabilities within {difference:.1e} of the checkpoint's")
     print(f"Written to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")

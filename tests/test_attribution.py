@@ -5,32 +5,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from random_networks import NETWORKS, make_network
 
 from pneumojax.attribution import FRACTIONS, METHODS, has_maps, make_attribute, make_removal_curves
-from pneumojax.config import config_from_dict
 from pneumojax.errors import UserError
 from pneumojax.losses import as_class_logits
-from pneumojax.models import make_model
 from pneumojax.preprocessing import normalise, scale_pixels
 from pneumojax.steps import make_graph
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 32, 32), np.uint8)
 SIGN = np.array([1, -1, 1], np.float32)
-NETWORKS = {
-    "cnn": {"cnn_widths": [4, 8]},
-    "flatiron": {},
-    "vgg16": {"vgg_width": 4, "vgg_dense_widths": [8, 8]},
-    "resnet9": {"resnet_width": 4, "resnet_stem": "strided", "pixel_scaling": "image"},
-    "resnet18": {"resnet_width": 4},
-    "mlp": {"mlp_widths": [8]},
-}
 
 
 def make(name, task="binary", **fields):
-    config = config_from_dict({"image_px": 32, "model": name, "task": task, **NETWORKS[name], **fields})
-    model = make_model(config.model, 32, jax.random.key(1))
-    kinds = {"params": nnx.Param, "batch_stats": nnx.BatchStat}
-    variables = {key: nnx.to_pure_dict(nnx.state(model, kind)) for key, kind in kinds.items()}
+    config, variables = make_network(name, task, **fields)
 
     @jax.jit
     def compute_log_odds(batch):

@@ -64,7 +64,18 @@ PRESETS = pathlib.Path(__file__).parents[1] / "presets"
 SYNTHETIC_FILES = 400  # Number of synthetic JPEG files if --limit is not set.
 
 # The columns of a row of results that identify the work.
-KEY_COLUMNS = ("what", "framework", "model", "image_px", "batch_size", "dtype", "augment", "devices", "limit", "fields")
+KEY_COLUMNS: tuple[str, ...] = (
+    "what",
+    "framework",
+    "model",
+    "image_px",
+    "batch_size",
+    "dtype",
+    "augment",
+    "devices",
+    "limit",
+    "fields",
+)
 KEY_COLUMNS += ("preset", "xla_flags")  # Rows of earlier versions do not have them.
 
 

@@ -1,5 +1,7 @@
 """The compiled training steps that a benchmark measures, on images that are already on the devices."""
 
+from typing import Any
+
 import jax
 import numpy as np
 
@@ -30,7 +32,7 @@ class Training:
         self.put_images(*draw_images(num_images, config.data.image_px))
         batches = np.arange(chunk_steps * config.train.batch_size, dtype=np.int32) % num_images
         self.batches = parallel.put_batches(batches.reshape(chunk_steps, -1), config, self.mesh)
-        arguments = (self.state, self.images, self.labels, self.batches, self.key)
+        arguments: tuple[Any, ...] = (self.state, self.images, self.labels, self.batches, self.key)
         self.chunk, self.ready = compile_counted(chunk, arguments, self.mesh.size, config.train.parallel != "jit")
         jax.block_until_ready(self.train(self.batches))
         self.ready["parameters"] = sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
@@ -62,7 +64,7 @@ class ReplicaTraining(Training):
         batches = np.arange(chunk_steps * config.train.batch_size, dtype=np.int32) % num_images
         batches = np.tile(batches.reshape(1, chunk_steps, -1), (len(seeds), 1, 1))
         self.batches = replica_steps.put_replica_batches(batches, config, self.mesh)
-        arguments = (self.state, self.images, self.labels, self.batches, self.key, {})
+        arguments: tuple[Any, ...] = (self.state, self.images, self.labels, self.batches, self.key, {})
         self.chunk, self.ready = compile_counted(chunk, arguments, self.mesh.size, False)
         jax.block_until_ready(self.train(self.batches))
 

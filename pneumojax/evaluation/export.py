@@ -7,6 +7,7 @@ The folder has these files:
   model.onnx          the same for other runtimes, if it was asked for
   model.safetensors   the weights alone
   gate.npz            flags unsuitable images in predict.py, if the run has a gate
+  model_card.md       what the model is made for, how it was trained, and its results
   example.py          predicts an image with JAX alone
 """
 
@@ -19,35 +20,31 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from safetensors.numpy import save
 
 from pneumojax.errors import UserError
+from pneumojax.evaluation.cards import make_model_card
 from pneumojax.evaluation.classifier import Classifier, Square
 from pneumojax.evaluation.gate import read_gate, write_gate
 from pneumojax.evaluation.predict import compute_probabilities
 from pneumojax.evaluation.recalibration import apply_calibration
 from pneumojax.evaluation.run import Predictor, Run
+from pneumojax.exported_program import OUTPUTS, make_function, open_program, serialize
 from pneumojax.files import compute_sha256, replace_folder, write_bytes, write_json, write_text
-from pneumojax.losses import as_class_logits
 from pneumojax.ops.xla import algorithms
-from pneumojax.preprocessing import normalise, scale_pixels
-from pneumojax.steps import make_graph
 
 FORMAT = "pneumojax export 1"
-OUTPUTS = ("calibrated_probabilities", "logits", "features")
-PLATFORMS = ("cpu", "cuda", "tpu")
 
 # Largest differences of calibrated probabilities from those of the checkpoint.
 TOLERANCES = {"model.stablehlo": 1e-5, "model.onnx": 1e-4}
 
 GATE = "gate.npz"
-EXAMPLE = pathlib.Path(__file__).with_name("export_example.py")
 
 
-def export(predictor: Predictor, classifier: Classifier, out: pathlib.Path, onnx: bool) -> dict[str, float]:
+def export(
+    predictor: Predictor, classifier: Classifier, out: pathlib.Path, onnx: bool, example: str
+) -> dict[str, float]:
     """Exports a run.
 
     Args:
@@ -55,6 +52,7 @@ def export(predictor: Predictor, classifier: Classifier, out: pathlib.Path, onnx
       classifier: the same run, from `classifier.make_classifier`. Its gate is exported too, if it has one.
       out: the folder to make.
       onnx: whether to write model.onnx. It requires the extra `onnx`.
+      example: content of example.py.
 
     Returns:
       {file: largest difference of its calibrated probabilities from those of the checkpoint, on random images}.
@@ -64,7 +62,8 @@ def export(predictor: Predictor, classifier: Classifier, out: pathlib.Path, onnx
       OSError: `out` cannot be written.
     """
     run = check_export(predictor, out, onnx)
-    function = make_function(run, classifier.calibration)
+    function = make_function(run.config, run.variables, classifier.calibration)
+    card = make_model_card(run)
     px, content = run.config.data.image_px, describe(run, classifier)
     with replace_folder(out) as folder:
         write_bytes(folder / "model.stablehlo", serialize(function, px))
@@ -77,7 +76,8 @@ def export(predictor: Predictor, classifier: Classifier, out: pathlib.Path, onnx
         write_bytes(folder / "model.safetensors", save(flatten(run.variables)))
         if classifier.gate:
             write_gate(folder / GATE, classifier.gate)
-        write_text(folder / "example.py", EXAMPLE.read_text())
+        write_text(folder / "example.py", example)
+        write_text(folder / "model_card.md", card)
         differences = measure_parity(run, classifier, folder)
         content["parity"] = differences
         content["files"] = {path.name: compute_sha256(path) for path in sorted(folder.iterdir())}
@@ -103,39 +103,6 @@ def check_export(predictor: Predictor, out: pathlib.Path, onnx: bool) -> Run:
     if onnx and run.config.model.dtype != "float32":
         raise UserError(f"ONNX is written for float32 only, and this run has {run.config.model.dtype}. Use --noonnx.")
     return run
-
-
-def make_function(run: Run, calibration: dict) -> Callable[[jax.Array], tuple[jax.Array, ...]]:
-    """Makes the function that is exported.
-
-    Args:
-      run: the run. Its weights become constants of the function.
-      calibration: content of calibration.json.
-
-    Returns:
-      `function(images) -> (calibrated_probabilities, logits, features)`: images [B, H, W] uint8, probabilities and
-      logits [B, C] float32, and the backbone's features [B, F] float32, averaged over positions.
-    """
-    graph, scaling = make_graph(run.config), run.config.data.pixel_scaling
-    model = nnx.merge(graph, run.variables["params"], run.variables["batch_stats"])
-    biases = np.asarray(calibration["biases"], np.float32)
-
-    def function(images: jax.Array) -> tuple[jax.Array, ...]:
-        maps = model.extract(normalise(scale_pixels(images), scaling), train=False)
-        logits = as_class_logits(model.classify(maps, train=False))
-        features = maps.mean(tuple(range(1, maps.ndim - 1)), dtype=jnp.float32)
-        return jax.nn.softmax(logits / calibration["temperature"] + biases), logits, features
-
-    return function
-
-
-def serialize(function: Callable, image_px: int) -> bytes:
-    """Serializes a function of `make_function` for all platforms and any number of images."""
-    (batch,) = jax.export.symbolic_shape("batch")
-    images = jax.ShapeDtypeStruct((batch, image_px, image_px), jnp.uint8)
-    # The algorithms of this package for one platform must not get into the program for all platforms.
-    with algorithms("xla"):
-        return bytes(jax.export.export(jax.jit(function), platforms=PLATFORMS)(images).serialize())
 
 
 def describe(run: Run, classifier: Classifier) -> dict[str, Any]:
@@ -198,8 +165,8 @@ def measure_parity(run: Run, classifier: Classifier, folder: pathlib.Path) -> di
         )
         for name in TOLERANCES:
             if (folder / name).exists():
-                opened = open_stablehlo if name == "model.stablehlo" else open_onnx
-                found = opened(folder / name)(images)[0]
+                opened = open_program(folder / name) if name == "model.stablehlo" else open_onnx(folder / name)
+                found = opened(images)[0]
                 differences[name] = max(differences.get(name, 0.0), float(np.abs(found - expected).max()))
     for name, difference in differences.items():
         if not difference <= TOLERANCES[name]:
@@ -208,12 +175,6 @@ def measure_parity(run: Run, classifier: Classifier, folder: pathlib.Path) -> di
                 f"it was not written. Please report this with the config of the run."
             )
     return differences
-
-
-def open_stablehlo(path: pathlib.Path) -> Callable[[np.ndarray], tuple[np.ndarray, ...]]:
-    """Opens a model.stablehlo as a function of images [B, H, W] uint8."""
-    predict = jax.jit(jax.export.deserialize(bytearray(path.read_bytes())).call)
-    return lambda images: jax.device_get(predict(images))
 
 
 def open_onnx(path: pathlib.Path) -> Callable[[np.ndarray], tuple[np.ndarray, ...]]:
@@ -263,7 +224,7 @@ def open_export(folder: pathlib.Path, batch_size: int, gate: bool) -> Classifier
     content = read_export(folder)
     if gate and GATE not in content["files"]:
         raise UserError(f"{folder} was exported with --nogate: give --nogate here too, or export the run again.")
-    predict = open_stablehlo(folder / "model.stablehlo")
+    predict = open_program(folder / "model.stablehlo")
 
     def predict_batch(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         padded = np.zeros((batch_size, *images.shape[1:]), np.uint8)  # A batch of another size is compiled again.

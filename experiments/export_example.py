@@ -1,6 +1,6 @@
 """Predicts a radiograph with an exported model. It needs jax, numpy and pillow only.
 
-    python example.py FOLDER IMAGE
+python example.py FOLDER IMAGE
 """
 
 import hashlib
