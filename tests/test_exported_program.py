@@ -46,5 +46,6 @@ def test_a_program_is_for_all_platforms_and_has_no_algorithm_for_one_of_them():
     assert exported.platforms == PLATFORMS
     text = exported.mlir_module()
     kernels = [leaf for leaf in jax.tree.leaves(variables["params"]) if leaf.ndim == 4]
-    assert text.count("stablehlo.convolution(") + text.count("stablehlo.dynamic_conv") == len(kernels)
+    # JAX has a lowering of convolutions for each platform, and stores them all.
+    assert text.count("stablehlo.convolution(") == len(PLATFORMS) * len(kernels)
     assert "optimization_barrier" not in text
