@@ -6,11 +6,15 @@
 
 A row is a base with some fields of the config changed. It is trained once for each seed, as replicas of one program, in
 `<workdir>/<row>`. Each is a run like any other: evaluate.py, robustness.py and compare.py accept
-`<workdir>/<row>/replica_<n>`. The same command resumes what was stopped and trains only rows that are new. Rows are
-scored on validation only, as it is and with nuisances swapped between the classes (see robustness.py). After each row
-the command writes `<workdir>/ablation.md`.
+`<workdir>/<row>/replica_<n>`. Rows are scored on validation only, as it is and with nuisances swapped between the
+classes (see robustness.py).
+
+After each row the command appends the scores to the file --results, and writes all rows of this file as a Markdown page
+with the same name. Rows that are already in the file are not trained again, also not on another machine. The same
+command resumes a training that was stopped.
 """
 
+import datetime
 import json
 import logging
 import pathlib
@@ -19,11 +23,12 @@ import time
 from absl import flags
 
 from experiments.benchmarks.ablation_page import format_page, read_table
+from experiments.benchmarks.records import RESULTS, count_cores, describe_machine, find_commit
 from experiments.cli import fail, run
 from experiments.flags import read_preset
 from experiments.progress import Progress, format_resume
-from pneumojax.config import Config
-from pneumojax.files import write_json, write_text
+from pneumojax.config import Config, config_from_dict, config_to_dict, replace_fields
+from pneumojax.files import append_row, read_rows, write_json, write_text
 
 EXPERIMENTS = pathlib.Path(__file__).parent
 
@@ -32,6 +37,11 @@ QUICK = {"epochs": 1, "image_px": 32, "batch_size": 8, "resnet_width": 4, "progr
 
 TABLE = flags.DEFINE_string("table", str(EXPERIMENTS / "ablation.toml"), "TOML file of the base and the rows")
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of all runs (default: runs/ablation, or runs/quick_ablation)")
+RESULT_FILE = flags.DEFINE_string(
+    "results",
+    None,
+    "file of JSON rows to append to (default: experiments/results/ablation.jsonl, with --quick in the workdir)",
+)
 ROWS = flags.DEFINE_list("rows", [], "rows to train, separated by commas (default: all)")
 SEEDS = flags.DEFINE_integer("seeds", None, "trainings of each row (default: 3, with --quick 1)", lower_bound=1)
 FIRST_SEED = flags.DEFINE_integer(
@@ -52,19 +62,28 @@ def main() -> int:
     if unknown:
         return fail(f"--rows: {unknown[0]} is not a row of {TABLE.value}. It has {', '.join(rows)}.")
     workdir = pathlib.Path(WORKDIR.value or ("runs/quick_ablation" if QUICKLY.value else "runs/ablation")).expanduser()
-    configs = {name: make_config(base, rows[name]["fields"]) for name in ROWS.value or rows}
-    results = {}
-    for number, (name, config) in enumerate(configs.items()):
-        logger.info("%d of %d: %s", number + 1, len(configs), rows[name]["title"])
-        outcome = train_and_measure(workdir / name, config)
-        if isinstance(outcome, int):
-            print(f"Stopped.\n{format_resume()}")
-            return 128 + outcome
-        results[name] = outcome
-        write_text(workdir / "ablation.md", format_page(base, rows, results, QUICKLY.value))
-    print((workdir / "ablation.md").read_text())
-    print(f"Written to {workdir}: ablation.md and the runs.")
+    results = pathlib.Path(RESULT_FILE.value or (workdir if QUICKLY.value else RESULTS) / "ablation.jsonl").expanduser()
+    results.parent.mkdir(parents=True, exist_ok=True)
+    names = ROWS.value or list(rows)
+    for number, name in enumerate(names):
+        logger.info("%d of %d: %s", number + 1, len(names), rows[name]["title"])
+        config = make_config(base, rows[name]["fields"])
+        if not any(is_of(row, config) for row in read_rows(results)):
+            outcome = train_and_measure(workdir / name, config)
+            if isinstance(outcome, int):
+                print(f"Stopped.\n{format_resume()}")
+                return 128 + outcome
+            append_row(results, {"row": name} | outcome)
+        measured = {row["row"]: row for row in read_rows(results) if row["row"] in rows}
+        write_text(results.with_suffix(".md"), format_page(base, rows, measured, QUICKLY.value))
+    print(results.with_suffix(".md").read_text())
+    print(f"The scores are in {results}, this page is in {results.with_suffix('.md')}, the runs are in {workdir}.")
     return 0
+
+
+def is_of(row: dict, config: Config) -> bool:
+    """Tells whether a row of --results has the scores of a config. The place of the data set does not matter."""
+    return replace_fields(config_from_dict(row["config"]), {"data_dir": config.data.data_dir}) == config
 
 
 def make_config(base: dict, fields: dict) -> Config:
@@ -81,8 +100,9 @@ def train_and_measure(path: pathlib.Path, config: Config) -> dict | int:
     """Trains the seeds of a row and scores them, or resumes.
 
     Returns:
-      The content of ablation.json, or the number of the signal that stopped the training: {"seconds", "seeds":
-      [{"best": scores, "latest": scores} of each seed]}, with scores as `robustness.measure_shifts` returns them.
+      A row of --results without its name, or the number of the signal that stopped the training: {"config", "seeds":
+      [{"best": scores, "latest": scores} of each seed], "parameters", "seconds" of all trainings together, "device",
+      "versions", "cores", "created", "commit"}, with scores as `robustness.measure_shifts` returns them.
     """
     import jax
 
@@ -91,9 +111,7 @@ def train_and_measure(path: pathlib.Path, config: Config) -> dict | int:
     from pneumojax.training.fit import fit
     from pneumojax.training.replicas import fit_replicas
 
-    stored, cost = path / "ablation.json", path / "cost.json"
-    if stored.exists():
-        return json.loads(stored.read_text())
+    cost = path / "cost.json"
     spent = json.loads(cost.read_text())["seconds"] if cost.exists() else 0.0
     started = time.perf_counter()
     progress = Progress(started)
@@ -105,21 +123,26 @@ def train_and_measure(path: pathlib.Path, config: Config) -> dict | int:
             results = [fit(config, path, report=progress.report)]
     finally:
         progress.close()
-    write_json(cost, {"seconds": spent + time.perf_counter() - started})
+    spent += time.perf_counter() - started
+    write_json(cost, {"seconds": spent})
     for result in results:
         if result.stopped_by:
             return result.stopped_by
     folders = [path / f"replica_{seed}" for seed in range(len(results))] if several else [path]
-    measured = {
-        "seconds": json.loads(cost.read_text())["seconds"],
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(open_run(folders[0]).variables["params"])),
+    row = {
+        "config": config_to_dict(replace_fields(config, {"data_dir": None})),
         "seeds": [
             {which: measure_shifts(open_run(folder, which)) for which in ("best", "latest")} for folder in folders
         ],
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(open_run(folders[0]).variables["params"])),
+        "seconds": spent,
+        **describe_machine(),
+        "cores": count_cores(),
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": find_commit(),
     }
-    write_json(stored, measured)
     jax.clear_caches()  # Frees the memory of the compiled steps.
-    return measured
+    return row
 
 
 if __name__ == "__main__":

@@ -68,11 +68,11 @@ def format_page(base: Mapping, rows: Mapping[str, Mapping], results: Mapping[str
     Args:
       base: from `read_table`.
       rows: from `read_table`.
-      results: {row: content of its ablation.json}.
+      results: {name of a row: newest row of the results file}. They are shown in the order of `rows`.
       quick: whether the runs are a smoke test, whose figures mean nothing.
     """
-    first = next(iter(results))
-    cells = [_format_row(rows[name]["title"], result, results[first]) for name, result in results.items()]
+    first, *_ = names = [name for name in rows if name in results]
+    cells = [_format_row(rows[name]["title"], results[name], results[first]) for name in names]
     fields = ", ".join(f"`{name}={value}`" for name, value in base.items() if name != "flagfile")
     seeds = len(results[first]["seeds"])
     lines = [
