@@ -50,6 +50,22 @@ def save_explanation(
         save_figure(figure, path)
 
 
+def overlay_map(image: np.ndarray, values: np.ndarray, method: str) -> np.ndarray:
+    """Paints a map on top of its image, without a figure around it.
+
+    Args:
+      image: [H, W] uint8, 0..255.
+      values: [H, W] float, positive where the image supports the decision.
+      method: the method of the map, a key of BLUR_SHARES.
+
+    Returns:
+      [H, W, 3] uint8, 0..255: red, green and blue.
+    """
+    coloured = colour_map(values, BLUR_SHARES[method])
+    colours, opacity = 255 * coloured[..., :3], coloured[..., 3:]
+    return np.round(opacity * colours + (1 - opacity) * image[..., None]).astype(np.uint8)
+
+
 def colour_map(values: np.ndarray, blur_share: float) -> np.ndarray:
     """Colours a map: red is positive, blue is negative, and values near 0 are transparent.
 
