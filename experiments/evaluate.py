@@ -9,9 +9,10 @@
 
 Writes to `<workdir>/evaluation/<split>/`: report.html, which contains all results in one file; metrics.json,
 predictions.csv, curves.json, roc.png, precision_recall.png, reliability.png, predictive_values.png, decision_curve.png,
-confusion_matrix.png and learning_curves.png. The report shows the worst errors, each beside a map of the areas that support it. They replace all files of an earlier evaluation at once. The settings of
-the run are read from the workdir. An ensemble averages the calibrated probabilities of its runs. Its threshold and its
-calibration are chosen for the averaged probabilities.
+confusion_matrix.png and learning_curves.png. They replace all files of an earlier evaluation at once. The report shows
+the worst errors, each beside a map of the areas that support the decision. The settings of the run are read from the
+workdir. An ensemble averages the calibrated probabilities of its runs. Its threshold and its calibration are chosen for
+the averaged probabilities.
 
 --images evaluates any other folder of images, in the formats of predict.py, with the threshold and the calibration as
 they are stored. The results are in `<workdir>/evaluation/<name of the folder>/`. --labels is a CSV file with the
@@ -71,7 +72,9 @@ IMAGES = flags.DEFINE_string(
 )
 LABELS = flags.DEFINE_string("labels", None, "labels of --images: a CSV file, or the word folders")
 EXPLAIN = flags.DEFINE_bool(
-    "explain", True, "show in the report which areas support the worst errors; for a large network this takes minutes"
+    "explain",
+    True,
+    "show in the report which areas support the worst errors; on CPU, a large network needs minutes for it",
 )
 FIXED = flags.DEFINE_float("fixed_threshold", None, "threshold of rule fixed (default: the run's)")
 

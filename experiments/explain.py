@@ -9,9 +9,9 @@ PATH is as in predict.py. For each image, --out gets a PNG file with the image, 
 threshold and the calibrated probability of pneumonia. explanations.csv has a row for each file.
 
 --measure tests the maps on random images of the split: the share outside of the lungs, deletion, insertion, and whether
-the maps change when more and more layers become random, from the output to the input. The results are also in explanations.json next to those of the audit, in
-`<workdir>/evaluation/<split>/`. A map that hardly changes when the weights become random shows the image more than the
-network, and cannot explain a decision.
+the maps change when more and more layers become random, from the output to the input. A map that hardly changes when
+all layers are random shows the image more than the network, and cannot explain a decision. The results are also in
+explanations.json in `<workdir>/evaluation/<split>/`. The next audit.py shows them on its page.
 """
 
 import logging

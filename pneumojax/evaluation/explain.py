@@ -181,7 +181,7 @@ def explain_errors(predictor: Predictor, split: Split, scores: np.ndarray, posit
     shown = find_shown(split, scores, positive)
     if not len(shown):
         return ErrorMaps()
-    logger.info("Computing maps of %d wrong decisions", len(shown))
+    logger.info("Computing maps of %d wrong decisions; --noexplain leaves them out", len(shown))
     images, sign = np.asarray(split.images[shown]), np.where(positive[shown], 1, -1).astype(np.float32)
     maps = [np.asarray(make_attribute(run.config, MAP_METHOD)(run.variables, images, sign)) for run in members]
     notes = [f"The map is the mean of the maps of {len(members)} networks."] if len(members) > 1 else []

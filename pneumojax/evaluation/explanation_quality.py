@@ -1,6 +1,7 @@
 """Measures whether the maps of `explain.py` describe the network: randomisation, deletion, insertion, and location."""
 
 import datetime
+import json
 import logging
 from collections.abc import Callable
 
@@ -9,7 +10,8 @@ import numpy as np
 from scipy import stats
 
 from pneumojax.attribution import FRACTIONS, make_removal_curves
-from pneumojax.data.dataset import load_split
+from pneumojax.data.dataset import Split, load_split
+from pneumojax.errors import UserError
 from pneumojax.evaluation import point_metrics
 from pneumojax.evaluation.bootstrap import PatientBootstrap, summarise
 from pneumojax.evaluation.explain import choose_random, make_batches, make_explainer
@@ -47,9 +49,9 @@ CAPTION = (
 )
 
 CASCADE_CAPTION = (
-    "Rank correlation of the absolute maps with those of the same network after its last layers, from the named stage to "
-    "the output, were initialised again. It starts at 1, and should fall to about 0. Otherwise the maps do not depend on "
-    "what was learned."
+    "Rank correlation of the absolute maps with those of the same network after its layers, from the named one to the "
+    "output, were initialised again. Without random layers it is 1. It should fall to about 0, or the maps do not "
+    "depend on what was learned."
 )
 
 
@@ -114,6 +116,30 @@ def measure_explanations(run: Run, split_name: str, count: int, seed: int = 0) -
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, results)
     return results
+
+
+def read_explanations(run: Run, split: Split) -> dict | None:
+    """Reads the result of `measure_explanations`.
+
+    Returns:
+      The result. None if nothing was measured, or only for another checkpoint or data set.
+
+    Raises:
+      UserError: explanations.json is damaged.
+    """
+    path = run.workdir / "evaluation" / split.name / FILE
+    if not path.exists():
+        return None
+    try:
+        results = json.loads(path.read_text())
+        measured = results["run"]["checkpoint"]["step"], results["run"]["split"]["fingerprint"]
+        # An older version measured no cascade.
+        is_complete = all("cascade" in row for row in results["methods"].values())
+        return results if is_complete and measured == (run.step, split.fingerprint) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} is damaged ({error!r}). Delete it, and run experiments/explain.py --measure=200 again."
+        ) from error
 
 
 def compute_share_outside(maps: np.ndarray) -> np.ndarray:

@@ -93,8 +93,8 @@ def show_errors(
 def _describe_maps(called: str) -> str:
     return (
         f"On the right is a map of the decision. Without a red area, the network would be less sure of {called}; "
-        "without a blue area, surer. The colours are scaled for each image. experiments/results/explain.md has tests of "
-        "this method, occlusion. A map does not prove that a decision has a medical reason."
+        "without a blue area, surer. The colours are scaled for each image. This method, occlusion, was tested in "
+        "experiments/results/explain.md. A map does not prove that a decision has a medical reason."
     )
 
 
