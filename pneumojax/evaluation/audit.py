@@ -40,9 +40,6 @@ FILES = ("audit.json", "audit.html", "audit")
 # Headings of the two kinds of rows, in the tables and in the figure.
 NETWORK, NO_NETWORK = "The network sees", "A linear model sees"
 
-# Perturbations that divide the image as the share of a map outside of the lungs' region does.
-OUTSIDE = ("centre_only", "centre_black")
-
 NAMES = {"auroc": "AUROC", "sensitivity": "sensitivity", "specificity": "specificity"}
 
 METHOD = (
@@ -343,12 +340,17 @@ def _show_explanations(results: dict, pictures: pathlib.Path) -> Section:
         command = f"scripts/run experiments/explain.py --workdir={workdir} --out=pictures --split={split} --measure=200"
         return Section(heading, [f"Not measured for this checkpoint. Run {command} and then this audit again."])
     table, cascade = make_explanation_tables(explained)
-    altered, edge = results["altered"], results["baselines"]["edge_pixels"]
-    shown = [f"{altered[name]['title']} {_format_metric(altered[name]['metrics']['auroc'])}" for name in OUTSIDE]
+    edge = results["baselines"]["edge_pixels"]
+    inside, outside, linear = (
+        _format_metric(row["metrics"]["auroc"])
+        for row in (results["altered"]["centre_only"], results["altered"]["centre_black"], edge)
+    )
     text = [
-        f"Maps of the decisions about {explained['counts']['images']:,} random images of this split.",
-        f"For comparison, the AUROC of the network: {'; '.join(shown)}. The AUROC of a linear model: {edge['title']} "
-        f"{_format_metric(edge['metrics']['auroc'])}.",
+        "A map shows which pixels support a decision (experiments/explain.py). These are the tests of the maps of "
+        f"{explained['counts']['images']:,} random images of this split. The share outside is the share of a map that is "
+        "outside of the lungs' average region.",
+        f"Compare it with the results above: shown only that region, the network reaches an AUROC of {inside}; shown "
+        f"only the rest, {outside}. A linear model reaches {linear} with {edge['title']}.",
     ]
     chart = load_picture(
         pictures / "cascade.png", "rank correlation after each step of the randomisation", cascade.caption, True

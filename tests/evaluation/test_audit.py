@@ -128,9 +128,10 @@ def test_the_page_shows_the_explanations_if_they_were_measured(audited, tmp_path
     (directory / "explanations.json").unlink()
     assert (tmp_path / "evaluation" / "validation" / "audit" / "cascade.png").exists()
     page = (tmp_path / "evaluation" / "validation" / "audit.html").read_text().replace("\xa0", " ")
-    assert command not in page and "Maps of the decisions about 4 random images" in page
-    for row in (results["altered"]["centre_only"], results["altered"]["centre_black"]):
-        assert f"{row['title']} {row['metrics']['auroc']['value']:.3f} (" in page
+    assert command not in page and "the maps of 4 random images" in page
+    auroc = {name: f"{row['metrics']['auroc']['value']:.3f} (" for name, row in results["altered"].items()}
+    assert f"only that region, the network reaches an AUROC of {auroc['centre_only']}" in page
+    assert f"shown only the rest, {auroc['centre_black']}" in page
     assert f"{explained['methods']['occlusion']['outside']['value']:.3f} (" in page
     assert base64.b64encode(b"cascade.png").decode() in page
 

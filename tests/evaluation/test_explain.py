@@ -97,7 +97,8 @@ def test_the_wrong_decisions_of_a_run_have_its_occlusion_maps(make_run):
     scores[split.subtypes > 0] = 0.1
     normal, sick = np.flatnonzero(split.subtypes == 0)[0], np.flatnonzero(split.subtypes > 0)[0]
     explained = explain_errors(run, split, scores, scores >= 0.5)
-    assert len(explained.maps) == 16 and "without those of its other views" in explained.note
+    assert len(explained.maps) == sum(min(8, np.sum((split.subtypes > 0) == ill)) for ill in (False, True)) > 10
+    assert "without those of its other views" in explained.note
     for i, positive in ((normal, True), (sick, False)):
         expected = make_explainer(run).explain("occlusion", split.images[i : i + 1], np.array([positive]))[0]
         np.testing.assert_allclose(explained.maps[i], expected, rtol=1e-4, atol=1e-5)
