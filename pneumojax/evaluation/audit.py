@@ -347,8 +347,8 @@ def _show_explanations(results: dict, pictures: pathlib.Path) -> Section:
     )
     text = [
         "A map shows which pixels support a decision (experiments/explain.py). These are the tests of the maps of "
-        f"{explained['counts']['images']:,} random images of this split. The share outside is the share of a map that is "
-        "outside of the lungs' average region.",
+        f"{explained['counts']['images']:,} random images of this split. The share outside is the share of a map "
+        "that is outside of the lungs' average region.",
         f"Compare it with the results above: shown only that region, the network reaches an AUROC of {inside}; shown "
         f"only the rest, {outside}. A linear model reaches {linear} with {edge['title']}.",
     ]
