@@ -84,7 +84,7 @@ def audit(run: Run, split_name: str) -> dict:
       UserError: the split, the run or explanations.json is missing or damaged.
     """
     split = load_split(run.config.data, split_name)
-    same_data = check_data(run)
+    same_data, explanations = check_data(run), read_explanations(run, split)
     threshold = load_or_choose_threshold(run, run.config.threshold)
     bootstrap = PatientBootstrap(split.patient_ids)
     summarise = _make_summarise(split, threshold["value"], bootstrap)
@@ -94,7 +94,7 @@ def audit(run: Run, split_name: str) -> dict:
         "altered": altered,
         "baselines": baselines,
         "nuisances": measure_nuisances(run, split_name),
-        "explanations": read_explanations(run, split),
+        "explanations": explanations,
         "reading": explain(altered, baselines, split_name, run.config.data.selection_split),
         "threshold": threshold,
         "counts": _count(split) | {"fitted_on": fitted_on},
@@ -119,8 +119,8 @@ def audit(run: Run, split_name: str) -> dict:
         for name, (images, captions) in pictures.items():
             save_images(folder / f"{name}.png", images, len(images), captions)
         save_intervals(folder / "auroc.png", groups, f"{split_name}, {len(split):,} images")
-        if results["explanations"]:
-            save_cascade(folder / "cascade.png", results["explanations"]["methods"], split_name)
+        if explanations:
+            save_cascade(folder / "cascade.png", explanations["methods"], split_name)
         write_text(directory / "audit.html", _render(results, folder))
         write_json(directory / "audit.json", results)
     return results

@@ -142,8 +142,9 @@ def write_evaluation(
         write_json(directory / "curves.json", curves)
         _draw(predictor, split, curves, results, directory)
         if "collection" in results:
-            rows = results["collection"]["unreadable"]
-            write_text(directory / "unreadable.csv", format_csv(("filename", "reason"), rows))
+            write_text(
+                directory / "unreadable.csv", format_csv(("filename", "reason"), more["collection"]["unreadable"])
+            )
         report = make_report(results, split, scores, decisions, networks, directory, explained)
         write_text(directory / "report.html", report)
         write_json(directory / "metrics.json", results)
