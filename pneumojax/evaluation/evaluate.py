@@ -109,8 +109,7 @@ def write_evaluation(
     """
     task = task or predictor.config.model.task
     class_names, classes = list(CLASS_NAMES[task]), merge_kinds(probabilities, task)
-    labels = split.labels(task)
-    bootstrap = PatientBootstrap(split.patient_ids)
+    labels, bootstrap = split.labels(task), PatientBootstrap(split.patient_ids)
     numbers = compute_statistics(split, task, probabilities, threshold, calibration, bootstrap, prevalence)
     results = {
         **numbers,
@@ -142,9 +141,8 @@ def write_evaluation(
         write_json(directory / "curves.json", curves)
         _draw(predictor, split, curves, results, directory)
         if "collection" in results:
-            write_text(
-                directory / "unreadable.csv", format_csv(("filename", "reason"), more["collection"]["unreadable"])
-            )
+            rows = results["collection"]["unreadable"]
+            write_text(directory / "unreadable.csv", format_csv(("filename", "reason"), rows))
         report = make_report(results, split, scores, decisions, networks, directory, explained)
         write_text(directory / "report.html", report)
         write_json(directory / "metrics.json", results)
