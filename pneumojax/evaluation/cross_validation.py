@@ -72,7 +72,7 @@ def evaluate_folds(runs: Sequence[Run], workdir: str | pathlib.Path) -> dict:
         calibration | identity,
         rules.prevalence,
         {"folds": folds, "over_folds": _summarise([fold["metrics"] for fold in folds])},
-        explained=ErrorMaps(note="There are no maps of the decisions, which are those of the networks of the folds."),
+        explained=ErrorMaps(note="There are no maps of the decisions, because several networks made them."),
     )
 
 
