@@ -9,7 +9,8 @@ The folder has the network with its preprocessing and its calibration (model.sta
 model.onnx), the weights alone (model.safetensors), what flags unsuitable images (gate.npz), and model.json with the
 classes, the image size, the threshold, the calibration and the hash of each file. The input is [batch, image_px,
 image_px] uint8, 0..255. The outputs are calibrated probabilities, logits and features. Each program is compared with
-the checkpoint before the folder appears.
+the checkpoint before the folder appears. A run with --dtype=bfloat16 is exported in float32, and a run with several
+test-time views with one.
 """
 
 import dataclasses
@@ -53,7 +54,7 @@ def main() -> int:
             )
     gate = load_or_train_gate(predictor, make_classifier(predictor, batch_size=8)) if GATE.value else None
     classifier = dataclasses.replace(make_classifier(exported, batch_size=8), gate=gate)
-    differences = export(exported, classifier, out, ONNX.value, EXAMPLE.read_text())
+    differences = export(predictor, classifier, out, ONNX.value, EXAMPLE.read_text())
     for name, outputs in differences.items():
         (what, difference), *_ = outputs.items()
         print(f"{name}: {what.replace('_', ' ')} within {difference:.1e} of the checkpoint's")

@@ -33,7 +33,7 @@ from pneumojax.evaluation.predict import compute_probabilities
 from pneumojax.evaluation.recalibration import apply_calibration
 from pneumojax.evaluation.run import Predictor, Run
 from pneumojax.exported_program import OUTPUTS, make_function, open_program, serialize
-from pneumojax.files import compute_sha256, replace_folder, write_bytes, write_json, write_text
+from pneumojax.files import compute_sha256, replace_folder, write_bytes, write_text
 from pneumojax.ops.xla import algorithms
 
 FORMAT = "pneumojax export 1"
@@ -66,7 +66,7 @@ def export(
       OSError: `out` cannot be written.
     """
     run = check_export(predictor, out, onnx)
-    card = make_model_card(run)
+    card = make_model_card(predictor.members[0])
     content = describe(run, classifier)
     with replace_folder(out) as folder:
         for name in TOLERANCES:
@@ -79,7 +79,7 @@ def export(
         content["parity"] = differences = measure_parity(run, classifier, folder)
         check_parity(differences)
         content["files"] = {path.name: compute_sha256(path) for path in sorted(folder.iterdir())}
-        write_json(folder / "model.json", content | {"sha256": _hash_description(content)})
+        write_text(folder / "model.json", _format_description(content))
     return differences
 
 
@@ -240,13 +240,14 @@ def read_export(folder: pathlib.Path) -> dict[str, Any]:
       UserError: the format is another one, or a file is missing or was changed.
     """
     try:
-        content = json.loads((folder / "model.json").read_text())
-        found, files, own = content["format"], dict(content["files"]), content.pop("sha256")
+        text = (folder / "model.json").read_bytes()
+        content = json.loads(text)
+        found, files, _ = content["format"], dict(content["files"]), content.pop("sha256")
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{folder / 'model.json'} is damaged: export the run again.") from error
     if found != FORMAT:
         raise UserError(f"{folder} has the format {found!r}, and this version reads {FORMAT!r}: export the run again.")
-    if own != _hash_description(content):
+    if text != _format_description(content).encode():
         raise UserError(f"{folder / 'model.json'} was changed after the export: export the run again.")
     for name, expected in files.items():
         if (actual := compute_sha256(folder / name)) != expected:
@@ -255,9 +256,10 @@ def read_export(folder: pathlib.Path) -> dict[str, Any]:
     return content
 
 
-def _hash_description(content: dict[str, Any]) -> str:
-    """Computes the sha256 of the content of model.json without its own hash."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def _format_description(content: dict[str, Any]) -> str:
+    """Formats the content of model.json, and adds its own hash."""
+    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    return json.dumps(content | {"sha256": digest}, indent=2) + "\n"
 
 
 def open_export(folder: pathlib.Path, batch_size: int, gate: bool) -> Classifier:
