@@ -31,9 +31,10 @@ HOW_TO_READ = """\
 The largest absolute difference of each output of an export from the prediction of the checkpoint, over random images in
 batches of 1, 5 and 32. The limits are 1e-5 for the probabilities of StableHLO, 1e-4 for those of ONNX, and 0 for the
 weights in model.safetensors; `export.py` writes no folder that exceeds them. The weights are random. Biases, scales and
-batch statistics differ from their initial values, so none can be left out unnoticed. The checkpoint predicts as in
-predict.py, with the algorithms of this package for CPU; the exports have XLA's or ONNX's own. A run with dtype=bfloat16
-is exported, and compared, in float32.
+batch statistics differ from their initial values, so none can be left out unnoticed. A temperature keeps the
+probabilities away from 0 and 1; logits are compared before it, so a network with large logits has larger differences.
+The checkpoint predicts as in predict.py, with the algorithms of this package for CPU; the exports have those of XLA or
+onnxruntime. A run with dtype=bfloat16 is exported, and compared, in float32.
 
 *StableHLO* is opened with jax.export and *ONNX* with onnxruntime, both on CPU. The program for CUDA and TPU is lowered
 but was not run.
@@ -113,7 +114,9 @@ def make_random_variables(config: Config) -> dict[str, Any]:
     def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
         if len(leaf.shape) > 1:
             return rng.normal(0, math.sqrt(2 / math.prod(leaf.shape[:-1])), leaf.shape).astype(np.float32)
-        middle = 1 if path[-1].key in ("scale", "var") else 0
+        middle = 1.0 if path[-1].key in ("scale", "var") else 0.0
+        if len(path) > 3 and path[-2].key in ("norm2", "norm3") and path[-1].key == "scale":
+            middle = 0.5  # The last layers of a residual block: the sum over many blocks must not grow without limits.
         return rng.uniform(middle - 0.4, middle + 0.4, leaf.shape).astype(np.float32)
 
     return jax.tree_util.tree_map_with_path(draw, make_abstract_variables(config))
@@ -159,14 +162,16 @@ def measure(name: str, words: str) -> dict[str, Any]:
 def _export_and_compare(predictor: Predictor, folder: pathlib.Path) -> dict[str, Any]:
     run = check_export(predictor, folder / "new", onnx=True)
     px, names = run.config.data.image_px, run.info["class_names"]
-    calibration = {"temperature": 1.5, "biases": [0.0, 0.5, -0.25][: len(names)]}
+    predict = make_predict_batch(run.config, make_mesh(), run.variables, BATCH_SIZE)
+    logits, _ = predict(np.random.default_rng(0).integers(0, 256, (BATCH_SIZE, px, px), np.uint8))
+    # With this temperature, no probability is so close to 0 or 1 that it would hide a difference.
+    calibration = {"temperature": float(np.abs(logits).max()) / 4, "biases": [0.0, 0.5, -0.25][: len(names)]}
     files: dict[str, dict[str, Any]] = {}
     for name in TOLERANCES:
         start = time.perf_counter()
         content = make_file(name, run, calibration)
         files[name] = {"seconds": time.perf_counter() - start, "bytes": len(content)}
         write_bytes(folder / name, content)
-    predict = make_predict_batch(run.config, make_mesh(), run.variables, BATCH_SIZE)
     square = Square(px, run.config.data.resize)
     classifier = Classifier([(square, predict)], [], {}, calibration, names, BATCH_SIZE, "random")
     for name, differences in measure_parity(run, classifier, folder).items():
@@ -194,7 +199,9 @@ def format_page(rows: list[dict]) -> str:
     Args:
       rows: rows of the results file.
     """
-    rows = list({row["network"]: row for row in rows}.values())
+    order = {name: place for place, name in enumerate(list_cases())}
+    latest = {row["network"]: row for row in rows}
+    rows = sorted(latest.values(), key=lambda row: order.get(row["network"], len(order)))
     exported, refused = [row for row in rows if not row["reason"]], [row for row in rows if row["reason"]]
     parity = Table(PARITY, [_format_parity(row) for row in exported])
     costs = Table(COSTS, [_format_costs(row) for row in exported])
