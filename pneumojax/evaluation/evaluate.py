@@ -51,7 +51,9 @@ FILES = (
 )
 
 
-def evaluate(predictor: Predictor, split_name: str, rules: ThresholdConfig | None = None, explain: bool = True) -> dict:
+def evaluate(
+    predictor: Predictor, split_name: str, rules: ThresholdConfig | None = None, explain: bool = False
+) -> dict:
     """Evaluates a run or an ensemble on a split.
 
     Writes metrics, predictions, curves, figures and a report to `<workdir>/evaluation/<split>/`. The threshold is
@@ -73,8 +75,7 @@ def evaluate(predictor: Predictor, split_name: str, rules: ThresholdConfig | Non
     rules = rules or predictor.config.threshold
     split, probabilities = predictor.score(split_name)
     threshold, calibration = load_or_choose_threshold(predictor, rules), load_or_fit_calibration(predictor)
-    maps = None if explain else ErrorMaps()
-    return write_evaluation(predictor, split, probabilities, threshold, calibration, rules.prevalence, explained=maps)
+    return write_evaluation(predictor, split, probabilities, threshold, calibration, rules.prevalence, explain=explain)
 
 
 def write_evaluation(
@@ -86,7 +87,7 @@ def write_evaluation(
     prevalence: float | None,
     more: Mapping[str, Any] = MappingProxyType({}),
     task: str | None = None,
-    explained: ErrorMaps | None = None,
+    explain: bool = False,
 ) -> dict:
     """Evaluates given probabilities and writes the files of the evaluation. `evaluate` calls it after the prediction.
 
@@ -102,7 +103,7 @@ def write_evaluation(
       prevalence: prevalence of pneumonia where the network will be used; None if unknown.
       more: additional content for metrics.json. "collection" marks images that are not of a prepared data set.
       task: binary for labels without the kinds of pneumonia; None: the task of the run.
-      explained: maps of the worst errors for the report. None: they are computed.
+      explain: whether the report shows maps of the worst errors.
 
     Returns:
       The content of metrics.json. Arrays are replaced by lists of their distinct values.
@@ -134,7 +135,7 @@ def write_evaluation(
     decisions = point_metrics.compute_decisions(scores, threshold["value"])
     predictions = _format_predictions(predictor, split, labels, probabilities, results)
     results = _list_distinct(results)
-    explained = explain_errors(predictor, split, scores, decisions > 0) if explained is None else explained
+    explained = explain_errors(predictor, split, scores, decisions > 0) if explain else ErrorMaps()
     networks = {str(run.workdir): run.info | {"step": run.step} for run in predictor.members}
     with replace_folder(predictor.workdir / "evaluation" / split.name, FILES) as directory:
         write_text(directory / "predictions.csv", predictions)

@@ -15,13 +15,12 @@ from pneumojax.evaluation.nuisances import NUISANCES
 from pneumojax.evaluation.operating_point import load_or_choose_threshold, load_or_fit_calibration
 from pneumojax.evaluation.predict import compute_probabilities
 from pneumojax.evaluation.run import Predictor
-from pneumojax.reporting.worst_errors import ErrorMaps
 
 logger = logging.getLogger(__name__)
 
 
 def evaluate_collection(
-    predictor: Predictor, folder: pathlib.Path, labels: str, prevalence: float | None = None, explain: bool = True
+    predictor: Predictor, folder: pathlib.Path, labels: str, prevalence: float | None = None, explain: bool = False
 ) -> dict:
     """Evaluates a run or an ensemble on a collection. Nothing is tuned: threshold and calibration are the stored ones.
 
@@ -61,9 +60,8 @@ def evaluate_collection(
     }
     task = predictor.config.model.task if collection.has_kinds else "binary"
     more = {"collection": described}
-    maps = None if explain else ErrorMaps()
     return write_evaluation(
-        predictor, collection.split, probabilities, threshold, calibration, prevalence, more, task, maps
+        predictor, collection.split, probabilities, threshold, calibration, prevalence, more, task, explain
     )
 
 

@@ -36,7 +36,7 @@ BINARY |= {"precision_macro", "f1_macro"}
 
 def test_the_files_agree_with_each_other(workdir, draw_pictures):
     with draw_pictures():
-        results = evaluate(open_run(workdir), "test")
+        results = evaluate(open_run(workdir), "test", explain=True)
     assert results == read_results(workdir, "test")
     statistics = {"metrics", "operating_points", "calibration", "at_prevalence", "subgroups", "label_noise"}
     assert set(results) == statistics | {"threshold", "counts", "run"}
@@ -82,7 +82,7 @@ def test_the_files_agree_with_each_other(workdir, draw_pictures):
     assert "synthetic radiographs, not patients" in report
     errors = expected[0][1] + expected[1][0]
     assert 0 < report.count('alt="Map on ') <= min(errors, 16) and "occlusion, was tested in" in report
-    evaluate(open_run(workdir), "test", explain=False)
+    evaluate(open_run(workdir), "test")  # Without maps.
     assert "Map on " not in (workdir / "evaluation" / "test" / "report.html").read_text()
 
 
