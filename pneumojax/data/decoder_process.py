@@ -16,14 +16,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from pneumojax.data.dicom import is_dicom
-from pneumojax.data.image_files import ReadImage, read_image
+from pneumojax.data.image_files import SIGNATURES, ReadImage, read_image
 
 # Limits of a process for one file. The largest allowed images take up to 24 s (JPEG-LS) and 1.7 GiB (YCbCr).
 SECONDS = 60
 MEMORY_BYTES = 4 << 30
 
 # The first bytes of JPEG and PNG files.
-JPEG_OR_PNG = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
+JPEG_OR_PNG = (*SIGNATURES["JPEG"], *SIGNATURES["PNG"])
 
 # What a process runs.
 PROGRAM = "from pneumojax.data.decoder_process import serve; serve()"

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from pneumojax.data.decoder_process import Decoders
+from pneumojax.data.dicom import HEADER_FLAGS
 from pneumojax.data.image_sources import ImageSource
 from pneumojax.evaluation.classifier import Classifier, Square
 from pneumojax.evaluation.prediction_table import Counts, format_header, format_rows, read_table
@@ -116,6 +117,7 @@ def _read(
         return row | {"error": _shorten(error.strerror or str(error) or type(error).__name__)}, {}
     notices = dict.fromkeys(notice for image in images for notice in image.notices)
     flags = [COLOUR] if any(image.is_colour for image in images) else []
+    flags += [flag for start, flag in HEADER_FLAGS.items() if any(notice.startswith(start) for notice in notices)]
     pixels = {square: image.pixels for square, image in zip(squares, images, strict=True)}
     return row | {"notices": list(notices), "flags": flags}, pixels
 

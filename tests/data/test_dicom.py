@@ -248,6 +248,31 @@ def test_what_cannot_be_read_has_a_reason():
         assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("name", ["Columns", "BitsAllocated", "PhotometricInterpretation"])
+def test_a_missing_element_is_named(name):
+    dataset = make_dataset(smooth_pixels(40, 50))
+    data = save(dataset)
+    tag = struct.pack("<HH", dataset[name].tag.group, dataset[name].tag.element)
+    with pytest.raises(OSError, match=f"^it is a DICOM file without {name} in its header$"):
+        read_dicom(data.replace(tag, tag[:2] + b"\x99\x99"))  # An element that the standard does not define.
+
+
+@pytest.mark.parametrize("syntax", [None, b"1.2.840.10008.1.2.4.110", b"1.2.840.10008.1.2.4.999", b"1.2.3.4"])
+def test_a_missing_or_unknown_syntax_is_refused(syntax):
+    """One is JPEG XL, which pydicom does not know."""
+    data = compress(smooth_pixels(40, 50), uid.RLELossless)
+    start = data.index(b"\x02\x00\x10\x00UI")
+    old = data[start : start + 8 + struct.unpack_from("<H", data, start + 6)[0]]
+    syntax = syntax and syntax + b"\0" * (len(syntax) % 2)
+    new = old[:6] + struct.pack("<H", len(syntax)) + syntax if syntax else b""
+    header = data.index(b"\x02\x00\x00\x00UL") + 8  # The length of the rest of this group.
+    (length,) = struct.unpack_from("<I", data, header)
+    data = data[:header] + struct.pack("<I", length + len(new) - len(old)) + data[header + 4 :].replace(old, new)
+    reason = f"transfer syntax {syntax.decode().strip(chr(0))}, which" if syntax else "without TransferSyntaxUID"
+    with pytest.raises(OSError, match=reason):
+        read_dicom(data)
+
+
 def test_compressed_data_that_declare_more_pixels_than_the_header_are_refused():
     jpeg = bytearray(encode(smooth_pixels(40, 50), "JPEG"))
     start = jpeg.index(b"\xff\xc0")
