@@ -90,7 +90,9 @@ class Decoders:
             process.stdin.write(request)
             process.stdin.flush()
             reply = pickle.load(process.stdout)
-        except (OSError, EOFError, pickle.UnpicklingError):  # The process has ended.
+        except Exception as error:
+            if not isinstance(error, (OSError, EOFError)):  # The process has not ended, but its reply is damaged.
+                process.kill()
             reply = _describe_end(process.wait())
         finally:  # After a KeyboardInterrupt, the process would still send its reply.
             with self._lock:

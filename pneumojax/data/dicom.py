@@ -99,7 +99,7 @@ def _read_first_frame(dataset: "pydicom.Dataset") -> np.ndarray:
     from pydicom.pixels import apply_color_lut, pixel_array
 
     if "PixelData" not in dataset or "Rows" not in dataset:
-        raise OSError("it is a DICOM file without pixels")
+        raise OSError("it is a DICOM file without pixels, or it is cut short")
     missing = [name for name in REQUIRED if name not in dataset]
     missing += [] if "TransferSyntaxUID" in dataset.file_meta else ["TransferSyntaxUID"]
     if missing:
@@ -116,7 +116,11 @@ def _read_first_frame(dataset: "pydicom.Dataset") -> np.ndarray:
     if is_compressed:
         frames = int(dataset.get("NumberOfFrames") or 1)
         # The size in the compressed data can be larger than the size in the header.
-        sizes += read_compressed_size(get_frame(dataset.PixelData, 0, number_of_frames=frames))
+        frame = get_frame(dataset.PixelData, 0, number_of_frames=frames)
+        sizes += read_compressed_size(frame)
+        # JPEG and JPEG-LS end with a marker. Their decoders do not notice that it is missing, and invent the rest.
+        if frame.startswith(b"\xff\xd8") and b"\xff\xd9" not in frame:
+            raise OSError("its compressed pixels are cut short")
     for height, width in sizes:
         if height * width > MAX_PIXELS:
             raise OSError(f"it has {width} x {height} pixels, more than the limit of {MAX_PIXELS:,}")

@@ -93,7 +93,7 @@ def _open(data: bytes) -> Image.Image:
         if isinstance(error.__cause__, UnidentifiedImageError):
             for format, starts in SIGNATURES.items():
                 if data.startswith(starts):
-                    raise OSError(f"it starts as a {format} file, but its header is damaged or cut short") from error
+                    raise OSError(f"it starts as a {format} file, but is damaged or cut short") from error
             raise OSError(f"it is neither {', '.join(READ_FORMATS)} nor DICOM") from error
         raise
 

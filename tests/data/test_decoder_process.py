@@ -41,7 +41,7 @@ ACTS = {
     b"native loop": lambda: ctypes.PyDLL(None).sleep(1000),
     b"memory": lambda: [np.empty(1 << 24) for _ in range(1000)],
     b"defect": lambda: {}["a"],
-    b"print": lambda: os.write(1, b"noise"),
+    b"print": lambda: os.write(1, b"noise") + os.write(2, b"noise"),
 }
 decoder_process.read_image = read
 decoder_process.SECONDS = 1
