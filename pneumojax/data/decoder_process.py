@@ -18,7 +18,7 @@ from typing import Any
 from pneumojax.data.dicom import is_dicom
 from pneumojax.data.image_files import SIGNATURES, ReadImage, read_image
 
-# Limits of a process for one file. The largest allowed images take up to 24 s (JPEG-LS) and 1.7 GiB (YCbCr).
+# Limits of a process for one file. The largest allowed images take up to 13 s (JPEG-LS) and 1.7 GiB (YCbCr).
 SECONDS = 60
 MEMORY_BYTES = 4 << 30
 
