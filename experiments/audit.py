@@ -7,7 +7,8 @@ The network is scored on images without the centre, with only the centre, at 8 x
 the AUROC stays high on images without the lungs, the network uses more than the lungs. Linear models are fitted to
 features of the training images that contain little or no anatomy: image size, brightness, histogram, 8 x 8 pixels and
 oriented gradients. Writes audit.html, audit.json and the folder audit with figures to
-`<workdir>/evaluation/<split>/`. It takes half a minute on 2 CPU cores.
+`<workdir>/evaluation/<split>/`. The page also shows the results of `explain.py --measure`, if they exist: the share of
+the explanations outside of the lungs. It takes half a minute on 2 CPU cores.
 """
 
 import shlex

@@ -9,9 +9,10 @@
 
 Writes to `<workdir>/evaluation/<split>/`: report.html, which contains all results in one file; metrics.json,
 predictions.csv, curves.json, roc.png, precision_recall.png, reliability.png, predictive_values.png, decision_curve.png,
-confusion_matrix.png and learning_curves.png. They replace all files of an earlier evaluation at once. The settings of
-the run are read from the workdir. An ensemble averages the calibrated probabilities of its runs. Its threshold and its
-calibration are chosen for the averaged probabilities.
+confusion_matrix.png and learning_curves.png. They replace all files of an earlier evaluation at once. The report shows
+the worst errors, each beside a map of the areas that support the decision. The settings of the run are read from the
+workdir. An ensemble averages the calibrated probabilities of its runs. Its threshold and its calibration are chosen for
+the averaged probabilities.
 
 --images evaluates any other folder of images, in the formats of predict.py, with the threshold and the calibration as
 they are stored. The results are in `<workdir>/evaluation/<name of the folder>/`. --labels is a CSV file with the
@@ -70,6 +71,11 @@ IMAGES = flags.DEFINE_string(
     "images", None, "folder of other images to evaluate on, instead of --split; needs --labels"
 )
 LABELS = flags.DEFINE_string("labels", None, "labels of --images: a CSV file, or the word folders")
+EXPLAIN = flags.DEFINE_bool(
+    "explain",
+    True,
+    "show in the report which areas support the worst errors; on CPU, a large network needs minutes for it",
+)
 FIXED = flags.DEFINE_float("fixed_threshold", None, "threshold of rule fixed (default: the run's)")
 
 
@@ -91,11 +97,12 @@ def main() -> int:
     if IMAGES.value is not None and LABELS.value is not None:
         from pneumojax.evaluation.external import evaluate_collection
 
-        results = evaluate_collection(opened, pathlib.Path(IMAGES.value).expanduser(), LABELS.value, PREVALENCE.value)
+        folder = pathlib.Path(IMAGES.value).expanduser()
+        results = evaluate_collection(opened, folder, LABELS.value, PREVALENCE.value, EXPLAIN.value)
     else:
         given: dict[str, Any] = {flag.name: flag.value for flag in (*rule_flags, PREVALENCE) if flag.value is not None}
         rules: ThresholdConfig = dataclasses.replace(opened.config.threshold, **given)
-        results = evaluate(opened, SPLIT.value, rules)
+        results = evaluate(opened, SPLIT.value, rules, EXPLAIN.value)
     print(format_results(results))
     directory = opened.workdir / "evaluation" / results["run"]["split"]["name"]
     print(f"Written to {directory}\nRead {directory / 'report.html'}")

@@ -9,9 +9,9 @@ PATH is as in predict.py. For each image, --out gets a PNG file with the image, 
 threshold and the calibrated probability of pneumonia. explanations.csv has a row for each file.
 
 --measure tests the maps on random images of the split: the share outside of the lungs, deletion, insertion, and whether
-the maps change when the weights become random. The results are also in explanations.json next to those of the audit, in
-`<workdir>/evaluation/<split>/`. A map that hardly changes when the weights become random shows the image more than the
-network, and cannot explain a decision.
+the maps change when more and more layers become random, from the output to the input. A map that hardly changes when
+all layers are random shows the image more than the network, and cannot explain a decision. The results are also in
+explanations.json in `<workdir>/evaluation/<split>/`. The next audit.py shows them on its page.
 """
 
 import pathlib
@@ -45,7 +45,7 @@ def main(*paths: str) -> int:
     # These import JAX, so they come after the flag checks.
     from pneumojax.data.image_sources import find_images
     from pneumojax.evaluation.explain import explain_files, explain_split
-    from pneumojax.evaluation.explanation_quality import make_table, measure_explanations
+    from pneumojax.evaluation.explanation_quality import make_tables, measure_explanations
     from pneumojax.evaluation.run import open_run
     from pneumojax.reporting.caveats import NOT_A_DEVICE, describe_synthetic
     from pneumojax.sharding import initialize
@@ -61,8 +61,9 @@ def main(*paths: str) -> int:
         return fail(f"{', '.join(paths)}: there is no file to explain.")
     if MEASURE.value and SPLIT.value is not None:
         results = measure_explanations(opened, SPLIT.value, MEASURE.value)
-        table = make_table(results)
-        print(f"{results['counts']['images']} {SPLIT.value} images\n\n{table.format_text()}\n\n{table.caption}\n")
+        print(f"{results['counts']['images']} {SPLIT.value} images\n")
+        for table in make_tables(results):
+            print(f"{table.format_text()}\n\n{table.caption}\n")
     if warning := describe_synthetic(opened.info["data"]):
         print(warning)
     failed = sum(row["error"] is not None for row in rows)

@@ -9,7 +9,8 @@ The folder has the network with its preprocessing and its calibration (model.sta
 model.onnx), the weights alone (model.safetensors), what flags unsuitable images (gate.npz), and model.json with the
 classes, the image size, the threshold, the calibration and the hash of each file. The input is [batch, image_px,
 image_px] uint8, 0..255. The outputs are calibrated probabilities, logits and features. Each program is compared with
-the checkpoint before the folder appears.
+the checkpoint before the folder appears. A run with --dtype=bfloat16 is exported in float32, and a run with several
+test-time views with one.
 """
 
 import dataclasses
@@ -45,13 +46,18 @@ def main() -> int:
     initialize(multihost=False)
     out = pathlib.Path(OUT.value).expanduser()
     predictor = open_predictor([WORKDIR.value], CHECKPOINT.value, DATA_DIR.value, test_time_views=1)
-    check_export(predictor, out, ONNX.value)
-    classifier = make_classifier(predictor, batch_size=8)
-    if GATE.value:
-        classifier = dataclasses.replace(classifier, gate=load_or_train_gate(predictor, classifier))
+    exported = check_export(predictor, out, ONNX.value)
+    for name, value in (("dtype", exported.config.model.dtype), ("test_time_views", 1)):
+        if (trained := predictor.info["config"].get(name, value)) != value:
+            print(
+                f"The run has {name}={trained} and the export {name}={value}, so their probabilities differ slightly."
+            )
+    gate = load_or_train_gate(predictor, make_classifier(predictor, batch_size=8)) if GATE.value else None
+    classifier = dataclasses.replace(make_classifier(exported, batch_size=8), gate=gate)
     differences = export(predictor, classifier, out, ONNX.value, EXAMPLE.read_text())
-    for name, difference in differences.items():
-        print(f"{name}: calibrated probabilities within {difference:.1e} of the checkpoint's")
+    for name, outputs in differences.items():
+        (what, difference), *_ = outputs.items()
+        print(f"{name}: {what.replace('_', ' ')} within {difference:.1e} of the checkpoint's")
     print(f"Written to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
     print(f"Next: scripts/run experiments/predict.py --workdir={out} --out=predictions.csv FOLDER")
     return 0

@@ -136,7 +136,7 @@ def train_and_evaluate(path: pathlib.Path, config: Config, split: str) -> int | 
         seconds = spent + time.perf_counter() - started
         write_json(cost, {"seconds": seconds, "images_per_second": statistics.median(rates) if rates else None})
     if not result.stopped_by and not (path / "evaluation" / split / "metrics.json").exists():
-        evaluate(open_run(path, data_dir=config.data.data_dir), split)
+        evaluate(open_run(path, data_dir=config.data.data_dir), split, explain=False)
     jax.clear_caches()  # Frees the memory of the compiled steps.
     return result.stopped_by
 

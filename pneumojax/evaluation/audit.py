@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import logging
 import pathlib
+import shlex
 from collections.abc import Callable
 
 import numpy as np
@@ -13,6 +14,8 @@ from pneumojax.errors import UserError
 from pneumojax.evaluation import metrics, point_metrics
 from pneumojax.evaluation.baselines import BASELINE_PX, BASELINES, Baseline, UninformativeError, compute_scores
 from pneumojax.evaluation.bootstrap import RESAMPLES, PatientBootstrap
+from pneumojax.evaluation.explanation_quality import make_tables as make_explanation_tables
+from pneumojax.evaluation.explanation_quality import read_explanations
 from pneumojax.evaluation.nuisances import NUISANCES
 from pneumojax.evaluation.operating_point import load_or_choose_threshold
 from pneumojax.evaluation.perturbations import LUNGS_AREA, PERTURBATIONS, Perturbation
@@ -21,6 +24,7 @@ from pneumojax.evaluation.run import Run, check_data
 from pneumojax.files import replace_folder, write_json, write_text
 from pneumojax.reporting.caveats import describe_synthetic
 from pneumojax.reporting.figures.data import save_images
+from pneumojax.reporting.figures.explanation import save_cascade
 from pneumojax.reporting.figures.intervals import save_intervals
 from pneumojax.reporting.format import format_interval
 from pneumojax.reporting.html import Section, load_picture, render_page
@@ -71,15 +75,16 @@ def audit(run: Run, split_name: str) -> dict:
           auroc, and sensitivity and specificity at the run's threshold.
         "baselines": the same for `baselines.BASELINES`, with auroc as the only metric.
         "nuisances": the result of `measure_nuisances`.
+        "explanations": the result of `explanation_quality.measure_explanations`, if it was measured before; or None.
         "reading": an explanation of the results, as a list of sentences.
         "threshold", "counts" and "run".
       Each metric is {"value", "ci95"}, with a "reason" if one of them is None.
 
     Raises:
-      UserError: the split or the run is missing or damaged.
+      UserError: the split, the run or explanations.json is missing or damaged.
     """
     split = load_split(run.config.data, split_name)
-    same_data = check_data(run)
+    same_data, explanations = check_data(run), read_explanations(run, split)
     threshold = load_or_choose_threshold(run, run.config.threshold)
     bootstrap = PatientBootstrap(split.patient_ids)
     summarise = _make_summarise(split, threshold["value"], bootstrap)
@@ -89,6 +94,7 @@ def audit(run: Run, split_name: str) -> dict:
         "altered": altered,
         "baselines": baselines,
         "nuisances": measure_nuisances(run, split_name),
+        "explanations": explanations,
         "reading": explain(altered, baselines, split_name, run.config.data.selection_split),
         "threshold": threshold,
         "counts": _count(split) | {"fitted_on": fitted_on},
@@ -113,6 +119,8 @@ def audit(run: Run, split_name: str) -> dict:
         for name, (images, captions) in pictures.items():
             save_images(folder / f"{name}.png", images, len(images), captions)
         save_intervals(folder / "auroc.png", groups, f"{split_name}, {len(split):,} images")
+        if explanations:
+            save_cascade(folder / "cascade.png", explanations["methods"], split_name)
         write_text(directory / "audit.html", _render(results, folder))
         write_json(directory / "audit.json", results)
     return results
@@ -311,6 +319,7 @@ def _render(results: dict, pictures: pathlib.Path) -> str:
             ["One image of each class, chosen at random. The score is the network's score for pneumonia, from 0 to 1."],
             seen,
         ),
+        _show_explanations(results, pictures),
         Section("Figures", blocks=make_tables(results)),
         Section("How to read this", METHOD),
     ]
@@ -321,3 +330,29 @@ def _render(results: dict, pictures: pathlib.Path) -> str:
         f"checkpoint of step {run['checkpoint']['step']}, decided at {results['threshold']['value']:.4g} and above."
     )
     return render_page(title, [*lead, scored], sections, describe_synthetic(run["data"]))
+
+
+def _show_explanations(results: dict, pictures: pathlib.Path) -> Section:
+    """Shows where the maps of the network's decisions are, beside its AUROC on the same part of the image."""
+    heading, explained = "Where the explanations point", results["explanations"]
+    if not explained:
+        workdir, split = shlex.quote(results["run"]["workdir"]), results["run"]["split"]["name"]
+        command = f"scripts/run experiments/explain.py --workdir={workdir} --out=pictures --split={split} --measure=200"
+        return Section(heading, [f"Not measured for this checkpoint. Run {command} and then this audit again."])
+    table, cascade = make_explanation_tables(explained)
+    edge = results["baselines"]["edge_pixels"]
+    inside, outside, linear = (
+        _format_metric(row["metrics"]["auroc"])
+        for row in (results["altered"]["centre_only"], results["altered"]["centre_black"], edge)
+    )
+    text = [
+        "A map shows which pixels support a decision (experiments/explain.py). These are the tests of the maps of "
+        f"{explained['counts']['images']:,} random images of this split. The share outside is the share of a map "
+        "that is outside of the lungs' average region.",
+        f"Compare it with the results above: shown only that region, the network reaches an AUROC of {inside}; shown "
+        f"only the rest, {outside}. A linear model reaches {linear} with {edge['title']}.",
+    ]
+    chart = load_picture(
+        pictures / "cascade.png", "rank correlation after each step of the randomisation", cascade.caption, True
+    )
+    return Section(heading, text, [table, chart])

@@ -19,6 +19,7 @@ from pneumojax.evaluation.evaluate import write_evaluation
 from pneumojax.evaluation.operating_point import load_or_choose_threshold, load_or_fit_calibration
 from pneumojax.evaluation.predict import compute_probabilities
 from pneumojax.evaluation.run import Run
+from pneumojax.reporting.worst_errors import ErrorMaps
 
 
 def evaluate_folds(runs: Sequence[Run], workdir: str | pathlib.Path) -> dict:
@@ -71,6 +72,7 @@ def evaluate_folds(runs: Sequence[Run], workdir: str | pathlib.Path) -> dict:
         calibration | identity,
         rules.prevalence,
         {"folds": folds, "over_folds": _summarise([fold["metrics"] for fold in folds])},
+        explained=ErrorMaps(note="There are no maps of the decisions, because several networks made them."),
     )
 
 

@@ -14,6 +14,7 @@ from pneumojax.config import CLASS_NAMES, ThresholdConfig
 from pneumojax.data.dataset import Split
 from pneumojax.evaluation import point_metrics
 from pneumojax.evaluation.bootstrap import PatientBootstrap
+from pneumojax.evaluation.explain import explain_errors
 from pneumojax.evaluation.operating_point import load_or_choose_threshold, load_or_fit_calibration
 from pneumojax.evaluation.recalibration import apply_calibration, shift_prevalence
 from pneumojax.evaluation.run import Predictor, check_data
@@ -30,6 +31,7 @@ from pneumojax.reporting.figures.evaluation import (
 )
 from pneumojax.reporting.figures.training import save_learning_curves
 from pneumojax.reporting.tables import format_csv
+from pneumojax.reporting.worst_errors import ErrorMaps
 
 # The files of an evaluation. A new evaluation removes those that it does not write.
 FILES = (
@@ -49,7 +51,7 @@ FILES = (
 )
 
 
-def evaluate(predictor: Predictor, split_name: str, rules: ThresholdConfig | None = None) -> dict:
+def evaluate(predictor: Predictor, split_name: str, rules: ThresholdConfig | None = None, explain: bool = True) -> dict:
     """Evaluates a run or an ensemble on a split.
 
     Writes metrics, predictions, curves, figures and a report to `<workdir>/evaluation/<split>/`. The threshold is
@@ -59,6 +61,7 @@ def evaluate(predictor: Predictor, split_name: str, rules: ThresholdConfig | Non
       predictor: from `open_run`, `open_ensemble` or `open_replicas`.
       split_name: validation or test, or train to see how much was memorised.
       rules: the rule that chooses the threshold. None: the rule of the run's config.
+      explain: whether the report shows maps of the worst errors. For a large network, they take minutes on CPU.
 
     Returns:
       The content of metrics.json: the result of `summary.compute_statistics`, and "threshold", "counts" and "run".
@@ -70,7 +73,8 @@ def evaluate(predictor: Predictor, split_name: str, rules: ThresholdConfig | Non
     rules = rules or predictor.config.threshold
     split, probabilities = predictor.score(split_name)
     threshold, calibration = load_or_choose_threshold(predictor, rules), load_or_fit_calibration(predictor)
-    return write_evaluation(predictor, split, probabilities, threshold, calibration, rules.prevalence)
+    maps = None if explain else ErrorMaps()
+    return write_evaluation(predictor, split, probabilities, threshold, calibration, rules.prevalence, explained=maps)
 
 
 def write_evaluation(
@@ -82,6 +86,7 @@ def write_evaluation(
     prevalence: float | None,
     more: Mapping[str, Any] = MappingProxyType({}),
     task: str | None = None,
+    explained: ErrorMaps | None = None,
 ) -> dict:
     """Evaluates given probabilities and writes the files of the evaluation. `evaluate` calls it after the prediction.
 
@@ -97,14 +102,14 @@ def write_evaluation(
       prevalence: prevalence of pneumonia where the network will be used; None if unknown.
       more: additional content for metrics.json. "collection" marks images that are not of a prepared data set.
       task: binary for labels without the kinds of pneumonia; None: the task of the run.
+      explained: maps of the worst errors for the report. None: they are computed.
 
     Returns:
       The content of metrics.json. Arrays are replaced by lists of their distinct values.
     """
     task = task or predictor.config.model.task
     class_names, classes = list(CLASS_NAMES[task]), merge_kinds(probabilities, task)
-    labels = split.labels(task)
-    bootstrap = PatientBootstrap(split.patient_ids)
+    labels, bootstrap = split.labels(task), PatientBootstrap(split.patient_ids)
     numbers = compute_statistics(split, task, probabilities, threshold, calibration, bootstrap, prevalence)
     results = {
         **numbers,
@@ -129,6 +134,7 @@ def write_evaluation(
     decisions = point_metrics.compute_decisions(scores, threshold["value"])
     predictions = _format_predictions(predictor, split, labels, probabilities, results)
     results = _list_distinct(results)
+    explained = explain_errors(predictor, split, scores, decisions > 0) if explained is None else explained
     networks = {str(run.workdir): run.info | {"step": run.step} for run in predictor.members}
     with replace_folder(predictor.workdir / "evaluation" / split.name, FILES) as directory:
         write_text(directory / "predictions.csv", predictions)
@@ -137,7 +143,8 @@ def write_evaluation(
         if "collection" in results:
             rows = results["collection"]["unreadable"]
             write_text(directory / "unreadable.csv", format_csv(("filename", "reason"), rows))
-        write_text(directory / "report.html", make_report(results, split, scores, decisions, networks, directory))
+        report = make_report(results, split, scores, decisions, networks, directory, explained)
+        write_text(directory / "report.html", report)
         write_json(directory / "metrics.json", results)
     return results
 

@@ -16,10 +16,11 @@ from pneumojax.data.image_sources import ImageSource
 from pneumojax.evaluation import point_metrics
 from pneumojax.evaluation.classifier import Classifier, make_classifier
 from pneumojax.evaluation.predict import compute_probabilities
-from pneumojax.evaluation.run import Run
+from pneumojax.evaluation.run import Predictor, Run
 from pneumojax.files import write_text
 from pneumojax.reporting.figures.explanation import save_explanation
 from pneumojax.reporting.tables import format_csv
+from pneumojax.reporting.worst_errors import MAP_METHOD, ErrorMaps, find_shown
 
 logger = logging.getLogger(__name__)
 
@@ -164,6 +165,30 @@ def choose_certain(split: Split, scores: np.ndarray, threshold: float, count: in
     is_wrong = (positive != (split.subtypes > 0))[certain]
     wrong = certain[is_wrong][: count // 2]
     return np.concatenate([wrong, certain[~is_wrong][: count - len(wrong)]])
+
+
+def explain_errors(predictor: Predictor, split: Split, scores: np.ndarray, positive: np.ndarray) -> ErrorMaps:
+    """Computes the maps of the wrong decisions that a report shows. Those of an ensemble are means over its networks.
+
+    Args:
+      predictor: the run or ensemble that decided.
+      split: the evaluated split, with images of the size of the first network.
+      scores: [N] float, 0..1, higher for pneumonia.
+      positive: [N] bool, whether the image is called pneumonia.
+    """
+    members = predictor.members
+    if len({(run.config.data.image_px, run.config.data.resize) for run in members}) > 1:
+        return ErrorMaps(note="There are no maps of the decisions, because the networks see different images.")
+    shown = find_shown(split, scores, positive)
+    if not len(shown):
+        return ErrorMaps()
+    logger.info("Computing maps of %d wrong decisions; --noexplain leaves them out", len(shown))
+    images, sign = np.asarray(split.images[shown]), np.where(positive[shown], 1, -1).astype(np.float32)
+    maps = [np.asarray(make_attribute(run.config, MAP_METHOD)(run.variables, images, sign)) for run in members]
+    notes = [f"The map is the mean of the maps of {len(members)} networks."] if len(members) > 1 else []
+    if any(run.config.augment.test_time_views > 1 for run in members):
+        notes.append("It explains the scores of the image itself, without those of its other views.")
+    return ErrorMaps(dict(zip(shown.tolist(), np.mean(maps, axis=0), strict=True)), " ".join(notes))
 
 
 class _Writer:

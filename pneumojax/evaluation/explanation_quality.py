@@ -1,26 +1,26 @@
 """Measures whether the maps of `explain.py` describe the network: randomisation, deletion, insertion, and location."""
 
 import datetime
+import json
 import logging
 from collections.abc import Callable
 
 import jax
 import numpy as np
-from flax import nnx
 from scipy import stats
 
 from pneumojax.attribution import FRACTIONS, make_removal_curves
-from pneumojax.config import CLASSIFIER
-from pneumojax.data.dataset import load_split
+from pneumojax.data.dataset import Split, load_split
+from pneumojax.errors import UserError
 from pneumojax.evaluation import point_metrics
 from pneumojax.evaluation.bootstrap import PatientBootstrap, summarise
 from pneumojax.evaluation.explain import choose_random, make_batches, make_explainer
 from pneumojax.evaluation.operating_point import load_or_choose_threshold
 from pneumojax.evaluation.perturbations import LUNGS_AREA, keep_centre
 from pneumojax.evaluation.predict import compute_probabilities
+from pneumojax.evaluation.randomisation import randomise_in_steps
 from pneumojax.evaluation.run import Run
 from pneumojax.files import write_json
-from pneumojax.models import make_model
 from pneumojax.reporting.figures.explanation import TITLES
 from pneumojax.reporting.format import format_interval
 from pneumojax.reporting.tables import Table
@@ -39,16 +39,19 @@ COLUMNS = {
     "deletion": "deletion AUC",
     "insertion": "insertion AUC",
     "outside": "share outside",
-    "head": "rank correlation, random head",
-    "all": "rank correlation, random network",
 }
 
 CAPTION = (
     "Deletion AUC: mean probability of the decided class while the most important pixels are removed; small is good. "
     "Insertion AUC: the same while only they are kept; large is good. "
     f"Share outside: share of the absolute map outside of the central {100 * LUNGS_AREA:.0f} % of the area, which "
-    "contains the lungs of the average training image. Rank correlation: of the absolute maps with those of the same "
-    "network with random weights; it should be near 0, or the map does not depend on what was learned."
+    "contains the lungs of the average training image."
+)
+
+CASCADE_CAPTION = (
+    "Rank correlation of the absolute maps with those of the same network after its layers, from the named one to the "
+    "output, were initialised again. Without random layers it is 1. It should fall to about 0, or the maps do not "
+    "depend on what was learned."
 )
 
 
@@ -64,15 +67,13 @@ def measure_explanations(run: Run, split_name: str, count: int, seed: int = 0) -
       seed: seed of the random images, weights and control.
 
     Returns:
-      {"methods": {method: {name of COLUMNS: {"value", "ci95"}, "empty": number of maps that are 0 everywhere}},
-      "counts", "run"}. The methods include CONTROL, which has no rank correlations. Means are over the images, and
-      intervals are bootstrapped by patient. Empty maps are left out of the share and the correlations.
+      {"methods": {method: {name of COLUMNS: {"value", "ci95"}, "cascade": {stage: {"value", "ci95"}}, "empty": number
+      of maps that are 0 everywhere}}, "counts", "run"}. "cascade" has the rank correlations with the maps of the steps
+      of `randomise_in_steps`. The methods include CONTROL, which has none. Means are over the images, and intervals are
+      bootstrapped by patient. Empty maps are left out of the share and the correlations.
 
     Raises:
       UserError: the split or the run is missing or damaged.
-
-    References:
-      Adebayo et al., "Sanity Checks for Saliency Maps", 2018: the randomisation of the network.
     """
     split = load_split(run.config.data, split_name)
     split = split.select(choose_random(len(split), count, seed))
@@ -81,7 +82,7 @@ def measure_explanations(run: Run, split_name: str, count: int, seed: int = 0) -
     scores = point_metrics.compute_binary_scores(compute_probabilities(run.predict(images)))
     positive = scores >= threshold
     explainer, compute_curves = make_explainer(run), make_removal_curves(run.config)
-    randomised = {which: randomise(run, which, seed) for which in ("head", "all")}
+    steps = randomise_in_steps(run, seed)
     methods = {}
     for method in (*explainer.methods, CONTROL):
         logger.info("Measuring %s on %d %s images", method, len(images), split_name)
@@ -91,10 +92,12 @@ def measure_explanations(run: Run, split_name: str, count: int, seed: int = 0) -
             zip(("deletion", "insertion"), _compute_areas(run, compute_curves, images, positive, maps), strict=True)
         )
         numbers["outside"] = compute_share_outside(maps)
-        for which, variables in () if is_control else randomised.items():
-            numbers[which] = correlate_ranks(maps, explainer.explain(method, images, positive, variables))
-        means = {name: _summarise(values, bootstrap) for name, values in numbers.items()}
-        methods[method] = means | {"empty": int((np.abs(maps).max((1, 2)) == 0).sum())}
+        row: dict = {name: _summarise(values, bootstrap) for name, values in numbers.items()}
+        row["cascade"] = {}
+        for stage, variables in () if is_control else steps.items():
+            others = explainer.explain(method, images, positive, variables)
+            row["cascade"][stage] = _summarise(correlate_ranks(maps, others), bootstrap)
+        methods[method] = row | {"empty": int((np.abs(maps).max((1, 2)) == 0).sum())}
     results = {
         "methods": methods,
         "counts": {
@@ -115,24 +118,28 @@ def measure_explanations(run: Run, split_name: str, count: int, seed: int = 0) -
     return results
 
 
-def randomise(run: Run, which: str, seed: int = 0) -> dict:
-    """Replaces parameters of a run by those of a new initialisation.
-
-    Args:
-      run: the run.
-      which: head replaces the layers of the classifier; all replaces all layers and the batch statistics.
-      seed: seed of the initialisation.
+def read_explanations(run: Run, split: Split) -> dict | None:
+    """Reads the result of `measure_explanations`.
 
     Returns:
-      {"params", "batch_stats"} as numpy arrays.
+      The result. None if nothing was measured, or only for another checkpoint or data set.
+
+    Raises:
+      UserError: explanations.json is damaged.
     """
-    model = make_model(run.config.model, run.config.data.image_px, jax.random.key(seed + 1))
-    kinds = {"params": nnx.Param, "batch_stats": nnx.BatchStat}
-    new = {key: jax.device_get(nnx.to_pure_dict(nnx.state(model, kind))) for key, kind in kinds.items()}
-    if which == "all":
-        return new
-    head = {name: layer for name, layer in new["params"].items() if name.startswith(CLASSIFIER)}
-    return run.variables | {"params": run.variables["params"] | head}
+    path = run.workdir / "evaluation" / split.name / FILE
+    if not path.exists():
+        return None
+    try:
+        results = json.loads(path.read_text())
+        measured = results["run"]["checkpoint"]["step"], results["run"]["split"]["fingerprint"]
+        # An older version measured no cascade.
+        is_complete = all("cascade" in row for row in results["methods"].values())
+        return results if is_complete and measured == (run.step, split.fingerprint) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} is damaged ({error!r}). Delete it, and run experiments/explain.py --measure=200 again."
+        ) from error
 
 
 def compute_share_outside(maps: np.ndarray) -> np.ndarray:
@@ -151,13 +158,19 @@ def correlate_ranks(maps: np.ndarray, others: np.ndarray) -> np.ndarray:
     return np.divide((centred[0] * centred[1]).sum(axis=1), spread, out=np.full(len(maps), np.nan), where=spread > 0)
 
 
-def make_table(results: dict) -> Table:
-    """Makes the table of the methods; results from `measure_explanations`."""
+def make_tables(results: dict) -> tuple[Table, Table]:
+    """Makes the tables of the methods and of the randomisation; results from `measure_explanations`."""
+    methods = results["methods"]
     rows = [
-        (TITLES.get(method, "Random blobs"), *(format_interval(row[name]) if name in row else "-" for name in COLUMNS))
-        for method, row in results["methods"].items()
+        (TITLES.get(method, "Random blobs"), *(format_interval(row[name]) for name in COLUMNS))
+        for method, row in methods.items()
     ]
-    return Table(("method", *COLUMNS.values()), rows, CAPTION)
+    cascades = [row["cascade"] for method, row in methods.items() if method != CONTROL]
+    *partial, last = cascades[0]
+    names = {stage: stage if i == 0 else f"{stage} to output" for i, stage in enumerate(partial)} | {last: "all layers"}
+    steps = [(name, *(format_interval(cascade[stage]) for cascade in cascades)) for stage, name in names.items()]
+    columns = ("random layers", *(TITLES[method] for method in methods if method != CONTROL))
+    return Table(("method", *COLUMNS.values()), rows, CAPTION), Table(columns, steps, CASCADE_CAPTION)
 
 
 def _compute_areas(

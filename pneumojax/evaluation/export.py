@@ -2,7 +2,7 @@
 
 The folder has these files:
 
-  model.json          what the model takes and returns, threshold, calibration, licence, and the hash of each other file
+  model.json          what the model takes and returns, threshold, calibration, licence, and the hash of each file
   model.stablehlo     the network with preprocessing and calibration, from `jax.export`, for CPU, CUDA and TPU
   model.onnx          the same for other runtimes, if it was asked for
   model.safetensors   the weights alone
@@ -13,6 +13,7 @@ The folder has these files:
 
 import dataclasses
 import datetime
+import hashlib
 import importlib.util
 import json
 import pathlib
@@ -21,8 +22,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from safetensors.numpy import save
+from safetensors.numpy import load_file, save
 
+from pneumojax.config import replace_fields
 from pneumojax.errors import UserError
 from pneumojax.evaluation.cards import make_model_card
 from pneumojax.evaluation.classifier import Classifier, Square
@@ -31,62 +33,85 @@ from pneumojax.evaluation.predict import compute_probabilities
 from pneumojax.evaluation.recalibration import apply_calibration
 from pneumojax.evaluation.run import Predictor, Run
 from pneumojax.exported_program import OUTPUTS, make_function, open_program, serialize
-from pneumojax.files import compute_sha256, replace_folder, write_bytes, write_json, write_text
+from pneumojax.files import compute_sha256, replace_folder, write_bytes, write_text
 from pneumojax.ops.xla import algorithms
 
 FORMAT = "pneumojax export 1"
 
-# Largest differences of calibrated probabilities from those of the checkpoint.
-TOLERANCES = {"model.stablehlo": 1e-5, "model.onnx": 1e-4}
+# The files of the network, and the largest differences of calibrated probabilities (model.safetensors: of weights) from
+# those of the checkpoint.
+TOLERANCES = {"model.stablehlo": 1e-5, "model.onnx": 1e-4, "model.safetensors": 0.0}
 
 GATE = "gate.npz"
 
 
 def export(
     predictor: Predictor, classifier: Classifier, out: pathlib.Path, onnx: bool, example: str
-) -> dict[str, float]:
+) -> dict[str, dict[str, float]]:
     """Exports a run.
 
     Args:
       predictor: the run.
-      classifier: the same run, from `classifier.make_classifier`. Its gate is exported too, if it has one.
+      classifier: the run that `check_export` returns, from `classifier.make_classifier`. Its gate is exported too, if
+        it has one.
       out: the folder to make.
       onnx: whether to write model.onnx. It requires the extra `onnx`.
       example: content of example.py.
 
     Returns:
-      {file: largest difference of its calibrated probabilities from those of the checkpoint, on random images}.
+      As `measure_parity`.
 
     Raises:
       UserError: `out` exists, the run cannot be exported, or a file does not predict what the checkpoint predicts.
       OSError: `out` cannot be written.
     """
     run = check_export(predictor, out, onnx)
-    function = make_function(run.config, run.variables, classifier.calibration)
-    card = make_model_card(run)
-    px, content = run.config.data.image_px, describe(run, classifier)
+    card = make_model_card(predictor.members[0])
+    content = describe(run, classifier)
     with replace_folder(out) as folder:
-        write_bytes(folder / "model.stablehlo", serialize(function, px))
-        if onnx:
-            from pneumojax.evaluation.onnx_graph import convert
-
-            with algorithms("xla"):
-                model = convert(function, px, OUTPUTS, {"classes": ",".join(classifier.class_names), "format": FORMAT})
-            write_bytes(folder / "model.onnx", model.SerializeToString())
-        write_bytes(folder / "model.safetensors", save(flatten(run.variables)))
+        for name in TOLERANCES:
+            if onnx or name != "model.onnx":
+                write_bytes(folder / name, make_file(name, run, classifier.calibration))
         if classifier.gate:
             write_gate(folder / GATE, classifier.gate)
         write_text(folder / "example.py", example)
         write_text(folder / "model_card.md", card)
-        differences = measure_parity(run, classifier, folder)
-        content["parity"] = differences
+        content["parity"] = differences = measure_parity(run, classifier, folder)
+        check_parity(differences)
         content["files"] = {path.name: compute_sha256(path) for path in sorted(folder.iterdir())}
-        write_json(folder / "model.json", content)
+        write_text(folder / "model.json", _format_description(content))
     return differences
 
 
+def make_file(name: str, run: Run, calibration: dict[str, Any]) -> bytes:
+    """Makes the content of one of the files that `TOLERANCES` names.
+
+    Args:
+      name: the file.
+      run: the run.
+      calibration: content of calibration.json.
+
+    Raises:
+      UserError: the network has an operation that ONNX does not have.
+    """
+    if name == "model.safetensors":
+        return save(flatten(run.variables))
+    function, px = make_function(run.config, run.variables, calibration), run.config.data.image_px
+    if name == "model.stablehlo":
+        return serialize(function, px)
+    from pneumojax.evaluation.onnx_graph import convert
+
+    with algorithms("xla"):
+        metadata = {"classes": ",".join(run.info["class_names"]), "format": FORMAT}
+        return convert(function, px, OUTPUTS, metadata).SerializeToString()
+
+
 def check_export(predictor: Predictor, out: pathlib.Path, onnx: bool) -> Run:
-    """Checks that a run can be exported to a folder, and returns the run.
+    """Checks that a run can be exported to a folder.
+
+    Returns:
+      The run that is exported. It computes in float32: bfloat16 is rounded differently on each platform, and runtimes
+      for ONNX lack it.
 
     Raises:
       UserError: as in `export`, and if a package for ONNX is missing.
@@ -99,10 +124,8 @@ def check_export(predictor: Predictor, out: pathlib.Path, onnx: bool) -> Run:
         raise UserError("an ensemble cannot be exported as one model. Export each of its runs.")
     (run,) = predictor.members
     if run.config.augment.test_time_views > 1:
-        raise UserError("a model with several test-time views cannot be exported. Use --test_time_views=1.")
-    if onnx and run.config.model.dtype != "float32":
-        raise UserError(f"ONNX is written for float32 only, and this run has {run.config.model.dtype}. Use --noonnx.")
-    return run
+        raise UserError("several test-time views cannot be exported. Open the run with test_time_views=1.")
+    return dataclasses.replace(run, config=replace_fields(run.config, {"dtype": "float32"}))
 
 
 def describe(run: Run, classifier: Classifier) -> dict[str, Any]:
@@ -144,37 +167,57 @@ def flatten(variables: dict) -> dict[str, np.ndarray]:
     return {".".join(str(part.key) for part in path): np.ascontiguousarray(leaf) for path, leaf in flat}
 
 
-def measure_parity(run: Run, classifier: Classifier, folder: pathlib.Path) -> dict[str, float]:
-    """Compares the files of an export with the checkpoint, on random images of 1 and of 5.
+def measure_parity(run: Run, classifier: Classifier, folder: pathlib.Path) -> dict[str, dict[str, float]]:
+    """Compares the files of an export with the checkpoint.
+
+    The programs predict random images in batches of 1, of 5 and of the largest size of the classifier.
 
     Returns:
-      {file: largest difference of the calibrated probabilities}.
+      {file: {name of an output, or "weights": largest absolute difference}}, for the files that are in the folder.
+    """
+    openers = {"model.stablehlo": open_program, "model.onnx": open_onnx}
+    opened = {name: open_file(folder / name) for name, open_file in openers.items() if (folder / name).exists()}
+    differences = {name: dict.fromkeys(OUTPUTS, 0.0) for name in opened}
+    (square,), calibration, rng = classifier.squares, classifier.calibration, np.random.default_rng(0)
+    for number in sorted({1, min(5, classifier.batch_size), classifier.batch_size}):
+        images = _draw_images(rng, number, square.image_px)
+        (logits,), features = classifier.compute({square: images})
+        probabilities = apply_calibration(
+            compute_probabilities(logits), calibration["temperature"], calibration["biases"]
+        )
+        for name, predict in opened.items():
+            expected = (probabilities, logits, features)
+            for output, found, wanted in zip(OUTPUTS, predict(images), expected, strict=True):
+                largest = float(np.abs(found - wanted).max())
+                differences[name][output] = float(np.maximum(differences[name][output], largest))  # Keeps a NaN.
+    if (folder / "model.safetensors").exists():
+        stored, ours = load_file(folder / "model.safetensors"), flatten(run.variables)
+        assert stored.keys() == ours.keys()
+        differences["model.safetensors"] = {"weights": max(float(np.abs(stored[k] - ours[k]).max()) for k in ours)}
+    return differences
+
+
+def check_parity(differences: dict[str, dict[str, float]]) -> None:
+    """Checks the differences that `measure_parity` returns.
 
     Raises:
-      UserError: a difference is larger than the file's tolerance.
+      UserError: calibrated probabilities or weights differ by more than the tolerance of their file.
     """
-    px, rng = run.config.data.image_px, np.random.default_rng(0)
-    differences: dict[str, float] = {}
-    for number in (1, 5):
-        # Smooth images of all contrasts resemble radiographs more than noise does.
-        coarse = rng.integers(0, 256, (number, 5, 5)).repeat(-(-px // 5), 1).repeat(-(-px // 5), 2)
-        images = (coarse[:, :px, :px] * rng.random((number, 1, 1))).astype(np.uint8)
-        calibration = classifier.calibration
-        expected = apply_calibration(
-            compute_probabilities(run.predict(images)), calibration["temperature"], calibration["biases"]
-        )
-        for name in TOLERANCES:
-            if (folder / name).exists():
-                opened = open_program(folder / name) if name == "model.stablehlo" else open_onnx(folder / name)
-                found = opened(images)[0]
-                differences[name] = max(differences.get(name, 0.0), float(np.abs(found - expected).max()))
-    for name, difference in differences.items():
+    for name, outputs in differences.items():
+        (what, difference), *_ = outputs.items()
         if not difference <= TOLERANCES[name]:
             raise UserError(
-                f"{name} differs from the checkpoint by {difference:.1e}, more than {TOLERANCES[name]:.0e}: "
-                f"it was not written. Please report this with the config of the run."
+                f"the {what.replace('_', ' ')} of {name} differ from those of the checkpoint by {difference:.1e}, more "
+                f"than {TOLERANCES[name]:.0e}: nothing was written. Please report this with the config of the run."
             )
-    return differences
+
+
+def _draw_images(rng: np.random.Generator, number: int, image_px: int) -> np.ndarray:
+    """Draws images [number, image_px, image_px] uint8 of all contrasts: the first is the sharpest, the last is dim."""
+    repeats = -(-image_px // 5)
+    coarse = rng.integers(0, 236, (number, 5, 5)).repeat(repeats, 1).repeat(repeats, 2)[:, :image_px, :image_px]
+    fine = rng.integers(0, 21, coarse.shape)
+    return ((coarse + fine) * np.linspace(1, 0.1, number)[:, None, None]).astype(np.uint8)
 
 
 def open_onnx(path: pathlib.Path) -> Callable[[np.ndarray], tuple[np.ndarray, ...]]:
@@ -197,17 +240,26 @@ def read_export(folder: pathlib.Path) -> dict[str, Any]:
       UserError: the format is another one, or a file is missing or was changed.
     """
     try:
-        content = json.loads((folder / "model.json").read_text())
-        found, files = content["format"], dict(content["files"])
+        text = (folder / "model.json").read_bytes()
+        content = json.loads(text)
+        found, files, _ = content["format"], dict(content["files"]), content.pop("sha256")
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{folder / 'model.json'} is damaged: export the run again.") from error
     if found != FORMAT:
         raise UserError(f"{folder} has the format {found!r}, and this version reads {FORMAT!r}: export the run again.")
+    if text != _format_description(content).encode():
+        raise UserError(f"{folder / 'model.json'} was changed after the export: export the run again.")
     for name, expected in files.items():
         if (actual := compute_sha256(folder / name)) != expected:
             state = "is missing" if actual is None else "was changed after the export"
             raise UserError(f"{folder / name} {state}: export the run again.")
     return content
+
+
+def _format_description(content: dict[str, Any]) -> str:
+    """Formats the content of model.json, and adds its own hash."""
+    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    return json.dumps(content | {"sha256": digest}, indent=2) + "\n"
 
 
 def open_export(folder: pathlib.Path, batch_size: int, gate: bool) -> Classifier:

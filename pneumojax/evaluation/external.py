@@ -15,12 +15,13 @@ from pneumojax.evaluation.nuisances import NUISANCES
 from pneumojax.evaluation.operating_point import load_or_choose_threshold, load_or_fit_calibration
 from pneumojax.evaluation.predict import compute_probabilities
 from pneumojax.evaluation.run import Predictor
+from pneumojax.reporting.worst_errors import ErrorMaps
 
 logger = logging.getLogger(__name__)
 
 
 def evaluate_collection(
-    predictor: Predictor, folder: pathlib.Path, labels: str, prevalence: float | None = None
+    predictor: Predictor, folder: pathlib.Path, labels: str, prevalence: float | None = None, explain: bool = True
 ) -> dict:
     """Evaluates a run or an ensemble on a collection. Nothing is tuned: threshold and calibration are the stored ones.
 
@@ -31,6 +32,7 @@ def evaluate_collection(
       folder: the folder of the images.
       labels: "folders" or the path of a CSV file, as in `collection.load_collection`.
       prevalence: prevalence of pneumonia where the network will be used; None if unknown.
+      explain: whether the report shows maps of the worst errors.
 
     Returns:
       The content of metrics.json, as in `evaluate.evaluate`. In addition, "collection" has
@@ -59,7 +61,10 @@ def evaluate_collection(
     }
     task = predictor.config.model.task if collection.has_kinds else "binary"
     more = {"collection": described}
-    return write_evaluation(predictor, collection.split, probabilities, threshold, calibration, prevalence, more, task)
+    maps = None if explain else ErrorMaps()
+    return write_evaluation(
+        predictor, collection.split, probabilities, threshold, calibration, prevalence, more, task, maps
+    )
 
 
 def compare_collections(reference: np.ndarray, images: np.ndarray) -> dict[str, dict]:

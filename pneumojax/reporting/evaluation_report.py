@@ -1,12 +1,10 @@
 """The report of an evaluation: an HTML page for clinicians, in plain words."""
 
-import io
 import itertools
 import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from PIL import Image
 
 from pneumojax.config import Config, config_from_dict, config_to_dict
 from pneumojax.data.dataset import SUBTYPES, Split
@@ -15,9 +13,7 @@ from pneumojax.reporting.caveats import NOT_A_DEVICE, describe_warnings
 from pneumojax.reporting.collection_tables import describe_collection, make_collection_tables
 from pneumojax.reporting.format import format_bounds, format_calibration, format_interval, format_score
 from pneumojax.reporting.tables import Table
-
-# Largest number of images that are shown of each kind of error: one or two rows of the page.
-SHOWN_ERRORS = 8
+from pneumojax.reporting.worst_errors import SHOWN_ERRORS, ErrorMaps, show_errors
 
 # Settings that are listed for each network, whether or not they have their default value.
 ALWAYS_LISTED = ("dataset", "image_px", "model", "task", "optimizer", "learning_rate", "batch_size", "epochs", "seed")
@@ -77,6 +73,7 @@ def make_report(
     decisions: np.ndarray,
     networks: Mapping,
     directory: pathlib.Path,
+    explained: ErrorMaps,
 ) -> str:
     """Returns the report as the text of one HTML file.
 
@@ -87,6 +84,7 @@ def make_report(
       decisions: [N] int, 1 if the score is at least the threshold.
       networks: {name: content of config.json and "step"}. An ensemble has several networks.
       directory: folder with the figures of the evaluation.
+      explained: the maps that are shown beside the worst errors.
 
     Raises:
       OSError: a figure is missing.
@@ -101,8 +99,8 @@ def make_report(
         _show_probabilities(results, directory),
         _show_prevalence(results, directory),
         _show_subgroups(results),
-        _show_errors(split, kinds, scores, decisions > 0, missed=False),
-        _show_errors(split, kinds, scores, decisions > 0, missed=True),
+        show_errors(split, kinds, scores, decisions > 0, missed=False, explained=explained),
+        show_errors(split, kinds, scores, decisions > 0, missed=True, explained=explained),
         _show_training(networks, directory),
         _show_data(results, networks),
         html.Section("Terms", blocks=[Table(("Term", "Meaning"), list(TERMS.items()))]),
@@ -303,29 +301,6 @@ def _show_subgroups(results: Mapping) -> html.Section:
     return html.Section("Subgroups", text, [table])
 
 
-def _show_errors(
-    split: Split, kinds: Sequence[str], scores: np.ndarray, positive: np.ndarray, missed: bool
-) -> html.Section:
-    """Shows the false negatives (missed) or the false positives, as the network saw them. The worst come first."""
-    wrong = np.flatnonzero((split.subtypes > 0) & ~positive if missed else (split.subtypes == 0) & positive)
-    # A stable sort: of images with equal scores, the first in the split comes first.
-    wrong = wrong[np.argsort(scores[wrong] if missed else -scores[wrong], kind="stable")]
-    shown = wrong[:SHOWN_ERRORS]
-    heading = "Missed" if missed else "False alarms"
-    images, called = ("Images with pneumonia", "NORMAL") if missed else ("NORMAL images", "pneumonia")
-    text = f"{images} that were called {called}: {len(wrong) or 'none'}"
-    if not len(wrong):
-        return html.Section(heading, [f"{text}."])
-    if len(shown) < len(wrong):
-        text += f", of which the {len(shown)} with the worst scores are shown"
-    pixels = f"The network saw {split.images.shape[1]} x {split.images.shape[2]} pixels, as shown here."
-    pictures = []
-    for i in shown:
-        caption = f"{kinds[split.subtypes[i]]}, score {format_score(scores[i])}\n{split.filenames[i]}"
-        pictures.append(html.Picture(_encode_png(split.images[i]), caption, caption, small=True))
-    return html.Section(heading, [f"{text}. {pixels}"], pictures)
-
-
 def _show_training(networks: Mapping, directory: pathlib.Path) -> html.Section:
     """Lists the settings of each network: the main ones, and those that are not at their default."""
     defaults = config_to_dict(Config())
@@ -388,10 +363,3 @@ def _format_of_hundred(metric: Mapping) -> str:
 
 def _mirror(interval: Sequence[float]) -> list[float]:
     return [1 - interval[1], 1 - interval[0]]
-
-
-def _encode_png(image: np.ndarray) -> bytes:
-    """Converts an image, [H, W] uint8, to the bytes of a PNG file."""
-    file = io.BytesIO()
-    Image.fromarray(np.asarray(image)).save(file, format="PNG", optimize=True)
-    return file.getvalue()

@@ -21,6 +21,7 @@ class Picture:
       caption: a sentence below the picture; "" for none.
       wide: whether the picture has the full width of the page. Consecutive pictures without it are placed side by side.
       small: whether the picture is one of many, which are scaled so that four or more fit side by side.
+      beside: the bytes of the same picture with a map on it, which is shown to the right of it; b"" for none.
     """
 
     content: bytes
@@ -28,13 +29,14 @@ class Picture:
     caption: str = ""
     wide: bool = False
     small: bool = False
+    beside: bytes = b""
     kind: str = dataclasses.field(default="picture", init=False)
 
     @property
-    def uri(self) -> str:
-        """The picture as a data URI."""
-        media = "image/png" if self.content.startswith(b"\x89PNG") else "image/svg+xml"
-        return f"data:{media};base64,{base64.b64encode(self.content).decode()}"
+    def embedded(self) -> list[tuple[str, str]]:
+        """The data URI and the description of the picture, and of the one beside it."""
+        contents = [(self.content, self.alt)] + ([(self.beside, f"Map on {self.alt}")] if self.beside else [])
+        return [(_make_uri(content), alt) for content, alt in contents]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +87,11 @@ def render_page(title: str, lead: Sequence[str], sections: Sequence[Section], wa
     environment.filters["keep_intervals"] = _keep_intervals
     template = environment.from_string(TEMPLATE.read_text())
     return template.render(title=title, lead=lead, sections=sections, warning=warning)
+
+
+def _make_uri(content: bytes) -> str:
+    media = "image/png" if content.startswith(b"\x89PNG") else "image/svg+xml"
+    return f"data:{media};base64,{base64.b64encode(content).decode()}"
 
 
 def _keep_intervals(text: str) -> str:

@@ -343,6 +343,6 @@ def _describe_tests(record: RunRecord) -> dict[str, Fact]:
             f"Grad-CAM, occlusion and integrated gradients, tested on {explained} (explanations.json)"
             if explained
             else None,
-            f"{SCRIPT}explain.py --model={record.workdir} --out=pictures --split=validation --measure=200",
+            f"{SCRIPT}explain.py --workdir={record.workdir} --out=pictures --split=validation --measure=200",
         ),
     }

@@ -1,5 +1,6 @@
 """Tests of the audit of a run: its numbers equal those of an evaluation, and its page explains them."""
 
+import base64
 import dataclasses
 import json
 import shutil
@@ -14,9 +15,11 @@ from pneumojax.errors import UserError
 from pneumojax.evaluation import audit, metrics
 from pneumojax.evaluation.baselines import BASELINES
 from pneumojax.evaluation.bootstrap import PatientBootstrap
+from pneumojax.evaluation.explanation_quality import measure_explanations
 from pneumojax.evaluation.nuisances import NUISANCES
 from pneumojax.evaluation.perturbations import PERTURBATIONS
 from pneumojax.evaluation.run import Run, open_run
+from pneumojax.reporting.html import Picture
 from pneumojax.training.fit import fit
 
 
@@ -105,6 +108,32 @@ def test_three_classes_score_as_pneumonia_and_baselines_do_not_hang_on_the_run(a
     assert results["baselines"] == {name: of_two["baselines"][name] for name in results["baselines"]}
     page = (tmp_path / "evaluation" / "validation" / "audit.html").read_text()
     assert "none: All" in page and "were resized" in page
+
+
+def test_the_page_shows_the_explanations_if_they_were_measured(audited, tmp_path, monkeypatch):
+    run, results = audited
+    directory = run.workdir / "evaluation" / "validation"
+    page = (directory / "audit.html").read_text()
+    command = f"experiments/explain.py --workdir={run.workdir} --out=pictures --split=validation --measure=200"
+    assert results["explanations"] is None and command in page
+    explained = measure_explanations(run, "validation", 4)
+    # The rest of the audit is not tested here.
+    monkeypatch.setattr(audit, "_score_perturbed", lambda *_: (results["altered"], {}))
+    monkeypatch.setattr(audit, "load_picture", lambda path, *texts: Picture(path.name.encode(), *texts))
+    monkeypatch.setattr(audit, "_score_baselines", lambda *_: (results["baselines"], results["counts"]["fitted_on"]))
+    monkeypatch.setattr(audit, "measure_nuisances", lambda *_: results["nuisances"])
+    again = dataclasses.replace(run, workdir=tmp_path)
+    shutil.copytree(directory, tmp_path / "evaluation" / "validation")
+    assert audit.audit(again, "validation")["explanations"] == explained
+    (directory / "explanations.json").unlink()
+    assert (tmp_path / "evaluation" / "validation" / "audit" / "cascade.png").exists()
+    page = (tmp_path / "evaluation" / "validation" / "audit.html").read_text().replace("\xa0", " ")
+    assert command not in page and "the maps of 4 random images" in page
+    auroc = {name: f"{row['metrics']['auroc']['value']:.3f} (" for name, row in results["altered"].items()}
+    assert f"only that region, the network reaches an AUROC of {auroc['centre_only']}" in page
+    assert f"shown only the rest, {auroc['centre_black']}" in page
+    assert f"{explained['methods']['occlusion']['outside']['value']:.3f} (" in page
+    assert base64.b64encode(b"cascade.png").decode() in page
 
 
 def make_rows(of, **aurocs):

@@ -138,6 +138,8 @@ def test_the_figures_of_all_folds_are_those_of_their_predictions(cross_validated
     assert results["threshold"]["value"] == sorted({float(row["threshold"]) for row in rows})
     assert results["run"]["trained_on_this_data"]
     assert {path.name for path in directory.iterdir()} >= {"curves.json", "roc.png", "reliability.png"}
+    report = (directory / "report.html").read_text()
+    assert "because several networks made them" in report and "Map on " not in report
 
     for name, spread in results["over_folds"].items():
         values = [fold["metrics"][name] for fold in results["folds"]]

@@ -80,6 +80,10 @@ def test_the_files_agree_with_each_other(workdir, draw_pictures):
         content = (workdir / "evaluation" / "test" / picture).read_bytes()
         assert base64.b64encode(content).decode() in report, picture
     assert "synthetic radiographs, not patients" in report
+    errors = expected[0][1] + expected[1][0]
+    assert 0 < report.count('alt="Map on ') <= min(errors, 16) and "occlusion, was tested in" in report
+    evaluate(open_run(workdir), "test", explain=False)
+    assert "Map on " not in (workdir / "evaluation" / "test" / "report.html").read_text()
 
 
 def test_three_classes_score_as_one_minus_normal_and_have_their_own_matrix(three_class_workdir):

@@ -8,10 +8,12 @@ from encoded_images import encode, smooth_pixels
 
 from pneumojax.data.dataset import load_split
 from pneumojax.data.image_sources import find_images
+from pneumojax.evaluation.ensemble import Ensemble
 from pneumojax.evaluation.explain import (
     BATCH_SIZE,
     choose_certain,
     choose_random,
+    explain_errors,
     explain_files,
     explain_split,
     make_batches,
@@ -86,3 +88,35 @@ def test_half_of_the_certain_images_are_wrong_decisions(workdir):
 def test_random_images_are_distinct_and_at_most_all():
     assert choose_random(5, 9).tolist() == [0, 1, 2, 3, 4]
     assert len(set(choose_random(100, 10))) == 10
+
+
+def test_the_wrong_decisions_of_a_run_have_its_occlusion_maps(make_run):
+    run = open_run(make_run(), test_time_views=2)
+    split = load_split(run.config.data, "validation")
+    scores = np.full(len(split), 0.9)
+    scores[split.subtypes > 0] = 0.1
+    normal, sick = np.flatnonzero(split.subtypes == 0)[0], np.flatnonzero(split.subtypes > 0)[0]
+    explained = explain_errors(run, split, scores, scores >= 0.5)
+    assert len(explained.maps) == sum(min(8, np.sum((split.subtypes > 0) == ill)) for ill in (False, True)) > 10
+    assert "without those of its other views" in explained.note
+    for i, positive in ((normal, True), (sick, False)):
+        expected = make_explainer(run).explain("occlusion", split.images[i : i + 1], np.array([positive]))[0]
+        np.testing.assert_allclose(explained.maps[i], expected, rtol=1e-4, atol=1e-5)
+    right = explain_errors(run, split, 1 - scores, scores < 0.5)
+    assert (right.maps, right.note) == ({}, "")
+
+
+def test_the_maps_of_an_ensemble_are_means_and_networks_of_other_sizes_have_none(make_run, tmp_path):
+    members = tuple(open_run(make_run(seed=seed)) for seed in (0, 1))
+    split = load_split(members[0].config.data, "validation")
+    scores = np.where(split.subtypes > 0, 0.9, 0.1)
+    wrong = int(np.flatnonzero(split.subtypes == 0)[2])
+    scores[wrong] = 0.8
+    arguments = split, scores, scores >= 0.5
+    explained = explain_errors(Ensemble(tmp_path, members), *arguments)
+    alone = [explain_errors(run, *arguments).maps[wrong] for run in members]
+    assert np.abs(alone[0] - alone[1]).max() > 1e-3
+    np.testing.assert_allclose(explained.maps[wrong], np.mean(alone, axis=0), rtol=1e-5, atol=1e-6)
+    assert list(explained.maps) == [wrong] and explained.note == "The map is the mean of the maps of 2 networks."
+    others = explain_errors(Ensemble(tmp_path, (members[0], open_run(make_run(image_px=24)))), *arguments)
+    assert not others.maps and "the networks see different images" in others.note

@@ -1,19 +1,22 @@
 """Tests of the measures of explanations."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from pneumojax.data.dataset import load_split
+from pneumojax.errors import UserError
 from pneumojax.evaluation.explanation_quality import (
     COLUMNS,
     CONTROL,
     compute_share_outside,
     correlate_ranks,
-    make_table,
+    make_tables,
     measure_explanations,
-    randomise,
+    read_explanations,
 )
 from pneumojax.evaluation.run import open_run
 
@@ -25,12 +28,15 @@ def test_the_measures_are_written_next_to_the_audit(workdir):
     assert json.loads((workdir / "evaluation" / "train" / "explanations.json").read_text()) == results
     assert results["counts"]["images"] == 20
     for method, row in results["methods"].items():
-        measured = set(COLUMNS) - ({"head", "all"} if method == CONTROL else set())
-        assert set(row) == measured | {"empty"}
+        assert set(row) == {*COLUMNS, "cascade", "empty"}
+        assert list(row["cascade"]) == ([] if method == CONTROL else ["head", "conv2", "conv1"])
+        assert all(one["value"] is None or -1 <= one["value"] <= 1 for one in row["cascade"].values())
         for name in ("deletion", "insertion", "outside"):
             assert row[name]["value"] is None or 0 <= row[name]["value"] <= 1
-    table = make_table(results)
-    assert len(table.rows) == 4 and table.rows[-1][-1] == "-"
+    table, cascade = make_tables(results)
+    assert [row[0] for row in table.rows][-1] == "Random blobs" and len(table.rows) == 4
+    assert [row[0] for row in cascade.rows] == ["head", "conv2 to output", "all layers"]
+    assert cascade.columns[1:] == tuple(row[0] for row in table.rows[:-1])
     assert measure_explanations(open_run(workdir), "train", 20)["methods"] == results["methods"]
 
 
@@ -58,12 +64,20 @@ def test_ranks_are_correlated_as_scipy_does():
     np.testing.assert_allclose(correlate_ranks(maps, -maps), 1)
 
 
-def test_the_head_or_all_layers_become_random(workdir):
-    run = open_run(workdir)
-    head, everything = randomise(run, "head"), randomise(run, "all")
-    for name, layer in run.variables["params"].items():
-        for leaf, value in layer.items():
-            kept = head["params"][name][leaf] is value
-            assert kept == (name != "head")
-    assert not np.array_equal(everything["params"]["conv1"]["kernel"], run.variables["params"]["conv1"]["kernel"])
-    assert everything["params"].keys() == run.variables["params"].keys()
+def test_only_results_of_this_checkpoint_and_these_images_are_read(make_run):
+    run = open_run(make_run(seed=5))
+    split = load_split(run.config.data, "validation")
+    assert read_explanations(run, split) is None
+    results = measure_explanations(run, "validation", 3)
+    assert read_explanations(run, split) == results
+    assert read_explanations(dataclasses.replace(run, step=run.step + 1), split) is None
+    assert read_explanations(run, dataclasses.replace(split, fingerprint="0" * 64)) is None
+    path = run.workdir / "evaluation" / "validation" / "explanations.json"
+    for row in results["methods"].values():
+        row.pop("cascade")
+    path.write_text(json.dumps(results))
+    assert read_explanations(run, split) is None
+    for content in ("{", "[]", "{}"):
+        path.write_text(content)
+        with pytest.raises(UserError, match="explanations.json is damaged.*explain.py --measure=200 again"):
+            read_explanations(run, split)

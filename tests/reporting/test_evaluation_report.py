@@ -1,9 +1,7 @@
 """Tests of the report: its text agrees with metrics.json, and it shows all warnings."""
 
-import base64
 import copy
 import html
-import io
 import re
 
 import numpy as np
@@ -17,6 +15,7 @@ from pneumojax.evaluation.bootstrap import PatientBootstrap
 from pneumojax.evaluation.summary import compute_statistics
 from pneumojax.reporting.caveats import NOT_A_DEVICE, describe_warnings
 from pneumojax.reporting.evaluation_report import make_report
+from pneumojax.reporting.worst_errors import ErrorMaps
 
 PICTURES = ("roc", "precision_recall", "reliability", "predictive_values", "decision_curve", "learning_curves")
 
@@ -94,9 +93,9 @@ def directory(tmp_path_factory):
     return path
 
 
-def draw_report(results, split, scores, networks, directory):
+def draw_report(results, split, scores, networks, directory, explained=None):
     decisions = point_metrics.compute_decisions(scores, results["threshold"]["value"])
-    return make_report(results, split, np.asarray(scores), decisions, networks, directory)
+    return make_report(results, split, np.asarray(scores), decisions, networks, directory, explained or ErrorMaps())
 
 
 @pytest.fixture(scope="module")
@@ -153,27 +152,14 @@ def test_each_operating_point_has_its_confusion_matrix_and_rates(report):
     assert "Target sensitivity 0.99: no threshold." in read_text(page)
 
 
-def test_the_most_wrong_images_come_first_as_the_network_saw_them(report):
-    page = report(SUBTYPES, SCORES)
-    images = re.findall(r'base64,([^"]+)" alt="(\w+), score ([\d.]+)\n(image\d\d).jpeg"', page)
-    assert [(kind, float(score), name) for _, kind, score, name in images] == [
-        ("NORMAL", 0.8, "image19"),
-        ("NORMAL", 0.6, "image18"),
-        ("VIRUS", 0.05, "image36"),
-        ("VIRUS", 0.2, "image35"),
-        ("VIRUS", 0.3, "image37"),
-        ("VIRUS", 0.4, "image38"),
-        ("VIRUS", 0.45, "image39"),
-    ]
-    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(images[2][0]))))
-    np.testing.assert_array_equal(pixels, np.full((4, 4), 36, np.uint8))
-
-
-def test_of_many_errors_the_worst_are_shown_and_of_none_the_page_says_so(report):
-    text = read_text(report([0] * 12 + [1] * 12, [0.6 + i / 100 for i in range(12)] + [0.9] * 12))
-    assert "NORMAL images that were called pneumonia: 12, of which the 8 with the worst scores are shown." in text
-    assert "score 0.71 image11.jpeg" in text and "image03.jpeg" not in text
-    assert "Images with pneumonia that were called NORMAL: none." in text
+def test_both_kinds_of_errors_are_shown_beside_their_maps(directory):
+    split = make_split(SUBTYPES)
+    explained = ErrorMaps({36: np.ones((4, 4))}, "A note about the maps.")
+    page = draw_report(make_results(split, SCORES), split, SCORES, {"runs/a": make_info()}, directory, explained)
+    text = read_text(page)
+    assert "NORMAL images that were called pneumonia: 2. The network saw 4 x 4 pixels" in text
+    assert "Images with pneumonia that were called NORMAL: 5. The network saw 4 x 4 pixels" in text
+    assert page.count('alt="Map on ') == 1 and text.count("A note about the maps.") == 2
 
 
 @pytest.mark.parametrize("subtype", [0, 1])

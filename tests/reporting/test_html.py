@@ -55,6 +55,17 @@ def test_pictures_that_follow_each_other_share_a_row_and_tables_part_them():
     assert make_page().count('<div class="pictures">') == 2 * 4
 
 
+def test_a_picture_is_shown_beside_the_same_picture_with_a_map():
+    picture = Picture(PIXEL, "a <dot>", "one pixel", beside=b"<svg/>")
+    page = render_page("t", (), [Section("one", blocks=[picture, Picture(PIXEL, "b")])])
+    pair = re.findall(r'<figure class="pair">(.*?)</figure>', page)
+    assert len(pair) == 1 and re.findall(r'data:(\S+);base64,\S+" alt="(.*?)"', pair[0]) == [
+        ("image/png", "a &lt;dot&gt;"),
+        ("image/svg+xml", "Map on a &lt;dot&gt;"),
+    ]
+    assert page.count("<img") == 3
+
+
 def test_only_long_pages_list_their_parts():
     assert "<nav>" in make_page()
     assert "<nav>" not in render_page("t", (), [Section("one")])

@@ -20,7 +20,7 @@ def test_a_run_without_results_names_the_commands_that_make_them():
         ("robustness", "robustness.py --workdir=runs/a"),
         ("audit", "audit.py --workdir=runs/a"),
         ("external", "evaluate.py --workdir=runs/a --images=FOLDER --labels=CSV"),
-        ("explanations", "explain.py --model=runs/a"),
+        ("explanations", "explain.py --workdir=runs/a"),
         ("left_out", "prepare_data.py"),
     ):
         assert facts[name].text is None and script in facts[name].command

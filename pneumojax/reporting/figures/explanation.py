@@ -5,7 +5,15 @@ from pathlib import Path
 
 import numpy as np
 
-from pneumojax.reporting.figures.style import GREY, make_figure, save_figure, use_style
+from pneumojax.reporting.figures.style import (
+    COLOURS,
+    GREY,
+    REFERENCE,
+    join_heading,
+    make_figure,
+    save_figure,
+    use_style,
+)
 
 TITLES = {"grad_cam": "Grad-CAM", "occlusion": "Occlusion", "integrated_gradients": "Integrated gradients"}
 
@@ -50,6 +58,22 @@ def save_explanation(
         save_figure(figure, path)
 
 
+def overlay_map(image: np.ndarray, values: np.ndarray, method: str) -> np.ndarray:
+    """Paints a map on top of its image, without a figure around it.
+
+    Args:
+      image: [H, W] uint8, 0..255.
+      values: [H, W] float, positive where the image supports the decision.
+      method: the method of the map, a key of BLUR_SHARES.
+
+    Returns:
+      [H, W, 3] uint8, 0..255: red, green and blue.
+    """
+    coloured = colour_map(values, BLUR_SHARES[method])
+    colours, opacity = 255 * coloured[..., :3], coloured[..., 3:]
+    return np.round(opacity * colours + (1 - opacity) * image[..., None]).astype(np.uint8)
+
+
 def colour_map(values: np.ndarray, blur_share: float) -> np.ndarray:
     """Colours a map: red is positive, blue is negative, and values near 0 are transparent.
 
@@ -69,3 +93,39 @@ def colour_map(values: np.ndarray, blur_share: float) -> np.ndarray:
     coloured = matplotlib.colormaps["RdBu_r"](0.5 + 0.42 * np.sign(scaled))  # The ends of the colour map are too dark.
     coloured[..., 3] = OPACITY * np.abs(scaled) ** OPACITY_EXPONENT
     return coloured
+
+
+def save_cascade(path: str | Path, methods: Mapping[str, Mapping], title: str) -> None:
+    """Draws how much the maps still agree with those of the trained network, while its layers become random.
+
+    Args:
+      path: PNG file to write. Its folder must exist.
+      methods: {method: {"cascade": {stage: {"value", "ci95"}}}}, from the output to the input. A method with an empty
+        cascade is left out.
+      title: description of the images.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    cascades = {method: row["cascade"] for method, row in methods.items() if row["cascade"]}
+    stages = list(next(iter(cascades.values())))
+    with use_style():
+        figure = make_figure(6.2, 3.2)
+        axes = figure.add_subplot()
+        axes.set_title(join_heading("Do the maps change when the layers become random?", title))
+        axes.axhline(0, **REFERENCE)
+        for i, (colour, (method, cascade)) in enumerate(zip(COLOURS, cascades.items(), strict=False)):
+            means = [1.0] + [np.nan if row["value"] is None else row["value"] for row in cascade.values()]
+            bounds = [(1.0, 1.0)] + [
+                row["ci95"] or (mean, mean) for row, mean in zip(cascade.values(), means[1:], strict=True)
+            ]
+            reach = np.abs(np.transpose(bounds) - means)
+            x = np.arange(len(means)) + 0.06 * (i - 1)  # Beside each other, so that no interval hides another.
+            axes.errorbar(
+                x, means, yerr=reach, fmt="o-", markersize=4, color=colour, elinewidth=1.2, label=TITLES[method]
+            )
+        names = ["none", *stages[:-1], f"{stages[-1]} (all)"]
+        axes.set_xticks(range(len(names)), names)
+        axes.set(ylabel="rank correlation", xlabel="random layers: from this one to the output")
+        axes.legend(frameon=False)
+        save_figure(figure, path)
