@@ -14,7 +14,6 @@ all layers are random shows the image more than the network, and cannot explain 
 explanations.json in `<workdir>/evaluation/<split>/`. The next audit.py shows them on its page.
 """
 
-import logging
 import pathlib
 import warnings
 
@@ -51,9 +50,7 @@ def main(*paths: str) -> int:
     from pneumojax.reporting.caveats import NOT_A_DEVICE, describe_synthetic
     from pneumojax.sharding import initialize
 
-    # Pillow and pydicom warn about damage that they tolerate. pydicom also logs its warnings.
-    warnings.simplefilter("ignore")
-    logging.getLogger("pydicom").disabled = True
+    warnings.simplefilter("ignore")  # Pillow warns about damage that it tolerates.
     initialize(multihost=False)
     opened, out = open_run(WORKDIR.value, CHECKPOINT.value, DATA_DIR.value), pathlib.Path(OUT.value).expanduser()
     if SPLIT.value is None:

@@ -13,18 +13,21 @@ probabilities of pneumonia (and of BACTERIA and VIRUS), notices about the file, 
 and the fingerprint of the model. A score is uncertain inside the narrowest range of scores around the threshold that
 contains half of the wrong decisions on validation. threshold.json holds this range.
 
-A flagged image is probably unsuitable for the network, so its score should not be relied on. The flags are colour, far
-(unlike the training images) and the most probable defect: rotated_90, rotated_180, rotated_270, inverted, mirrored,
-clipped, corner, collimated, half, wide_field, blank, text or picture. The first prediction of a run trains what finds
-them on the training images, in a minute or less, and stores it as gate.npz. experiments/gate.py also trains it, and
-measures how often it is right.
+A flagged image is probably unsuitable for the network, so its score should not be relied on. The flags are colour;
+burnt_in_text, lateral and not_radiograph, if the header of a DICOM file says so; far (unlike the training images); and
+the most probable defect: rotated_90, rotated_180, rotated_270, inverted, mirrored, clipped, corner, collimated, half,
+wide_field, blank, text or picture. The first prediction of a run trains what finds far images and defects on the
+training images, in a minute or less, and stores it as gate.npz. experiments/gate.py also trains it, and measures how
+often it is right.
+
+A bad file is a row with the reason, and never ends the command. Formats other than JPEG and PNG are decoded in
+processes of their own, because their decoders may crash. Such a process has 60 s and 4 GiB for a file.
 
 The command can be stopped with Ctrl-C. The same command resumes it: the rows in --out are kept, but files that failed
 are tried again. The exit code is 1 if no file in the table could be predicted.
 """
 
 import dataclasses
-import logging
 import pathlib
 import warnings
 
@@ -65,9 +68,7 @@ def main(*paths: str) -> int:
     from pneumojax.sharding import initialize
     from pneumojax.training.interrupts import catch_signals
 
-    # Pillow and pydicom warn about damage that they tolerate. pydicom also logs its warnings.
-    warnings.simplefilter("ignore")
-    logging.getLogger("pydicom").disabled = True
+    warnings.simplefilter("ignore")  # Pillow warns about damage that it tolerates.
     initialize(multihost=False)
     if exports := [folder for folder in WORKDIR.value if is_export(pathlib.Path(folder).expanduser())]:
         if len(WORKDIR.value) > 1:

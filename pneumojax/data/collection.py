@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pneumojax.data.dataset import SUBTYPES, Split
-from pneumojax.data.image_files import read_image
+from pneumojax.data.decoder_process import Decoders
 from pneumojax.data.image_sources import ImageSource, find_images
 from pneumojax.errors import UserError
 
@@ -189,14 +189,12 @@ def _read_all(
     def read(file: LabelledFile) -> tuple[dict, str] | str:
         try:
             data = file.source.read()
-            return {size: read_image(data, *size).pixels for size in sizes}, hashlib.sha256(data).hexdigest()
+            squares = [image.pixels for image in decoders.read(data, sizes)]
         except OSError as error:
-            reason = error.strerror or str(error) or type(error).__name__
-        except Exception as error:  # A defect of a decoder must not end the evaluation of the other files.
-            reason = f"it cannot be decoded ({error!r})"
-        return " ".join(reason.split())
+            return " ".join((error.strerror or str(error) or type(error).__name__).split())
+        return dict(zip(sizes, squares, strict=True)), hashlib.sha256(data).hexdigest()
 
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool, Decoders() as decoders:
         results = list(zip(files, pool.map(read, files), strict=True))
     readable = [(file, *result) for file, result in results if not isinstance(result, str)]
     return readable, [(file.name, result) for file, result in results if isinstance(result, str)]

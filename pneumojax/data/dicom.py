@@ -16,6 +16,16 @@ if TYPE_CHECKING:
 # The syntax whose whole data set is compressed. pydicom would inflate it without a limit.
 DEFLATED = b"1.2.840.10008.1.2.1.99"
 
+# Elements without which the pixels have no meaning, besides Rows and PixelData.
+REQUIRED = ("Columns", "BitsAllocated", "PhotometricInterpretation")
+
+# {start of a notice about the header: flag of an image for which the network is not made}.
+HEADER_FLAGS = {
+    "the header says that text is burnt into the image": "burnt_in_text",
+    "the header says that it is a lateral view": "lateral",
+    "the header says that it is not a radiograph": "not_radiograph",
+}
+
 # Names of lateral views in the tag View Position (DICOM PS3.3, C.8.1.10.1.1 and C.8.11.5.1.1).
 LATERAL_VIEWS = ("LATERAL", "LL", "RL", "LLD", "RLD")
 
@@ -67,14 +77,15 @@ def read_dicom(data: bytes) -> tuple[np.ndarray, tuple[str, ...]]:
 def _describe(dataset: "pydicom.Dataset") -> list[str]:
     """Lists what the header says about the suitability of the image."""
     notices = []
+    burnt_in_text, lateral, not_radiograph = HEADER_FLAGS
     if (frames := int(dataset.get("NumberOfFrames") or 1)) > 1:
         notices.append(f"the file has {frames} frames: the first one was read")
     if dataset.get("BurnedInAnnotation") == "YES":
-        notices.append("the header says that text is burnt into the image")
+        notices.append(burnt_in_text)
     if str(dataset.get("ViewPosition", "")).upper() in LATERAL_VIEWS:
-        notices.append("the header says that it is a lateral view")
+        notices.append(lateral)
     if (modality := str(dataset.get("Modality") or "")) not in ("", "CR", "DX", "RG"):
-        notices.append(f"the header says that it is not a radiograph (modality {modality})")
+        notices.append(f"{not_radiograph} (modality {modality})")
     return notices
 
 
@@ -88,15 +99,28 @@ def _read_first_frame(dataset: "pydicom.Dataset") -> np.ndarray:
     from pydicom.pixels import apply_color_lut, pixel_array
 
     if "PixelData" not in dataset or "Rows" not in dataset:
-        raise OSError("it is a DICOM file without pixels")
+        raise OSError("it is a DICOM file without pixels, or it is cut short")
+    missing = [name for name in REQUIRED if name not in dataset]
+    missing += [] if "TransferSyntaxUID" in dataset.file_meta else ["TransferSyntaxUID"]
+    if missing:
+        raise OSError(f"it is a DICOM file without {' and '.join(missing)} in its header")
     height, width, bits = int(dataset.Rows), int(dataset.Columns), int(dataset.BitsAllocated)
     if bits not in (8, 16):
         raise OSError(f"it is a DICOM file with {bits} bits per pixel, which is not supported")
     sizes = [(height, width)]
-    if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+    syntax = dataset.file_meta.TransferSyntaxUID
+    try:
+        is_compressed = syntax.is_encapsulated
+    except ValueError as error:
+        raise OSError(f"it has the transfer syntax {syntax}, which is not supported") from error
+    if is_compressed:
         frames = int(dataset.get("NumberOfFrames") or 1)
         # The size in the compressed data can be larger than the size in the header.
-        sizes += read_compressed_size(get_frame(dataset.PixelData, 0, number_of_frames=frames))
+        frame = get_frame(dataset.PixelData, 0, number_of_frames=frames)
+        sizes += read_compressed_size(frame)
+        # JPEG and JPEG-LS end with a marker. Their decoders do not notice that it is missing, and invent the rest.
+        if frame.startswith(b"\xff\xd8") and b"\xff\xd9" not in frame:
+            raise OSError("its compressed pixels are cut short")
     for height, width in sizes:
         if height * width > MAX_PIXELS:
             raise OSError(f"it has {width} x {height} pixels, more than the limit of {MAX_PIXELS:,}")

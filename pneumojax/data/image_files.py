@@ -16,6 +16,14 @@ from tfds_builder.kermany_pneumonia.images import FORMATS, open_image
 # Pillow's names of the formats that are read besides DICOM.
 READ_FORMATS = (*FORMATS, "TIFF", "GIF", "BMP", "WEBP")
 
+# {format: first bytes of its files}, as far as they are too long to be another file by chance.
+SIGNATURES = {
+    "JPEG": (b"\xff\xd8\xff",),
+    "PNG": (b"\x89PNG\r\n\x1a\n",),
+    "TIFF": (b"II*\0", b"MM\0*"),
+    "GIF": (b"GIF87a", b"GIF89a"),
+}
+
 # A file is in colour if the largest and the smallest of red, green and blue differ by this share of the range, on
 # average over the image. Radiographs that are stored as RGB have about 0, photographs 0.1 to 0.4.
 COLOUR_LIMIT = 0.04
@@ -83,6 +91,9 @@ def _open(data: bytes) -> Image.Image:
         return open_image(data, READ_FORMATS)
     except OSError as error:
         if isinstance(error.__cause__, UnidentifiedImageError):
+            for format, starts in SIGNATURES.items():
+                if data.startswith(starts):
+                    raise OSError(f"it starts as a {format} file, but is damaged or cut short") from error
             raise OSError(f"it is neither {', '.join(READ_FORMATS)} nor DICOM") from error
         raise
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from pneumojax.attribution import METHODS, has_maps, make_attribute
 from pneumojax.data.dataset import SUBTYPES, Split, load_split
-from pneumojax.data.image_files import read_image
+from pneumojax.data.decoder_process import Decoders
 from pneumojax.data.image_sources import ImageSource
 from pneumojax.evaluation import point_metrics
 from pneumojax.evaluation.classifier import Classifier, make_classifier
@@ -109,14 +109,15 @@ def explain_files(run: Run, sources: Iterable[ImageSource], out: pathlib.Path) -
     """
     data = run.config.data
     writer = _Writer(run, out)
-    for source in sources:
-        try:
-            pixels = read_image(source.read(), data.image_px, data.resize).pixels
-        except Exception as error:  # A damaged file, or a defect of a decoder, must not end the other explanations.
-            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            writer.add_error(source.name, " ".join(reason.split()))
-            continue
-        writer.add(source.name, pixels)
+    with Decoders() as decoders:
+        for source in sources:
+            try:
+                (image,) = decoders.read(source.read(), [(data.image_px, data.resize)])
+            except OSError as error:
+                reason = error.strerror or str(error) or type(error).__name__
+                writer.add_error(source.name, " ".join(reason.split()))
+                continue
+            writer.add(source.name, image.pixels)
     return writer.finish()
 
 

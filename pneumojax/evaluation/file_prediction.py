@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from pneumojax.data.image_files import read_image
+from pneumojax.data.decoder_process import Decoders
+from pneumojax.data.dicom import HEADER_FLAGS
 from pneumojax.data.image_sources import ImageSource
 from pneumojax.evaluation.classifier import Classifier, Square
 from pneumojax.evaluation.prediction_table import Counts, format_header, format_rows, read_table
@@ -91,32 +92,34 @@ def predict_stream(classifier: Classifier, sources: Iterable[ImageSource]) -> It
     """
     sources, squares = iter(sources), classifier.squares
     pending: collections.deque[concurrent.futures.Future] = collections.deque()
-    pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
+    pool, decoders = concurrent.futures.ThreadPoolExecutor(os.cpu_count()), Decoders()
     try:
         while True:
             while len(pending) < 2 * classifier.batch_size and (source := next(sources, None)):
-                pending.append(pool.submit(_read, source, squares))
+                pending.append(pool.submit(_read, source, squares, decoders))
             if not pending:
                 return
             batch = [pending.popleft().result() for _ in range(min(len(pending), classifier.batch_size))]
             yield _predict_batch(classifier, batch)
     finally:
+        decoders.close()  # First, because the pool waits for what is being read.
         pool.shutdown(cancel_futures=True)
 
 
-def _read(source: ImageSource, squares: list[Square]) -> tuple[dict, dict[Square, np.ndarray]]:
+def _read(
+    source: ImageSource, squares: list[Square], decoders: Decoders
+) -> tuple[dict[str, Any], dict[Square, np.ndarray]]:
     """Reads a file. Returns the columns that are known without the network, and its pixels, if it has any."""
     row: dict[str, Any] = {"file": source.name, "notices": [], "error": None}
     try:
-        data = source.read()
-        images = {square: read_image(data, square.image_px, square.resize) for square in squares}
+        images = decoders.read(source.read(), [(square.image_px, square.resize) for square in squares])
     except OSError as error:
         return row | {"error": _shorten(error.strerror or str(error) or type(error).__name__)}, {}
-    except Exception as error:  # A defect of a decoder must not end the prediction of the other files.
-        return row | {"error": _shorten(f"it cannot be decoded ({error!r})")}, {}
-    notices = dict.fromkeys(notice for image in images.values() for notice in image.notices)
-    flags = [COLOUR] if any(image.is_colour for image in images.values()) else []
-    return row | {"notices": list(notices), "flags": flags}, {square: image.pixels for square, image in images.items()}
+    notices = dict.fromkeys(notice for image in images for notice in image.notices)
+    flags = [COLOUR] if any(image.is_colour for image in images) else []
+    flags += [flag for start, flag in HEADER_FLAGS.items() if any(notice.startswith(start) for notice in notices)]
+    pixels = {square: image.pixels for square, image in zip(squares, images, strict=True)}
+    return row | {"notices": list(notices), "flags": flags}, pixels
 
 
 def _shorten(reason: str) -> str:

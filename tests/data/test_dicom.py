@@ -15,7 +15,7 @@ pydicom = pytest.importorskip("pydicom", reason="DICOM files need the extra dico
 
 from pydicom import uid  # noqa: E402
 from pydicom.dataset import Dataset, FileMetaDataset  # noqa: E402
-from pydicom.encaps import encapsulate  # noqa: E402
+from pydicom.encaps import encapsulate, get_frame  # noqa: E402
 from pydicom.pixels import apply_modality_lut, apply_voi_lut  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # pydicom warns about values that contradict the standard.
@@ -174,12 +174,16 @@ def test_compressed_pixels_are_those_without_compression(name, bits):
     np.testing.assert_allclose(grey.astype(int), expected, atol=6 if name == "JPEGBaseline8Bit" else 0)
 
 
-def read_example(name):
-    """Reads an example file that is part of pydicom."""
+def open_example(name):
+    """Opens an example file that is part of pydicom."""
     path = pydicom.data.get_testdata_file(name, download=False)
     if path is None:
         pytest.skip("the installed pydicom has no example files")
-    with open(path, "rb") as file:
+    return pydicom.dcmread(path)
+
+
+def read_example(name):
+    with open(open_example(name).filename, "rb") as file:
         return read_dicom(file.read())
 
 
@@ -201,6 +205,31 @@ def test_examples_of_other_kinds_are_read(name):
     pytest.importorskip("libjpeg", reason="12-bit JPEG needs the extra dicom")
     grey, _ = read_example(f"{name}.dcm")
     assert grey.dtype == np.uint8 and np.ptp(grey) > 60
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "JPGExtended",
+        "JPEGLSNearLossless_16",
+        "MR_small_RLE",
+        "MR_small_jp2klossless",
+        "MR_small_jpeg_ls_lossless",
+        "SC_rgb_jpeg_dcmtk",
+        "SC_rgb_jpeg_gdcm",
+    ],
+)
+@pytest.mark.parametrize("share", [0.5, 0.95])
+def test_compressed_pixels_that_are_cut_short_are_refused(name, share):
+    pytest.importorskip("libjpeg", reason="12-bit JPEG needs the extra dicom")
+    dataset = open_example(f"{name}.dcm")
+    data = save(dataset)
+    with pytest.raises(OSError, match="cut short"):
+        read_dicom(data[: data.index(b"\xe0\x7f\x10\x00O") + round(share * len(dataset.PixelData))])
+    frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
+    dataset.PixelData = encapsulate([frame[: round(share * len(frame))]])
+    with pytest.raises(OSError, match="cut short|exceptions were raised|is not consistent|less than expected"):
+        read_dicom(save(dataset))
 
 
 def test_the_square_is_resized_as_that_of_a_png():
@@ -234,7 +263,7 @@ def test_what_cannot_be_read_has_a_reason():
     deflated = make_dataset(pixels)
     deflated.file_meta.TransferSyntaxUID = uid.DeflatedExplicitVRLittleEndian
     for data, message in (
-        (save(without), "^it is a DICOM file without pixels$"),
+        (save(without), "^it is a DICOM file without pixels, or it is cut short$"),
         (save(huge), "^it has 40000 x 40000 pixels, more than the limit of 50,000,000$"),
         (save(wide), "^it is a DICOM file with 32 bits per pixel"),
         (save(exotic), "MPEG2|Unable to decode|not supported"),
@@ -246,6 +275,31 @@ def test_what_cannot_be_read_has_a_reason():
         with pytest.raises(OSError, match=message) as raised:
             read_image(data, 16)
         assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["Columns", "BitsAllocated", "PhotometricInterpretation"])
+def test_a_missing_element_is_named(name):
+    dataset = make_dataset(smooth_pixels(40, 50))
+    data = save(dataset)
+    tag = struct.pack("<HH", dataset[name].tag.group, dataset[name].tag.element)
+    with pytest.raises(OSError, match=f"^it is a DICOM file without {name} in its header$"):
+        read_dicom(data.replace(tag, tag[:2] + b"\x99\x99"))  # An element that the standard does not define.
+
+
+@pytest.mark.parametrize("syntax", [None, b"1.2.840.10008.1.2.4.110", b"1.2.840.10008.1.2.4.999", b"1.2.3.4"])
+def test_a_missing_or_unknown_syntax_is_refused(syntax):
+    """One is JPEG XL, which pydicom does not know."""
+    data = compress(smooth_pixels(40, 50), uid.RLELossless)
+    start = data.index(b"\x02\x00\x10\x00UI")
+    old = data[start : start + 8 + struct.unpack_from("<H", data, start + 6)[0]]
+    syntax = syntax and syntax + b"\0" * (len(syntax) % 2)
+    new = old[:6] + struct.pack("<H", len(syntax)) + syntax if syntax else b""
+    header = data.index(b"\x02\x00\x00\x00UL") + 8  # The length of the rest of this group.
+    (length,) = struct.unpack_from("<I", data, header)
+    data = data[:header] + struct.pack("<I", length + len(new) - len(old)) + data[header + 4 :].replace(old, new)
+    reason = f"transfer syntax {syntax.decode().strip(chr(0))}, which" if syntax else "without TransferSyntaxUID"
+    with pytest.raises(OSError, match=reason):
+        read_dicom(data)
 
 
 def test_compressed_data_that_declare_more_pixels_than_the_header_are_refused():

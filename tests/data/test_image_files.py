@@ -175,6 +175,14 @@ def test_any_damage_to_a_file_is_an_os_error_or_a_whole_image(format):
     assert count_refused(damage(data, rng, first=0, cuts=30, changes=150)) > 10
 
 
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "GIF"])
+def test_a_file_without_a_whole_header_is_named_by_its_format(format):
+    data = encode(smooth_pixels(24, 20), format, **({"compression": "tiff_lzw"} if format == "TIFF" else {}))
+    cut = data[:-100] if format == "TIFF" else data[:8]  # The directory of this TIFF file is at its end.
+    with pytest.raises(OSError, match=f"^it starts as a {format} file, but is damaged or cut short$"):
+        read_image(cut, 16)
+
+
 def make_colours(height, width, tint=None):
     """Makes an RGB picture, or with a tint (red, green, blue) a radiograph in shades of one colour."""
     channels = [smooth_pixels(height, width, seed if tint is None else 0) for seed in range(3)]

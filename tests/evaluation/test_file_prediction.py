@@ -11,6 +11,9 @@ import pytest
 from PIL import Image
 from scored import read_csv
 
+from pneumojax.data import decoder_process
+from pneumojax.data.dicom import HEADER_FLAGS
+from pneumojax.data.image_files import ReadImage
 from pneumojax.data.image_sources import ImageSource, find_images
 from pneumojax.errors import UserError
 from pneumojax.evaluation import file_prediction
@@ -257,6 +260,45 @@ def test_a_file_is_predicted_once_and_the_table_never(classifier, folder, tmp_pa
 
 
 def test_a_defect_of_a_decoder_is_a_row(classifier, monkeypatch):
-    monkeypatch.setattr(file_prediction, "read_image", lambda *_: {}["a\nkey"])
-    ((row,),) = predict_stream(classifier, [ImageSource("a.png", lambda: b"")])
+    monkeypatch.setattr(decoder_process, "read_image", lambda *_: {}["a\nkey"])
+    ((row,),) = predict_stream(classifier, [ImageSource("a.jpeg", lambda: make_jpeg(0))])
     assert row["error"] == "it cannot be decoded (KeyError('a\\nkey'))"
+
+
+CRASHING = """
+import os
+from pneumojax.data import decoder_process
+decoder_process.read_image = lambda data, *_: os.abort() if data == b"crash" else 1 / 0
+decoder_process.serve()
+"""
+
+
+def test_a_decoder_that_crashes_is_a_row_between_others(classifier, monkeypatch):
+    monkeypatch.setattr(decoder_process, "PROGRAM", CRASHING)
+    files = {"a.jpeg": make_jpeg(0), "crash.dcm": b"crash", "defect.dcm": b"x", "b.jpeg": make_jpeg(1)}
+    (rows,) = predict_stream(classifier, [ImageSource(name, lambda data=data: data) for name, data in files.items()])
+    assert [(row["file"], row["error"], bool(row["decision"])) for row in rows] == [
+        ("a.jpeg", None, True),
+        ("crash.dcm", "its decoder crashed (SIGABRT)", False),
+        ("defect.dcm", "it cannot be decoded (ZeroDivisionError('division by zero'))", False),
+        ("b.jpeg", None, True),
+    ]
+
+
+def test_a_stream_that_is_closed_ends_its_processes(classifier, monkeypatch):
+    processes, start = [], decoder_process._start
+    monkeypatch.setattr(decoder_process, "_start", lambda: processes.append(start()) or processes[-1])
+    stream = predict_stream(classifier, [ImageSource(f"{i}", lambda: b"no image") for i in range(30)])
+    next(stream)
+    assert any(process.poll() is None for process in processes)
+    stream.close()
+    assert all(process.poll() is not None for process in processes)
+
+
+def test_what_the_header_of_a_dicom_file_says_is_flagged(classifier, monkeypatch):
+    notices = (*(f"{start} (more)" for start in HEADER_FLAGS), "another notice")
+    image = ReadImage(np.zeros((16, 16), np.uint8), notices, is_colour=True)
+    monkeypatch.setattr(decoder_process, "read_image", lambda *_: image)
+    ((row,),) = predict_stream(classifier, [ImageSource("a.jpeg", lambda: make_jpeg(0))])
+    assert row["flags"] == ["colour", "burnt_in_text", "lateral", "not_radiograph"]
+    assert row["notices"] == list(notices)
