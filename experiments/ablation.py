@@ -129,11 +129,11 @@ def train_and_measure(path: pathlib.Path, config: Config) -> dict | int:
         if result.stopped_by:
             return result.stopped_by
     folders = [path / f"replica_{seed}" for seed in range(len(results))] if several else [path]
+    scores = measure_shifts([open_run(folder, which) for which in ("best", "latest") for folder in folders])
+    best, latest = scores[: len(folders)], scores[len(folders) :]
     row = {
         "config": config_to_dict(replace_fields(config, {"data_dir": None})),
-        "seeds": [
-            {which: measure_shifts(open_run(folder, which)) for which in ("best", "latest")} for folder in folders
-        ],
+        "seeds": [{"best": one, "latest": other} for one, other in zip(best, latest, strict=True)],
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(open_run(folders[0]).variables["params"])),
         "seconds": spent,
         **describe_machine(),

@@ -3,7 +3,7 @@
 import datetime
 import logging
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -115,31 +115,36 @@ def measure_robustness(run: Run, split_name: str) -> dict:
     return results
 
 
-def measure_shifts(run: Run) -> dict:
+def measure_shifts(runs: Sequence[Run]) -> list[dict]:
     """Scores validation as it is and with each nuisance swapped, without intervals.
 
     Args:
-      run: from `open_run`.
+      runs: from `open_run`, with the same images and the same classes.
 
     Returns:
-      {"auroc": float, "swapped": {name: AUROC} for `nuisances.NUISANCES`, "accuracy": share of images whose most
-      probable class is their own, "classes": 2 or 3}.
+      For each run {"auroc": float, "swapped": {name: AUROC} for `nuisances.NUISANCES`, "accuracy": share of images
+      whose most probable class is their own, "classes": 2 or 3}.
 
     Raises:
       UserError: the data set is missing or damaged.
     """
-    split = load_split(run.config.data, "validation")
+    split = load_split(runs[0].config.data, "validation")
     positive = split.labels("binary") > 0
-    images = [split.images, *(nuisance.swap(split.images, positive) for nuisance in NUISANCES.values())]
-    # One call for all, because each call compiles the prediction.
-    probabilities = compute_probabilities(run.predict(np.concatenate(images))).reshape(len(images), len(split), -1)
-    aurocs = [compute_auroc(positive, compute_binary_scores(one)) for one in probabilities]
-    return {
-        "auroc": aurocs[0],
-        "swapped": dict(zip(NUISANCES, aurocs[1:], strict=True)),
-        "accuracy": float((probabilities[0].argmax(1) == split.labels(run.config.model.task)).mean()),
-        "classes": probabilities.shape[-1],
-    }
+    images = np.concatenate([split.images, *(nuisance.swap(split.images, positive) for nuisance in NUISANCES.values())])
+    scores = []
+    for run in runs:
+        probabilities = compute_probabilities(run.predict(images)).reshape(len(NUISANCES) + 1, len(split), -1)
+        aurocs = [compute_auroc(positive, compute_binary_scores(one)) for one in probabilities]
+        right = probabilities[0].argmax(1) == split.labels(run.config.model.task)
+        scores.append(
+            {
+                "auroc": aurocs[0],
+                "swapped": dict(zip(NUISANCES, aurocs[1:], strict=True)),
+                "accuracy": float(right.mean()),
+                "classes": probabilities.shape[-1],
+            }
+        )
+    return scores
 
 
 def _make_describe(
