@@ -13,6 +13,9 @@ from pneumojax.losses import as_class_logits
 from pneumojax.preprocessing import normalise, scale_pixels
 from pneumojax.steps import make_graph
 
+# The networks whose gradients take seconds to compile.
+LARGE = ("resnet18", "resnet50", "vgg16")
+
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 32, 32), np.uint8)
 SIGN = np.array([1, -1, 1], np.float32)
 
@@ -29,7 +32,7 @@ def make(name, task="binary", **fields):
     return config, variables, normalise(scale_pixels(jnp.asarray(IMAGES)), config.data.pixel_scaling), compute_log_odds
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LARGE)) for name in NETWORKS])
 def test_every_method_works_with_every_network_or_says_why_not(name):
     config, variables, _, _ = make(name, "three_class")
     for method in METHODS:

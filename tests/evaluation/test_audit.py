@@ -179,6 +179,7 @@ def test_a_split_that_does_not_exist_is_named(audited, data_dir, tmp_path):
     assert not (audited[0].workdir / "evaluation" / "test").exists()
 
 
+@pytest.mark.slow
 def test_script_prints_both_tables_the_reading_and_the_next_command(audited, processes, tmp_path):
     run, results = audited
     done = run_script(processes, tmp_path, "experiments/audit.py", f"--workdir={run.workdir}")

@@ -81,6 +81,7 @@ def test_series_are_the_first_part_of_the_names(measured):
     assert series["NORMAL2"]["specificity"] == pytest.approx((scores[chosen] < 0.5).mean())
 
 
+@pytest.mark.slow
 def test_the_script_prints_the_tables_and_says_where_they_are(measured, processes, tmp_path):
     run, results = measured
     done = run_script(processes, tmp_path, "experiments/robustness.py", f"--workdir={run.workdir}")

@@ -32,6 +32,7 @@ def test_suites_can_be_planned_with_peers_and_other_flags_replace_theirs(suite):
             assert case["peers"] == ([] if case["xla_flags"] else wanted.get(case["what"], []))
 
 
+@pytest.mark.slow
 def test_a_small_run_from_the_command_to_the_page(run_benchmark, tmp_path):
     results = tmp_path / "made" / "rows.jsonl"
     words = [f"--{name}={value}" for name, value in TINY.items()]

@@ -16,6 +16,7 @@ def image(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_an_export_predicts_with_predict_and_with_the_example_what_its_run_predicts(
     make_run, processes, image, tmp_path
 ):

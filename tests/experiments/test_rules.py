@@ -1,10 +1,12 @@
 """rules.py reads the folds of a cross-validation, and names the command that trains them."""
 
+import pytest
 from forked import run_script
 
 from pneumojax.training.fit import fit
 
 
+@pytest.mark.slow
 def test_the_tables_are_printed_and_written(make_config, processes, tmp_path):
     for fold in range(2):
         fit(make_config(model="mlp", epochs=1, folds=2, fold=fold), tmp_path / "folds" / f"fold_{fold}")

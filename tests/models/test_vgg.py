@@ -77,5 +77,5 @@ def test_training_drops_units_in_front_of_the_second_dense_layer_and_of_the_head
         return model(images, train=True, keys=jax.random.split(key, 4)), model(images, train=False)
 
     trained, predicted = compute(jax.random.key(0))
-    assert len(np.unique(trained)) == 4
-    np.testing.assert_array_equal(np.ptp(predicted), 0)
+    # The rows of a matrix product of equal rows can differ in the last bit.
+    assert np.ptp(predicted) < 1e-6 and min(np.diff(np.sort(trained[:, 0]))) > 1e-4

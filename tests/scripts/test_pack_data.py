@@ -24,6 +24,7 @@ def pack(processes, tmp_path):
     return functools.partial(run_script, processes, tmp_path, "scripts/pack_data.py")
 
 
+@pytest.mark.slow
 def test_a_training_from_packed_images_without_tfds_has_the_same_weights_to_the_last_bit(
     pack, processes, data_dir, tmp_path
 ):

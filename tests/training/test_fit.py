@@ -77,7 +77,7 @@ def test_the_logged_auroc_of_the_best_checkpoint_is_the_one_it_has(finished):
 
 
 # In an epoch, at its end, and in the epoch after a validation.
-@pytest.mark.parametrize("step", [4, pytest.param(6, marks=pytest.mark.slow), 8])
+@pytest.mark.parametrize("step", [4, *(pytest.param(step, marks=pytest.mark.slow) for step in (6, 8))])
 def test_a_run_stopped_by_sigterm_goes_on_bitwise(finished, make_config, tmp_path, step):
     first = fit(make_config(), tmp_path, report=stop_at(step))
     assert first.stopped_by == signal.SIGTERM

@@ -11,7 +11,14 @@ def test_each_measure_has_its_word():
     assert list(cases.WHAT) == list(measure.MEASURES)
 
 
-@pytest.mark.parametrize("what", [what for what in measure.MEASURES if what not in ("start", "tests")])
+@pytest.mark.parametrize(
+    "what",
+    [
+        pytest.param(what, marks=[pytest.mark.slow] * (what in ("fit", "replicas")))  # They train whole runs.
+        for what in measure.MEASURES
+        if what not in ("start", "tests")
+    ],
+)
 def test_each_measure_runs(what, data_dir, tmp_path):
     fields = {"data_dir": str(data_dir), "eval_batch_size": "8", "epochs": "2", "chunk_steps": "4"}
     fields |= {"rotate_degrees": "0", "shift": "0", "zoom": "0"}  # Their compilation would take longest.
