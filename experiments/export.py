@@ -21,6 +21,7 @@ from absl import flags
 from experiments.cli import run
 
 WORKDIR = flags.DEFINE_string("workdir", "runs/latest", "folder of the run")
+flags.DEFINE_alias("model", "workdir")
 OUT = flags.DEFINE_string("out", None, "folder to make", required=True)
 ONNX = flags.DEFINE_bool("onnx", True, "also write model.onnx")
 CHECKPOINT = flags.DEFINE_enum(

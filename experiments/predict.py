@@ -39,6 +39,7 @@ from experiments.progress import FileProgress, format_resume
 WORKDIR = flags.DEFINE_list(
     "workdir", ["runs/latest"], "folder of the run or export; several runs, separated by commas, predict as an ensemble"
 )
+flags.DEFINE_alias("model", "workdir")
 OUT = flags.DEFINE_string("out", None, "the table to write, a .csv or .jsonl file", required=True)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "number of images that are predicted together", lower_bound=1)
 CHECKPOINT = flags.DEFINE_enum(

@@ -34,10 +34,10 @@ def test_files_folders_and_archives_are_predicted_and_a_second_start_predicts_no
     out = tmp_path / "out.csv"
     with zipfile.ZipFile(tmp_path / "archive", "w") as archive:
         archive.write(images / "a.jpeg", "inner/a.jpeg")
-    arguments = (f"--workdir={make_run()}", f"--out={out}", images, tmp_path / "archive")
+    arguments = (f"--out={out}", images, tmp_path / "archive")
     printed = []
-    for _ in range(2):
-        done = run_script(processes, tmp_path, "experiments/predict.py", *arguments)
+    for flag in ("workdir", "model"):
+        done = run_script(processes, tmp_path, "experiments/predict.py", f"--{flag}={make_run()}", *arguments)
         assert done.returncode == 0, done.stderr
         printed.append(done.stdout.splitlines()[-1])
         rows = list(csv.DictReader(out.open(newline="")))
