@@ -14,7 +14,6 @@ with the same name. Rows that are already in the file are not trained again, als
 command resumes a training that was stopped.
 """
 
-import datetime
 import json
 import logging
 import pathlib
@@ -23,7 +22,7 @@ import time
 from absl import flags
 
 from experiments.benchmarks.ablation_page import format_page, read_table
-from experiments.benchmarks.records import RESULTS, count_cores, describe_machine, find_commit
+from experiments.benchmarks.records import RESULTS, count_cores, describe_machine, find_commit, find_time
 from experiments.cli import fail, run
 from experiments.flags import read_preset
 from experiments.progress import Progress, format_resume
@@ -138,7 +137,7 @@ def train_and_measure(path: pathlib.Path, config: Config) -> dict | int:
         "seconds": spent,
         **describe_machine(),
         "cores": count_cores(),
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "created": find_time(),
         "commit": find_commit(),
     }
     jax.clear_caches()  # Frees the memory of the compiled steps.

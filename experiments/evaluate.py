@@ -10,7 +10,7 @@
 Writes to `<workdir>/evaluation/<split>/`: report.html, which contains all results in one file; metrics.json,
 predictions.csv, curves.json, roc.png, precision_recall.png, reliability.png, predictive_values.png, decision_curve.png,
 confusion_matrix.png and learning_curves.png. They replace all files of an earlier evaluation at once. The report shows
-the worst errors, each beside a map of the areas that support the decision. The settings of the run are read from the
+the worst errors, each with a map of the areas that support the decision. The settings of the run are read from the
 workdir. An ensemble averages the calibrated probabilities of its runs. Its threshold and its calibration are chosen for
 the averaged probabilities.
 

@@ -25,7 +25,8 @@ logger = logging.getLogger("experiments")
 
 
 def main() -> int:
-    from experiments.benchmarks import parity  # It imports JAX, so it comes after the flags were parsed.
+    # They import JAX, so they come after the flags were parsed.
+    from experiments.benchmarks import parity, parity_page
 
     cases = parity.list_cases()
     known = dict.fromkeys(name.split()[0] for name in cases)  # A network has several cases.
@@ -39,7 +40,7 @@ def main() -> int:
         logger.info("%d of %d: %s", number + 1, len(chosen), name)
         rows.append(parity.measure(name, cases[name]))
         append_row(results, rows[-1])
-        write_text(results.with_suffix(".md"), parity.format_page(read_rows(results)))
+        write_text(results.with_suffix(".md"), parity_page.format_page(read_rows(results), cases))
     print(f"{len(rows)} rows added to {results} and to the tables in {results.with_suffix('.md')}.")
     failures = parity.find_failures(rows)
     return fail(" ".join(failures)) if failures else 0

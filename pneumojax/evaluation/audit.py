@@ -333,7 +333,7 @@ def _render(results: dict, pictures: pathlib.Path) -> str:
 
 
 def _show_explanations(results: dict, pictures: pathlib.Path) -> Section:
-    """Shows where the maps of the network's decisions are, beside its AUROC on the same part of the image."""
+    """Shows the share of the maps outside of the lungs, and the AUROC of the network with and without the lungs."""
     heading, explained = "Where the explanations point", results["explanations"]
     if not explained:
         workdir, split = shlex.quote(results["run"]["workdir"]), results["run"]["split"]["name"]

@@ -84,7 +84,7 @@ def make_report(
       decisions: [N] int, 1 if the score is at least the threshold.
       networks: {name: content of config.json and "step"}. An ensemble has several networks.
       directory: folder with the figures of the evaluation.
-      explained: the maps that are shown beside the worst errors.
+      explained: the maps that are shown next to the worst errors.
 
     Raises:
       OSError: a figure is missing.

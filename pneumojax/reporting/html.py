@@ -21,7 +21,7 @@ class Picture:
       caption: a sentence below the picture; "" for none.
       wide: whether the picture has the full width of the page. Consecutive pictures without it are placed side by side.
       small: whether the picture is one of many, which are scaled so that four or more fit side by side.
-      beside: the bytes of the same picture with a map on it, which is shown to the right of it; b"" for none.
+      overlay: the bytes of the same picture with a map on it, which is shown to the right of it; b"" for none.
     """
 
     content: bytes
@@ -29,13 +29,13 @@ class Picture:
     caption: str = ""
     wide: bool = False
     small: bool = False
-    beside: bytes = b""
+    overlay: bytes = b""
     kind: str = dataclasses.field(default="picture", init=False)
 
     @property
     def embedded(self) -> list[tuple[str, str]]:
-        """The data URI and the description of the picture, and of the one beside it."""
-        contents = [(self.content, self.alt)] + ([(self.beside, f"Map on {self.alt}")] if self.beside else [])
+        """The data URI and the description of the picture, and of its overlay."""
+        contents = [(self.content, self.alt)] + ([(self.overlay, f"Map on {self.alt}")] if self.overlay else [])
         return [(_make_uri(content), alt) for content, alt in contents]
 
 

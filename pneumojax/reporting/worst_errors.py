@@ -21,7 +21,7 @@ MAP_METHOD = "occlusion"
 
 @dataclasses.dataclass(frozen=True)
 class ErrorMaps:
-    """The maps that are shown beside the errors.
+    """The maps that are shown next to the errors.
 
     Attributes:
       maps: {index of an image in the split: [H, W] float}, positive where the image supports the decision. Images that
@@ -81,10 +81,10 @@ def show_errors(
     pictures = []
     for i in shown:
         caption = f"{kinds[split.subtypes[i]]}, score {format_score(scores[i])}\n{split.filenames[i]}"
-        image, beside = np.asarray(split.images[i]), b""
+        image, overlay = np.asarray(split.images[i]), b""
         if i in explained.maps:
-            beside = _encode_png(overlay_map(image, explained.maps[i], MAP_METHOD))
-        pictures.append(html.Picture(_encode_png(image), caption, caption, small=not beside, beside=beside))
+            overlay = _encode_png(overlay_map(image, explained.maps[i], MAP_METHOD))
+        pictures.append(html.Picture(_encode_png(image), caption, caption, small=not overlay, overlay=overlay))
     about = [_describe_maps(called)] if explained.maps else []
     about += [explained.note] if explained.note else []
     return html.Section(heading, [f"{text}. {pixels}", *about], pictures)

@@ -56,7 +56,7 @@ def test_pictures_that_follow_each_other_share_a_row_and_tables_part_them():
 
 
 def test_a_picture_is_shown_beside_the_same_picture_with_a_map():
-    picture = Picture(PIXEL, "a <dot>", "one pixel", beside=b"<svg/>")
+    picture = Picture(PIXEL, "a <dot>", "one pixel", overlay=b"<svg/>")
     page = render_page("t", (), [Section("one", blocks=[picture, Picture(PIXEL, "b")])])
     pair = re.findall(r'<figure class="pair">(.*?)</figure>', page)
     assert len(pair) == 1 and re.findall(r'data:(\S+);base64,\S+" alt="(.*?)"', pair[0]) == [

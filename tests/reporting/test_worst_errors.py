@@ -38,7 +38,7 @@ def test_the_most_certain_errors_come_first_as_the_network_saw_them():
     assert [one.caption.split("\n")[1][5:7] for one in missed.blocks] == ["36", "35", "37", "38", "39"]
     assert missed.blocks[0].caption.startswith("VIRUS, score 0.05")
     np.testing.assert_array_equal(read_pixels(missed.blocks[0].content), np.full((4, 4), 36, np.uint8))
-    assert not missed.blocks[0].beside and len(missed.text) == 1
+    assert not missed.blocks[0].overlay and len(missed.text) == 1
 
 
 def test_of_many_errors_the_worst_are_shown_and_of_none_the_section_says_so():
@@ -61,8 +61,8 @@ def test_a_map_is_painted_beside_its_image():
     values[0], values[-1] = 1, -1
     section = show(True, explained=ErrorMaps({36: values}, "A note."))
     image, *others = section.blocks
-    assert not image.small and all(one.small and not one.beside for one in others)
+    assert not image.small and all(one.small and not one.overlay for one in others)
     np.testing.assert_array_equal(read_pixels(image.content), np.full((4, 4), 36, np.uint8))
-    red, _, blue = read_pixels(image.beside)[[0, -1]].mean(1).T
+    red, _, blue = read_pixels(image.overlay)[[0, -1]].mean(1).T
     assert red[0] > blue[0] and blue[1] > red[1]
     assert "less sure of NORMAL" in section.text[1] and "explain.md" in section.text[1] and section.text[2] == "A note."

@@ -120,7 +120,7 @@ def save_cascade(path: str | Path, methods: Mapping[str, Mapping], title: str) -
                 row["ci95"] or (mean, mean) for row, mean in zip(cascade.values(), means[1:], strict=True)
             ]
             reach = np.abs(np.transpose(bounds) - means)
-            x = np.arange(len(means)) + 0.06 * (i - 1)  # Beside each other, so that no interval hides another.
+            x = np.arange(len(means)) + 0.06 * (i - 1)  # Shifted, so that no interval hides another.
             axes.errorbar(
                 x, means, yerr=reach, fmt="o-", markersize=4, color=colour, elinewidth=1.2, label=TITLES[method]
             )

@@ -3,8 +3,9 @@
 import jax
 import numpy as np
 
-from experiments.benchmarks import parity
+from experiments.benchmarks import parity, parity_page
 from pneumojax.evaluation import export
+from pneumojax.exported_program import OUTPUTS
 from pneumojax.models import MODELS
 
 WORDS = "--model=cnn --cnn_widths=4,8 --image_px=16 --task=three_class"
@@ -45,7 +46,7 @@ def test_an_export_agrees_and_one_that_leaves_out_the_statistics_does_not(monkey
 
 
 def make_row(**fields):
-    differences = dict.fromkeys(parity.OUTPUTS, 2e-7)
+    differences = dict.fromkeys(OUTPUTS, 2e-7)
     files = {name: {"seconds": 1.0, "bytes": 2_000_000, "differences": differences} for name in parity.TOLERANCES}
     files["model.safetensors"]["differences"] = {"weights": 0.0}
     row = {"network": "small", "image_px": 16, "classes": 3, "parameters": 1234, "reason": "", "files": files}
@@ -55,12 +56,14 @@ def make_row(**fields):
 
 def test_the_page_has_the_latest_row_of_each_network_and_the_reasons():
     rows = [make_row(parameters=1), make_row(), make_row(network="several", reason="It is an ensemble.", files={})]
-    page = parity.format_page(rows)
+    page = parity_page.format_page(rows, parity.list_cases())
     assert "| small | 16 | 3 | 1,234 | 2.0e-07 | 2.0e-07 | 2.0e-07 | 2.0e-07 | 2.0e-07 | 2.0e-07 | 0 |" in page
     assert "| small | 2 | 2 | 2 | 1.0 | 1.0 | 1.0 | cpu |" in page and "- several: It is an ensemble." in page
     assert page.endswith("All rows: cpu, jax 1, commit abc.\n")
     assert parity.find_failures(rows)[0] == "small: model.stablehlo is only for cpu."
-    assert "- cpu, jax 1, commit def: other\n" in parity.format_page([*rows, make_row(network="other", commit="def")])
+    assert "- cpu, jax 1, commit def: other\n" in parity_page.format_page(
+        [*rows, make_row(network="other", commit="def")], parity.list_cases()
+    )
 
 
 def test_an_ensemble_and_several_views_have_a_reason():
