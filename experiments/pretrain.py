@@ -54,7 +54,7 @@ def main() -> int:
 
     progress = Progress(STARTED)
     try:
-        result = pretrain(config, workdir, RESTART.value, progress.report, count_flops=True)
+        result = pretrain(config, workdir, RESTART.value, progress.report)
     finally:
         progress.close()
     progress.print_cost()

@@ -36,7 +36,7 @@ def main() -> int:
     workdir = pathlib.Path(WORKDIR.value)
     configs = plan_replicas(config)
     progress = Progress(STARTED)
-    arguments = (config, workdir, RESTART.value, progress.report, True)
+    arguments = (config, workdir, RESTART.value, progress.report)
     try:
         # These import JAX, so they come after the flags were checked.
         if len(configs) == 1:

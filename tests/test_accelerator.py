@@ -171,7 +171,7 @@ def test_the_memory_that_the_compiler_states_is_what_a_chunk_uses():
         pytest.skip(f"{device.device_kind} does not report its memory")
     training = Training(device, None, model="resnet50", resnet_width=64, image_px=224, batch_size=64)
     arguments = training.arguments(1)
-    compiled, costs = compile_chunk(training.chunk, arguments, 1, False, count_flops=False)
+    compiled, costs = compile_chunk(training.chunk, arguments)
     before = device.memory_stats()["bytes_in_use"] - sum(leaf.nbytes for leaf in jax.tree.leaves(arguments))
     jax.block_until_ready(compiled(*arguments))
     # The chunk is larger than those of the other tests, so the peak is its own, or that of choosing its convolutions.

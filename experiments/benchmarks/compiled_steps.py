@@ -10,7 +10,7 @@ from pneumojax.config import Config
 from pneumojax.ops.xla import algorithms, uses_cpu_algorithms
 from pneumojax.optimizer import make_optimizer
 from pneumojax.sharding import make_mesh, put
-from pneumojax.training.compile_cost import compile_chunk
+from pneumojax.training.compile_cost import compile_chunk, count_step_flops
 from pneumojax.training.sweep import plan_replicas
 
 
@@ -77,15 +77,16 @@ class ReplicaTraining(Training):
 def compile_counted(
     function: jax.stages.Wrapped, arguments: tuple, devices: int, mapped: bool
 ) -> tuple[jax.stages.Compiled, dict]:
-    """Compiles a function and returns it with its costs. The arguments are as in `compile_cost.compile_chunk`.
+    """Compiles a function and returns it with its costs. The arguments are as in `compile_cost`.
 
     The costs have the names of the columns of a row of results. On CPU, the bytes are counted with XLA's own
     convolution algorithms, so that they can be compared with the bytes on an accelerator.
     """
-    compiled, costs = compile_chunk(function, arguments, devices, mapped)
+    compiled, costs = compile_chunk(function, arguments)
+    costs |= count_step_flops(function, arguments, devices, mapped)
     if uses_cpu_algorithms():
         with algorithms("xla"):
-            _, own = compile_chunk(function, arguments, devices, mapped)
+            _, own = compile_chunk(function, arguments)
         costs["perf/bytes_per_step"] = own["perf/bytes_per_step"]
     return compiled, {name.removeprefix("perf/"): number for name, number in costs.items()}
 

@@ -119,10 +119,10 @@ def start_fit(config: Config, case: dict) -> Measure:
     """Measures a whole training on the prepared data set, as in train.py. Its speed is the median over the chunks."""
     del case
     workdir = _make_folder()
-    fit(config, workdir, restart=True, count_flops=True)
+    fit(config, workdir, restart=True)
 
     def repeat() -> dict:
-        result = fit(config, workdir, restart=True, count_flops=True)
+        result = fit(config, workdir, restart=True)
         rows = [row for row in read_rows(workdir / "metrics.jsonl") if "perf/images_per_second" in row]
         if not rows:
             raise UserError("a training of one chunk has no speed. Set more --epochs or fewer --chunk_steps.")

@@ -13,7 +13,7 @@ from pneumojax.data.dataset import load_split
 from pneumojax.errors import UserError
 from pneumojax.evaluation.aspect import add_swapped
 from pneumojax.evaluation.predict import make_predict_images
-from pneumojax.training.compile_cost import compile_chunk
+from pneumojax.training.compile_cost import compile_chunk, count_step_flops
 from pneumojax.training.fit import make_train_chunks
 from pneumojax.training.input_pipeline import make_chunk_inputs
 from pneumojax.training.plan import load_selection_split, make_plan
@@ -62,8 +62,9 @@ class Racer:
     def _compile(self, size: int, arguments: tuple) -> Callable:
         """Returns the compiled chunk for a size and stores its costs. Compile times are summed over the sizes."""
         if size not in self.compiled:
-            mapped = self.config.train.parallel != "jit"
-            self.compiled[size], costs = compile_chunk(self.train_chunks[size], arguments, self.mesh.size, mapped)
+            mapped, chunk = self.config.train.parallel != "jit", self.train_chunks[size]
+            self.compiled[size], costs = compile_chunk(chunk, arguments)
+            costs |= count_step_flops(chunk, arguments, self.mesh.size, mapped)
             costs = {name.removeprefix("perf/"): number for name, number in costs.items()}
             costs["compile_seconds"] += self.costs["compile_seconds"]
             self.costs |= costs

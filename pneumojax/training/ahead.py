@@ -16,7 +16,7 @@ from pneumojax.ops.xla import algorithms
 from pneumojax.optimizer import make_optimizer
 from pneumojax.sharding import AXIS
 from pneumojax.training.chips import CHIPS
-from pneumojax.training.compile_cost import compile_chunk
+from pneumojax.training.compile_cost import compile_chunk, count_step_flops
 from pneumojax.training.program_counts import StepCounts, count_step
 from pneumojax.training.targets import Target, check_packages, make_target_mesh
 
@@ -85,8 +85,7 @@ def compile_ahead(config: Config, target: Target, num_images: int) -> dict:
     with algorithms("gpu" if target.platform == "cuda" else target.platform):
         train_chunk, arguments = make_chunk(config, make_target_mesh(target), num_images)
         try:
-            mapped = config.train.parallel != "jit"
-            compiled, costs = compile_chunk(train_chunk, arguments, target.count, mapped, count_flops=False)
+            compiled, costs = compile_chunk(train_chunk, arguments)
         except jax.errors.JaxRuntimeError as error:
             if not (memory := find_missing_memory(str(error))):
                 raise
@@ -172,11 +171,8 @@ def count_flops(config: Config, num_images: int) -> float:
     """Counts the FLOP of a step of all devices, before optimisation and with XLA's own algorithms."""
     # The program for one device does the same work. It is lowered for the CPU, which can count without compiling.
     config = replace_fields(config, {"parallel": "jit", "batch_norm": "global"})
-    with algorithms("xla"):
-        train_chunk, arguments = make_chunk(config, Mesh(np.array(jax.devices("cpu")[:1]), (AXIS,)), num_images)
-        costs = train_chunk.lower(*arguments).cost_analysis()
-    assert costs  # The CPU backend has them.
-    return float(costs["flops"])
+    train_chunk, arguments = make_chunk(config, Mesh(np.array(jax.devices("cpu")[:1]), (AXIS,)), num_images)
+    return count_step_flops(train_chunk, arguments, devices=1, mapped=False)["perf/flops_per_step"]
 
 
 def count_other_convolutions(counts: StepCounts, dtype: str, platform: str) -> int:

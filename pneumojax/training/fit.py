@@ -16,7 +16,8 @@ from pneumojax.evaluation.aspect import add_swapped
 from pneumojax.files import read_rows
 from pneumojax.sharding import name_lost_process
 from pneumojax.state import TrainState
-from pneumojax.training.compile_cost import compile_chunk
+from pneumojax.training.chips import find_peak_flops
+from pneumojax.training.compile_cost import compile_chunk, count_step_flops
 from pneumojax.training.input_pipeline import make_chunk_inputs
 from pneumojax.training.interrupts import STOP_REQUESTED, catch_signals, max_over_processes
 from pneumojax.training.metric_log import ChunkLog, MetricLog, Report, report_nothing, watch
@@ -55,7 +56,6 @@ def fit(
     workdir: str | pathlib.Path,
     restart: bool = False,
     report: Report = report_nothing,
-    count_flops: bool = False,
 ) -> FitResult:
     """Trains until the config's last epoch. If the workdir holds an unfinished run of the same config, it resumes.
 
@@ -68,7 +68,6 @@ def fit(
       restart: delete what an earlier run left in the workdir.
       report: called, in the process that writes metrics.jsonl, with each row and the number of steps of the whole run.
         If it returns True, the call ends as after a signal: with a checkpoint, from which the run can resume.
-      count_flops: log `perf/flops_per_step`; on CPU that takes 0.4 to 1.2 s at each start.
 
     Raises:
       UserError: the data are invalid, the workdir holds another run, the batch size does not fit the data or the
@@ -107,7 +106,7 @@ def fit(
 
         with catch_signals() as caught:
             state, step, stopped_by = train_until_stopped(
-                plan, state, first_step, train_chunks, chunk_inputs, log, end_epoch, caught, count_flops
+                plan, state, first_step, train_chunks, chunk_inputs, log, end_epoch, caught
             )
             if step != checkpoints.latest_step():
                 save_checkpoint(checkpoints, step, state, run, auroc=None)
@@ -133,7 +132,6 @@ def train_until_stopped(
     log: ChunkLog,
     end_epoch: Callable[[int, TrainState], None],
     caught: list[int],
-    count_flops: bool,
 ) -> tuple[TrainState, int, int]:
     """Runs compiled chunks until the last step, a signal or a stop requested by the log's report.
 
@@ -146,7 +144,6 @@ def train_until_stopped(
       log: receives the metrics of each chunk.
       end_epoch: called with the step and the state after each epoch, to validate and save.
       caught: numbers of the signals received, from `interrupts.catch_signals`.
-      count_flops: see `fit`.
 
     Returns:
       (state, step, stopped_by): stopped_by is the number of a signal, STOP_REQUESTED, or 0 after the last step.
@@ -161,12 +158,15 @@ def train_until_stopped(
             log.start_chunk()
             size = plan.find_size(step)
             inputs = (state, *next(chunk_inputs))
-            if size not in compiled:
-                compiled[size], costs = compile_chunk(
-                    train_chunks[size], inputs, plan.mesh.size, plan.mapped, count_flops
-                )
-                log.start_size(costs)
+            new = size not in compiled
+            if new:
+                compiled[size], costs = compile_chunk(train_chunks[size], inputs)
             state, sums = compiled[size](*inputs)
+            if new:
+                # Counted while the devices run the chunk, for the utilisation, which needs a known peak.
+                if find_peak_flops(plan.mesh.devices.flat[0].device_kind, plan.config.model.dtype):
+                    costs |= count_step_flops(train_chunks[size], inputs, plan.mesh.size, plan.mapped)
+                log.start_size(costs)
             step += plan.chunk_steps
             log.end_chunk(step, sums, watch(sums))
             if step % plan.steps_per_epoch == 0:

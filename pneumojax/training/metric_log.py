@@ -66,11 +66,7 @@ class ChunkLog(Protocol):
     stop_requested: int
 
     def start_size(self, costs: dict[str, float]) -> None:
-        """Called before the first chunk of an image size.
-
-        Args:
-          costs: the cost of a step at this size, from `compile_cost.compile_chunk`.
-        """
+        """Called after the first chunk of an image size was dispatched, with the cost of its steps (`compile_cost`)."""
 
     def start_chunk(self) -> None:
         """Called before the host prepares a chunk."""
@@ -118,7 +114,8 @@ class MetricLog:
         self.report = report
         self.replica = replica
         self.stop_requested = 0  # STOP_REQUESTED once the report asked for a stop.
-        self.schedule = make_schedule(config.optimizer, total_steps)
+        # Computed here, because during the training a computation would wait for the chunks that were dispatched.
+        self.learning_rates = np.asarray(make_schedule(config.optimizer, total_steps)(np.arange(total_steps)))
         self.peak_flops = find_peak_flops(jax.devices()[0].device_kind, config.model.dtype)
         self.costs: dict[str, float] = {}
         self.pending: tuple[int, dict, float, Watch] | None = None
@@ -155,12 +152,10 @@ class MetricLog:
         losses, count = sums["loss"] / sums["count"], sums["count"].sum()
         if not np.isfinite(losses).all():
             self._raise_diverged(step - len(losses) + 1 + int(np.argmin(np.isfinite(losses))))
-        with jax.transfer_guard("allow"):
-            learning_rate = float(self.schedule(step - 1))
         row = {
             "train/loss": float(sums["loss"].sum() / count),
             "train/accuracy": float(sums["correct"].sum() / count),
-            "train/learning_rate": learning_rate,
+            "train/learning_rate": float(self.learning_rates[step - 1]),
         }
         self._write(step, row | self._compute_speed(started, chunk, count, len(losses)))
 

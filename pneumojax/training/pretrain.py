@@ -54,7 +54,6 @@ def pretrain(
     workdir: str | pathlib.Path,
     restart: bool = False,
     report: Report = report_nothing,
-    count_flops: bool = False,
 ) -> PretrainResult:
     """Trains until the config's last epoch. It stops and resumes as `fit` does.
 
@@ -63,7 +62,6 @@ def pretrain(
       workdir: folder of the run. Its layout is described in `checkpoint.py`.
       restart: delete the files that an earlier run left in the workdir.
       report: called with each row of metrics.jsonl and the total number of steps, in the process that writes the file.
-      count_flops: see `fit`.
 
     Returns:
       The result.
@@ -97,7 +95,7 @@ def pretrain(
 
         with catch_signals() as caught:
             state, step, stopped_by = train_until_stopped(
-                plan, state, first_step, pretrain_chunks, chunk_inputs, log, end_epoch, caught, count_flops
+                plan, state, first_step, pretrain_chunks, chunk_inputs, log, end_epoch, caught
             )
             if step != checkpoints.latest_step():
                 save_checkpoint(checkpoints, step, state, run, auroc=None)

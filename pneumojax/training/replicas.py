@@ -40,7 +40,6 @@ def fit_replicas(
     workdir: str | pathlib.Path,
     restart: bool = False,
     report: Report = report_nothing,
-    count_flops: bool = False,
 ) -> list[FitResult]:
     """Trains the config's replicas until their last epoch. It stops and resumes as `fit` does.
 
@@ -53,7 +52,6 @@ def fit_replicas(
       restart: delete the files that an earlier run left in the workdir.
       report: called with each row of the workdir's metrics.jsonl and the total number of steps. The values of the row
         are means over the replicas (sums for images per second and FLOP). If it returns True, training stops.
-      count_flops: see `fit`.
 
     Returns:
       The result of each replica. A replica without a threshold at the end has diverged.
@@ -89,7 +87,7 @@ def fit_replicas(
         with catch_signals() as caught:
             chunk_inputs = _make_chunk_inputs(plan, configs, first_step)
             state, step, stopped_by = train_until_stopped(
-                plan, state, first_step, train_chunks, chunk_inputs, log, end_epoch, caught, count_flops
+                plan, state, first_step, train_chunks, chunk_inputs, log, end_epoch, caught
             )
             if step not in _find_steps(replicas):
                 _save(replicas, step, state, None)

@@ -11,7 +11,7 @@ from pneumojax.ops import convolution
 from pneumojax.optimizer import make_optimizer
 from pneumojax.parallel import put_batches
 from pneumojax.sharding import AXIS, put
-from pneumojax.training.compile_cost import compile_chunk
+from pneumojax.training.compile_cost import compile_chunk, count_step_flops
 
 PX, UNITS, DEVICES = 32, 64, 4
 PLAIN = dict.fromkeys(("rotate_degrees", "shift", "zoom", "brightness", "contrast", "gamma", "warmup"), 0.0)
@@ -29,7 +29,8 @@ def compile_mlp(chunk_steps, batch_size, parallel):
     batches = put_batches(batches, config, mesh)
     labels = put(np.arange(batch_size, dtype=np.int32) % 2, mesh)
     arguments = (steps.init_state(config, tx, mesh), put(images, mesh), labels, batches, steps.make_key(config, mesh))
-    return chunk, arguments, *compile_chunk(chunk, arguments, DEVICES, parallel != "jit")
+    compiled, costs = compile_chunk(chunk, arguments)
+    return chunk, arguments, compiled, costs | count_step_flops(chunk, arguments, DEVICES, parallel != "jit")
 
 
 @pytest.mark.parametrize("parallel", ["jit", "shard_map", pytest.param("pmap", marks=pytest.mark.slow)])
@@ -61,7 +62,8 @@ def test_flops_of_a_convolution_are_those_of_its_closed_form(px, size, stride, c
     out = (px - size) // stride + 1
     shapes = [(batch, px, px, channels), (size, size, channels, features), (batch, out, out, features)]
     arguments = tuple(jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes)
-    _, costs = compile_chunk(pull_back, arguments, 1, False)
+    _, costs = compile_chunk(pull_back, arguments)
+    costs |= count_step_flops(pull_back, arguments, 1, False)
     # There is one product for the image gradient and one for the kernel gradient.
     products = 2 * 2 * batch * out**2 * size**2 * channels * features
     np.testing.assert_allclose(costs["perf/flops_per_step"], products, rtol=0.02)

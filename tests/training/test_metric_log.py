@@ -3,6 +3,7 @@
 import json
 import time
 
+import jax
 import numpy as np
 
 from pneumojax.config import config_from_dict
@@ -48,3 +49,13 @@ def test_the_host_costs_what_the_devices_wait(tmp_path, monkeypatch):
     # Two steps of 40 FLOP take 10 and 5 seconds, on 8 devices with 50 FLOP/s each.
     np.testing.assert_allclose([row["perf/model_flop_utilisation"] for row in rows[1:]], [0.02, 0.02, 0.04])
     assert not any(name in row for row in rows[1:] for name in log.costs)
+
+
+def test_a_row_is_written_while_the_next_chunk_still_runs(tmp_path):
+    log = metric_log.MetricLog(tmp_path, config_from_dict({}), 4, 8, lambda row, total: None)
+    sums = {name: np.ones(2, np.float32) for name in ("loss", "correct", "count")}
+    log.end_chunk(2, sums, watch(sums))
+    slow = jax.jit(lambda x: jax.lax.fori_loop(0, 200, lambda _, x: x @ x / 500, x))(np.ones((500, 500), np.float32))
+    log.end_chunk(4, sums, watch([slow]))
+    assert not slow.is_ready()
+    assert json.loads((tmp_path / "metrics.jsonl").read_text())["step"] == 2

@@ -44,7 +44,7 @@ def compiled(request, compile_as_users_do):
 def finished(config, compiled, tmp_path_factory):
     """An uninterrupted run. Tests must not change it."""
     workdir = tmp_path_factory.mktemp("backbone")
-    return workdir, pretrain.pretrain(config, workdir, count_flops=True)
+    return workdir, pretrain.pretrain(config, workdir)
 
 
 def read_losses(workdir):
@@ -57,7 +57,7 @@ def read_losses(workdir):
 def test_a_streamed_run_is_bitwise_the_resident_one(config, tmp_path, compile_as_users_do):
     streamed = config_from_dict(FIELDS | {"data_dir": config.data.data_dir, "loader": "stream"})
     with compile_as_users_do():
-        results = [pretrain.pretrain(one, tmp_path / one.train.loader, count_flops=True) for one in (config, streamed)]
+        results = [pretrain.pretrain(one, tmp_path / one.train.loader) for one in (config, streamed)]
     assert read_losses(tmp_path / "stream") == read_losses(tmp_path / "resident")
     assert results[0].backbone.read_bytes() == results[1].backbone.read_bytes()
 

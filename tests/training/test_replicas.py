@@ -17,6 +17,7 @@ from pneumojax.evaluation.ensemble import open_ensemble, open_replicas
 from pneumojax.evaluation.evaluate import evaluate
 from pneumojax.evaluation.operating_point import load_or_choose_threshold
 from pneumojax.evaluation.run import open_run
+from pneumojax.training import fit as fit_module
 from pneumojax.training import replicas
 from pneumojax.training.fit import fit
 from pneumojax.training.replicas import fit_replicas
@@ -44,18 +45,16 @@ def finished(make_config, sweep, tmp_path_factory):
     """An uninterrupted run of two replicas, 2 epochs of 6 steps. Tests must not change it."""
     workdir = tmp_path_factory.mktemp("finished") / "run"
     config, rows = make_config(**LIGHT, replicas=2, sweep=sweep), []
-    return (
-        workdir,
-        config,
-        fit_replicas(config, workdir, report=lambda row, total: rows.append(row), count_flops=True),
-        rows,
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fit_module, "find_peak_flops", lambda kind, dtype: 1e12)
+        return workdir, config, fit_replicas(config, workdir, report=lambda row, total: rows.append(row)), rows
 
 
-def test_a_replica_is_left_as_the_run_it_stands_for(finished, tmp_path):
+def test_a_replica_is_left_as_the_run_it_stands_for(finished, tmp_path, monkeypatch):
     workdir, config, results, _ = finished
     folder, plan, result = workdir / "replica_1", plan_replicas(config)[1], results[1]
-    alone = fit(plan, tmp_path, count_flops=True)
+    monkeypatch.setattr(fit_module, "find_peak_flops", lambda kind, dtype: 1e12)
+    alone = fit(plan, tmp_path)
     assert {path.name for path in folder.iterdir()} == {path.name for path in tmp_path.iterdir()}
     assert (result.best_step, result.step, result.trained_steps) == (alone.best_step, 12, 12)
     assert_same_run(folder, tmp_path)
