@@ -69,6 +69,18 @@ COMMANDS = {
         lambda folder: [*_train("--model=mlp", "--mlp_widths=8")(folder), f"--space={folder / 'space'}", "--trials=4"],
         pause=0.0,
     ),
+    # The rows of results have speeds, and files with the suffix .db are compared by name only.
+    "benchmark --what=train": Command(
+        "experiments/benchmark.py",
+        lambda folder: [
+            "--what=train",
+            "--model=cnn",
+            "--resume",
+            f"--data_dir={folder / 'data'}",
+            f"--results={folder / 'rows.db'}",
+            *TINY,
+        ],
+    ),
     "reproduce": Command(
         "experiments/reproduce.py",
         lambda folder: ["--quick", "--systems=a1", f"--data_dir={folder / 'data'}", f"--workdir={folder / 'run'}"],

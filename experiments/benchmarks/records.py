@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = ROOT / "experiments" / "results"
 
 # Flags with paths on this machine, or a limit of the time. They do not affect the measured work.
-LOCAL_FLAGS = ("peer_python", "results", "minutes")
+LOCAL_FLAGS = ("peer_python", "results", "minutes", "data_dir")
 
 
 def find_commit() -> str | None:
