@@ -62,8 +62,9 @@ def test_what_diverges_is_a_sentence(racer, monkeypatch):
 def test_a_small_speedrun_is_resumed_from_the_command_to_the_table(run_speedrun, data_dir, tmp_path):
     results = tmp_path / "rows.jsonl"
     config = ["--model=mlp", "--mlp_widths=8", "--image_px=16", "--epochs=1", "--batch_size=16", "--chunk_steps=4"]
-    words = [*config, f"--data_dir={data_dir}", "--seed=5", "--seeds=2"]
-    same = {"commit": records.find_commit(), "command": shlex.join(["experiments/speedrun.py", *words])}
+    measured = [*config, "--seed=5", "--seeds=2"]
+    words = [*measured, f"--data_dir={data_dir}"]  # The place of the data does not distinguish commands.
+    same = {"commit": records.find_commit(), "command": shlex.join(["experiments/speedrun.py", *measured])}
     # Rows of a command that was stopped after its first training, and a row of another command.
     left, *_ = make_rows([0.75, 0.8])
     other, earlier = left | {"seed": 6}, left | {"seed": 5} | same
