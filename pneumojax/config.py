@@ -173,6 +173,13 @@ class AugmentConfig(Checked):
         "strength of a random monotone tone curve: standard deviation of the logarithms of its slopes; 0 disables it",
         at_least=0.0,
     )
+    sharpness: float = option(
+        0.0,
+        "largest change of sharpness in either direction: 1 blurs by 3x3 pixels or doubles the detail that this blur "
+        "removes; 0 disables it",
+        at_least=0.0,
+        at_most=1.0,
+    )
     noise: float = option(
         0.0,
         "largest standard deviation of Gaussian noise that is added to the pixels, which are 0..1; 0 disables it",

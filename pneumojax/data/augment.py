@@ -42,6 +42,7 @@ def make_augment(config: AugmentConfig) -> Callable[[jax.Array, jax.Array], jax.
         ),
         # Later operations are appended, so that the keys of the steps above stay the same.
         (config.tone, lambda key, image, strength: change_tone(key, image, strength * config.tone)),
+        (config.sharpness, lambda key, image, strength: change_sharpness(key, image, strength * config.sharpness)),
         (config.noise, lambda key, image, strength: add_noise(key, image, strength * config.noise)),
     )
 
@@ -211,6 +212,24 @@ def change_tone(key: jax.Array, image: jax.Array, spread: float | jax.Array) -> 
     for k in range(1, TONE_DEGREE + 1):
         curve += math.comb(TONE_DEGREE, k) * coefficients[k] * image**k * (1 - image) ** (TONE_DEGREE - k)
     return jnp.clip(curve, 0, 1)
+
+
+def change_sharpness(key: jax.Array, image: jax.Array, largest: float | jax.Array) -> jax.Array:
+    """Blurs or sharpens an image by a random amount, sampled uniformly from -largest to largest.
+
+    Args:
+      key: PRNG key.
+      image: [H, W] float32, 0..1.
+      largest: -1 is the blur by the 3x3 binomial filter; 1 doubles the detail that this blur removes.
+
+    Returns:
+      [H, W] float32, 0..1.
+    """
+    padded = jnp.pad(image, 1, mode="edge")
+    rows = padded[:-2] / 4 + padded[1:-1] / 2 + padded[2:] / 4
+    blurred = rows[:, :-2] / 4 + rows[:, 1:-1] / 2 + rows[:, 2:] / 4
+    amount = largest * jax.random.uniform(key, minval=-1, maxval=1)
+    return jnp.clip(image + amount * (image - blurred), 0, 1)
 
 
 def add_noise(key: jax.Array, image: jax.Array, deviation: float | jax.Array) -> jax.Array:

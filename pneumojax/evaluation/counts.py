@@ -70,25 +70,6 @@ def average_precision(true_positives: np.ndarray, false_positives: np.ndarray) -
     return divide(np.einsum("rk,rk->r", gained, precision), true_positives[:, -1])
 
 
-def specificity_at_sensitivity(true_positives: np.ndarray, false_positives: np.ndarray, target: float) -> np.ndarray:
-    """Computes the specificity at the largest threshold whose sensitivity reaches the target.
-
-    Args:
-      true_positives: [R, K] float, from `count_positives`.
-      false_positives: [R, K] float, from `count_positives`.
-      target: the sensitivity to reach, 0..1.
-
-    Returns:
-      [R] float64.
-    """
-    positives = true_positives[:, -1:]
-    reached = np.argmax(divide(true_positives, np.broadcast_to(positives, true_positives.shape)) >= target, axis=1)
-    false_positives_there = np.take_along_axis(false_positives, reached[:, None], axis=1)[:, 0]
-    negatives = false_positives[:, -1]
-    specificity = divide(negatives - false_positives_there, negatives)
-    return np.where(positives[:, 0] > 0, specificity, np.nan)
-
-
 def count_confusions(labels: np.ndarray, decisions: np.ndarray, classes: int, weights: np.ndarray) -> np.ndarray:
     """Computes weighted confusion matrices.
 

@@ -28,7 +28,6 @@ from pneumojax.evaluation.counts import (
     count_positives,
     divide,
     one_vs_rest,
-    specificity_at_sensitivity,
 )
 from pneumojax.evaluation.point_metrics import compute_binary_scores, compute_decision_values, compute_decisions
 
@@ -186,6 +185,25 @@ def compute_score_values(
         name = f"specificity_at_sensitivity_{target:g}"
         values[name] = specificity_at_sensitivity(true_positives, false_positives, target)
     return values | compute_decision_values(positive, scores, threshold, weights)
+
+
+def specificity_at_sensitivity(true_positives: np.ndarray, false_positives: np.ndarray, target: float) -> np.ndarray:
+    """Computes the specificity at the largest threshold whose sensitivity reaches the target.
+
+    Args:
+      true_positives: [R, K] float, from `count_positives`.
+      false_positives: [R, K] float, from `count_positives`.
+      target: the sensitivity to reach, 0..1.
+
+    Returns:
+      [R] float64.
+    """
+    positives = true_positives[:, -1:]
+    reached = np.argmax(divide(true_positives, np.broadcast_to(positives, true_positives.shape)) >= target, axis=1)
+    false_positives_there = np.take_along_axis(false_positives, reached[:, None], axis=1)[:, 0]
+    negatives = false_positives[:, -1]
+    specificity = divide(negatives - false_positives_there, negatives)
+    return np.where(positives[:, 0] > 0, specificity, np.nan)
 
 
 def count_denominators(

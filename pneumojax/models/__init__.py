@@ -9,7 +9,7 @@ from flax import nnx
 
 from pneumojax.config import CLASS_NAMES, CLASSIFIER, ModelConfig
 from pneumojax.errors import UserError
-from pneumojax.models.layers import Network, Projector
+from pneumojax.models.layers import Network
 
 # Units of the projector's two layers. The paper on SimCLR uses 2048 and 128 with ResNet-50.
 PROJECTOR_WIDTHS = (512, 128)
@@ -124,6 +124,8 @@ def make_pretraining_model(config: ModelConfig, image_px: int, key: jax.Array, a
         raise UserError(
             f"only a backbone is pretrained, and {config.model} has dense layers: give --vgg_dense_widths=."
         )
+    from pneumojax.models.projector import Projector
+
     width = model.head.linear.in_features
     projector = Projector(width, PROJECTOR_WIDTHS, axis_name, nnx.Rngs(jax.random.fold_in(key, 1)))
     model.head = projector  # type: ignore[assignment]  # It is called as a head is.

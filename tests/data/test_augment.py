@@ -13,6 +13,7 @@ from pneumojax.config import AugmentConfig
 from pneumojax.data.augment import (
     add_noise,
     change_intensity,
+    change_sharpness,
     change_tone,
     draw_transform,
     erase,
@@ -26,7 +27,7 @@ DRAWS = 512
 KEYS = jax.random.split(jax.random.key(0), DRAWS)
 IDENTITY = np.array([[1, 0, 0], [0, 1, 0]], np.float32)
 OFF = AugmentConfig(rotate_degrees=0, shift=0, zoom=0, brightness=0, contrast=0, gamma=0)
-ALL_ON = AugmentConfig(crop_min_area=0.5, flip=True, erase_probability=0.5)
+ALL_ON = AugmentConfig(crop_min_area=0.5, flip=True, erase_probability=0.5, sharpness=0.5, noise=0.1)
 
 
 def random_image(height, width, seed=0):
@@ -407,6 +408,21 @@ def test_tone_curves_are_increasing_and_keep_black_and_white():
     np.testing.assert_allclose(curves[:, 0], 0, atol=1e-6)
     np.testing.assert_allclose(curves[:, -1], 1, atol=1e-6)
     assert curves[:, 128].std() > 0.1, "curves must differ"
+
+
+def test_sharpness_of_no_range_is_the_identity():
+    image = random_image(16, 16)
+    np.testing.assert_array_equal(change_sharpness(KEYS[0], image, 0.0), image)
+
+
+def test_sharpness_moves_an_image_along_the_difference_to_its_blur_in_both_directions():
+    image = 0.25 + 0.5 * random_image(16, 16)  # No result is clipped.
+    kernel = np.outer([1, 2, 1], [1, 2, 1]) / 16
+    detail = image - scipy.ndimage.convolve(image, kernel, mode="nearest")
+    changed = np.asarray(jax.vmap(lambda key: change_sharpness(key, image, 0.5))(KEYS))
+    amounts = np.einsum("bhw,hw->b", changed - image, detail) / (detail**2).sum()
+    np.testing.assert_allclose(changed, image + amounts[:, None, None] * detail, atol=1e-6)
+    assert -0.5 <= amounts.min() < -0.45 and 0.45 < amounts.max() <= 0.5 and abs(amounts.mean()) < 0.05
 
 
 def test_noise_of_no_deviation_is_the_identity():

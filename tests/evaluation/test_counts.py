@@ -19,7 +19,6 @@ def test_images_of_equal_score_are_counted_together():
     assert counts.area_under_roc(true_positives, false_positives) == pytest.approx([3.5 / 4, 3 / 4])
     # 0.5 * 1 + 0.5 * 2 / 3, and 1 * 2 / 3.
     assert counts.average_precision(true_positives, false_positives) == pytest.approx([5 / 6, 2 / 3])
-    assert counts.specificity_at_sensitivity(true_positives, false_positives, 0.5) == pytest.approx([1, 0.5])
 
 
 def test_weighted_confusions_and_rates():

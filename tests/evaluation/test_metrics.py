@@ -225,6 +225,12 @@ def test_exact_interval_of_a_perfect_auroc_covers_it():
     assert perfect > 100 and covered > 0.9 * 300
 
 
+def test_specificity_at_sensitivity_by_hand():
+    # Scores 0.9, 0.5 and 0.1: one of two positive and no negative image, then all positive and one of two negative.
+    true_positives, false_positives = np.array([[1.0, 2, 2], [0, 2, 2]]), np.array([[0.0, 1, 2], [0, 1, 2]])
+    np.testing.assert_allclose(metrics.specificity_at_sensitivity(true_positives, false_positives, 0.5), [1, 0.5])
+
+
 @pytest.mark.parametrize("step", [None, 1.0])
 def test_specificity_at_sensitivity_equals_scikit_learn(step):
     labels, probabilities, patient_ids = make_split(300, 2, step=step)

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from reference_layers import apply_linear, convolve, draw_weights, normalise, relu
+from reference_layers import convolve, draw_weights, normalise
 
 from pneumojax.models import layers
 from pneumojax.ops.pooling import max_pool
@@ -61,14 +61,6 @@ def test_dropout_keeps_or_removes_each_feature_by_the_key_of_its_image():
     np.testing.assert_allclose(dropped[~removed], features[~removed] / 0.8, rtol=1e-6)
     assert abs(removed.mean() - 0.2) < 0.03
     np.testing.assert_array_equal(layers.drop(features[7:9], 0.2, keys[7:9]), dropped[7:9])
-
-
-def test_the_projector_is_two_linear_layers_around_a_normalisation():
-    projector, weights = draw_weights(lambda: layers.Projector(4, (6, 3), None, nnx.Rngs(KEY)))
-    features = np.random.default_rng(2).normal(size=(5, 4)).astype(np.float32)
-    hidden = relu(normalise(apply_linear(features, weights["linear1"]), weights["norm1"]))
-    expected = apply_linear(hidden, weights["linear2"])
-    np.testing.assert_allclose(projector(features, train=False, keys=None), expected, atol=1e-5)
 
 
 def test_dropout_in_training_needs_keys():
