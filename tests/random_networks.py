@@ -3,6 +3,9 @@
 from experiments.benchmarks.parity import make_random_variables
 from pneumojax.config import config_from_dict
 
+# The networks that take seconds to compile.
+LARGE = ("resnet9", "resnet18", "resnet50", "vgg16")
+
 NETWORKS = {
     "cnn": {"cnn_widths": [4, 8]},
     "flatiron": {},

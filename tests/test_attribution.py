@@ -5,16 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from random_networks import NETWORKS, make_network
+from random_networks import LARGE, NETWORKS, make_network
 
 from pneumojax.attribution import FRACTIONS, METHODS, has_maps, make_attribute, make_removal_curves
 from pneumojax.errors import UserError
 from pneumojax.losses import as_class_logits
 from pneumojax.preprocessing import normalise, scale_pixels
 from pneumojax.steps import make_graph
-
-# The networks whose gradients take seconds to compile.
-LARGE = ("resnet18", "resnet50", "vgg16")
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 32, 32), np.uint8)
 SIGN = np.array([1, -1, 1], np.float32)

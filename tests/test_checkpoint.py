@@ -160,7 +160,14 @@ def damage(path, how):
 UNREAD = ("commit_success.txt", "_CHECKPOINT_METADATA")
 
 
-@pytest.mark.parametrize("how", ["cut short", "one byte flipped", "gone"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "one byte flipped",
+        pytest.param("cut short", marks=pytest.mark.slow),
+        pytest.param("gone", marks=pytest.mark.slow),
+    ],
+)
 def test_a_damaged_checkpoint_is_named_or_does_no_harm(tmp_path, how):
     state = init_state()
     save(tmp_path, [state], [0.5])

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from random_networks import NETWORKS, make_network
+from random_networks import LARGE, NETWORKS, make_network
 
 from pneumojax.exported_program import PLATFORMS, make_function, open_program, serialize
 from pneumojax.losses import as_class_logits
@@ -15,7 +15,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (5, 32, 32), np.uint8)
 CALIBRATION = {"temperature": 2.0, "biases": [0.0, 0.5, -0.25]}
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LARGE)) for name in NETWORKS])
 def test_a_program_answers_as_the_network_does_for_any_number_of_images(name, tmp_path):
     config, variables = make_network(name, "three_class")
     path = tmp_path / "model.stablehlo"

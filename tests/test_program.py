@@ -38,7 +38,7 @@ def count_all_reduces(parallel, batch_norm, norms):
     [
         ("jit", "global", (4, 8)),
         pytest.param("jit", "global", (4, 4, 4), marks=pytest.mark.slow),
-        ("shard_map", "global", (4, 4, 4)),
+        pytest.param("shard_map", "global", (4, 4, 4), marks=pytest.mark.slow),
         ("shard_map", "local", (4, 8)),
         pytest.param("pmap", "global", (4, 8), marks=pytest.mark.slow),
         ("pmap", "local", (4, 8)),

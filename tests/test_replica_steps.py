@@ -97,8 +97,9 @@ def test_a_replica_with_the_default_augmentation_is_bitwise_the_run_alone(compil
     jax.tree.map(np.testing.assert_array_equal, replicated, alone)
 
 
-@pytest.mark.parametrize("replica_map", [pytest.param("map", marks=pytest.mark.slow), "vmap"])
-@pytest.mark.parametrize("random", [DRAWS, pytest.param(RANDOM, marks=pytest.mark.slow)], ids=["some", "all"])
+@pytest.mark.slow
+@pytest.mark.parametrize("replica_map", ["map", "vmap"])
+@pytest.mark.parametrize("random", [DRAWS, RANDOM], ids=["some", "all"])
 def test_a_replica_with_all_swept_values_is_near_the_run_alone(sweep, replica_map, random):
     replicas = {"replicas": 2, "replica_map": replica_map, "sweep": sweep, "seed": 3}
     config = config_from_dict(PLAIN | random | SGD | {"cnn_widths": (4,)} | replicas)

@@ -64,7 +64,7 @@ def train_on_one_device(task):
     return train(draw_batches(4), 1, **RANDOM, **SGD)
 
 
-@pytest.mark.parametrize("parallel", PARALLEL)
+@pytest.mark.parametrize("parallel", ["jit", "shard_map", pytest.param("pmap", marks=pytest.mark.slow)])
 def test_eight_devices_train_as_one_does_with_all_that_draws_random_numbers(parallel):
     one, one_metrics = train_on_one_device("binary")
     eight, eight_metrics = train_on_eight_devices(parallel)
@@ -128,7 +128,9 @@ def test_a_streamed_chunk_is_bitwise_the_resident_one(compile_as_users_do):
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(results), (jax.device_get(resident.state), metrics))
 
 
-@pytest.mark.parametrize("parallel", ["jit", pytest.param("shard_map", marks=pytest.mark.slow), "pmap"])
+@pytest.mark.parametrize(
+    "parallel", ["jit", pytest.param("shard_map", marks=pytest.mark.slow), pytest.param("pmap", marks=pytest.mark.slow)]
+)
 def test_the_chunk_compiles_once_and_nothing_is_copied_unseen(parallel):
     trainer = Trainer(8, parallel=parallel, **DRAWS)
     compiled = []

@@ -322,6 +322,9 @@ RANGES = {
     "contrast": st.floats(0, 0.99),
     "gamma": st.floats(0, 5),
     "erase_probability": st.floats(0, 1),
+    "tone": st.floats(0, 3),
+    "sharpness": st.floats(0, 1),
+    "noise": st.floats(0, 1),
 }
 # Every range is 0, at its maximum, or between. At most four are not 0, because each choice is compiled.
 CONFIGS = st.lists(st.sampled_from(sorted(RANGES)), max_size=4, unique=True).flatmap(

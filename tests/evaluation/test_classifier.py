@@ -18,6 +18,7 @@ def make_images(image_px, number=5):
     return np.random.default_rng(0).integers(0, 256, (number, image_px, image_px), np.uint8)
 
 
+@pytest.mark.slow
 def test_a_run_predicts_where_its_data_set_is_missing(make_run, tmp_path, monkeypatch):
     workdir = shutil.copytree(make_run(), tmp_path / "run")
     images = {Square(16, "squeeze"): make_images(16)}
@@ -64,6 +65,7 @@ def test_the_model_is_named_by_its_step_and_by_all_that_determines_a_prediction(
     assert _fingerprint(others[2], []) != _fingerprint(run, [])
 
 
+@pytest.mark.slow
 def test_an_ensemble_predicts_as_its_evaluation_does_from_squares_of_two_sizes(make_run, tmp_path):
     folders = [shutil.copytree(make_run(**fields), tmp_path / name) for name, fields in
                (("a", {}), ("b", {"image_px": 24, "seed": 1}))]  # fmt: skip

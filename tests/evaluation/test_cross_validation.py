@@ -99,6 +99,7 @@ def read_csv(directory):
         return {row["filename"]: row for row in csv.DictReader(file)}
 
 
+@pytest.mark.slow
 def test_out_of_fold_predictions_are_those_of_the_run_that_never_saw_the_patient(cross_validated, data_dir):
     workdir, _ = cross_validated
     pooled = read_csv(workdir / "evaluation" / "out_of_fold")
@@ -124,6 +125,7 @@ def test_out_of_fold_predictions_are_those_of_the_run_that_never_saw_the_patient
     assert sorted(seen) == sorted(pooled)
 
 
+@pytest.mark.slow
 def test_the_figures_of_all_folds_are_those_of_their_predictions(cross_validated):
     workdir, printed = cross_validated
     directory = workdir / "evaluation" / "out_of_fold"
@@ -148,6 +150,7 @@ def test_the_figures_of_all_folds_are_those_of_their_predictions(cross_validated
     assert f"{results['over_folds']['auroc']['mean']:.4f} ± " in printed
 
 
+@pytest.mark.slow
 def test_out_of_fold_predictions_can_be_compared(cross_validated):
     workdir, _ = cross_validated
     predictions = read_predictions(workdir, "out_of_fold")
@@ -157,6 +160,7 @@ def test_out_of_fold_predictions_can_be_compared(cross_validated):
     assert decided == [rows[filename]["decision"] == "PNEUMONIA" for filename in predictions.filenames]
 
 
+@pytest.mark.slow
 def test_a_run_records_the_splits_of_its_fold(cross_validated):
     workdir, _ = cross_validated
     runs = [read_run(workdir / f"fold_{fold}" / "config.json") for fold in range(2)]
@@ -165,6 +169,7 @@ def test_a_run_records_the_splits_of_its_fold(cross_validated):
     assert not set(fingerprints[0].values()) & set(fingerprints[1].values())
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_the_same_command_trains_nothing_again_and_other_folds_are_refused(cross_validated, cross_validate, data_dir):
     workdir, printed = cross_validated

@@ -209,6 +209,7 @@ def test_a_missing_test_split_is_said_with_its_reason(workdir, data_dir, tmp_pat
     assert not (workdir / "evaluation").exists()
 
 
+@pytest.mark.slow
 def test_the_leaky_protocol_chooses_on_test_trains_the_same_and_says_so(
     make_config, trained, workdir, tmp_path, caplog
 ):

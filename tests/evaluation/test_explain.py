@@ -24,6 +24,7 @@ from pneumojax.evaluation.run import open_run
 pytest.importorskip("tensorflow_datasets")
 
 
+@pytest.mark.slow
 def test_files_that_cannot_be_read_are_rows_and_names_do_not_leave_the_folder(workdir, tmp_path):
     folder = tmp_path / "images"
     folder.mkdir()
@@ -42,6 +43,7 @@ def test_files_that_cannot_be_read_are_rows_and_names_do_not_leave_the_folder(wo
         assert [row["file"] for row in csv.DictReader(file)] == paths
 
 
+@pytest.mark.slow
 def test_a_split_is_explained_in_more_than_one_batch(workdir, tmp_path):
     rows = explain_split(open_run(workdir), "validation", BATCH_SIZE + 1, "random", tmp_path / "out")
     assert len({row["picture"] for row in rows}) == BATCH_SIZE + 1

@@ -23,6 +23,7 @@ from pneumojax.evaluation.run import open_run
 pytest.importorskip("tensorflow_datasets")
 
 
+@pytest.mark.slow
 def test_the_measures_are_written_next_to_the_audit(workdir):
     results = measure_explanations(open_run(workdir), "train", 20)
     assert json.loads((workdir / "evaluation" / "train" / "explanations.json").read_text()) == results

@@ -134,6 +134,7 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_written(make_run, tmp
         module.check_export(run, out, False)
 
 
+@pytest.mark.slow
 def test_a_run_in_bfloat16_is_exported_in_float32(make_run, tmp_path):
     run = open_run(make_run(dtype="bfloat16"))
     differences, _ = make_export(run, tmp_path / "out", onnx=True, gate=False)

@@ -24,6 +24,7 @@ def opened(make_run, tmp_path_factory):
         return run, dataclasses.replace(classifier, gate=gate_training.load_or_train_gate(run, classifier))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folds", [None, 2])
 def test_the_files_of_a_split_are_in_its_order(opened, folds):
     config = dataclasses.replace(opened[0].config.data, folds=folds)
@@ -32,6 +33,7 @@ def test_the_files_of_a_split_are_in_its_order(opened, folds):
     np.testing.assert_array_equal(np.stack(decoded), split.images)
 
 
+@pytest.mark.slow
 def test_the_tables_count_the_flags_of_each_kind(opened, monkeypatch):
     monkeypatch.setattr(gate_probes, "CROPS", 2)
     monkeypatch.setattr(gate_probes, "GENERATED_IMAGES", 2)

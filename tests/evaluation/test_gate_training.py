@@ -56,6 +56,7 @@ def test_a_classifier_with_a_gate_gives_the_same_scores_and_flags(trained):
     assert all("inverted" in row["flags"] for row in flagged)
 
 
+@pytest.mark.slow
 def test_the_stored_gate_needs_no_data_and_another_model_trains_its_own(trained, monkeypatch):
     run, classifier, gate = trained
     with monkeypatch.context() as patch:
@@ -76,6 +77,7 @@ def test_the_stored_gate_needs_no_data_and_another_model_trains_its_own(trained,
     np.testing.assert_array_equal(trained_again.components, gate.components)
 
 
+@pytest.mark.slow
 def test_the_features_of_all_members_of_an_ensemble_are_used(make_run, tmp_path):
     folders = [shutil.copytree(make_run(**fields), tmp_path / name) for name, fields in
                (("a", {}), ("b", {"image_px": 24, "seed": 1}))]  # fmt: skip

@@ -36,6 +36,7 @@ def score(run, split_name, swapped):
     return split.subtypes, compute_probabilities(run.predict(images))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("swapped", [False, True])
 def test_a_rule_is_chosen_on_validation_and_scored_on_the_fold(runs, results, swapped):
     expected = []
@@ -56,6 +57,7 @@ def test_a_rule_is_chosen_on_validation_and_scored_on_the_fold(runs, results, sw
     assert row["worst"] == pytest.approx(np.min(expected, axis=0)[1])
 
 
+@pytest.mark.slow
 def test_each_rule_and_calibration_has_a_row_for_each_kind_of_images(results):
     assert len(results["rules"]) == 2 * 2 * len(rule_comparison.RULES)
     assert len(results["calibration"]) == 2 * 3

@@ -22,6 +22,7 @@ def run_without(program):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_training_runs_and_benchmarks_are_imported_without_the_packages_that_prepare_data(data_dir, tmp_path):
     fields = {"data_dir": str(data_dir), "image_px": 16, "model": "mlp", "mlp_widths": [8], "epochs": 1}
     config = config_from_dict(fields)

@@ -107,6 +107,7 @@ def test_a_case_that_fails_is_a_row_with_its_reason_and_resuming_goes_on(monkeyp
     assert "RESOURCE_EXHAUSTED" not in capsys.readouterr().out  # Only rows of this call are printed.
 
 
+@pytest.mark.slow
 def test_a_flag_that_xla_does_not_know_and_a_case_that_is_late_are_rows(run_benchmark, tmp_path):
     results = tmp_path / "rows.jsonl"
     given = [*(f"--{name}={value}" for name, value in TINY.items()), "--repeats=2", "--steps=1", f"--results={results}"]

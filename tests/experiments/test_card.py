@@ -1,8 +1,10 @@
 """Tests of experiments/card.py."""
 
+import pytest
 from forked import run_script
 
 
+@pytest.mark.slow
 def test_cards_are_written_and_mistakes_are_sentences(make_run, processes, tmp_path):
     workdir, out = make_run(), tmp_path / "cards"
     (tmp_path / "file").write_text("")

@@ -74,6 +74,7 @@ def test_training_logs_lines_and_ends_with_its_result_and_folder(first_run):
     assert (workdir / "learning_curves.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_the_next_command_works_on_one_device_what_eight_trained(first_run, run):
     workdir, done = first_run
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("Next: ")]
@@ -162,6 +163,7 @@ def test_a_terminal_shows_a_progress_bar(processes, data_dir, tmp_path):
     assert "Next: scripts/run" in frames[-1] or "Next: scripts/run" in "".join(frames[-8:])
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_with_code_1_and_a_sentence(train, tmp_path):
     done = train(tmp_path / "run", "--optimizer=sgd", "--learning_rate=1e30", "--warmup=0")
     assert done.returncode == 1

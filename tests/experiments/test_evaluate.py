@@ -2,10 +2,12 @@
 
 import json
 
+import pytest
 from encoded_images import encode, smooth_pixels
 from forked import run_script
 
 
+@pytest.mark.slow
 def test_script_scores_an_ensemble_and_names_its_folder(make_run, processes, tmp_path):
     workdirs = [make_run(), make_run(seed=1, epochs=3)]
     arguments = (f"--workdir={workdirs[0]},{workdirs[1]}", "--split=test", "--prevalence=0.3")
@@ -25,6 +27,7 @@ def test_script_scores_an_ensemble_and_names_its_folder(make_run, processes, tmp
         assert part in done.stdout
 
 
+@pytest.mark.slow
 def test_a_collection_is_evaluated_and_mistakes_are_sentences(make_run, processes, tmp_path):
     folder = tmp_path / "hospital"
     for i, kind in enumerate(("NORMAL", "pneumonia")):

@@ -5,6 +5,7 @@ from encoded_images import encode, smooth_pixels
 from forked import run_script
 
 
+@pytest.mark.slow
 def test_files_and_splits_are_explained_and_mistakes_are_sentences(make_run, processes, tmp_path):
     (tmp_path / "a.png").write_bytes(encode(smooth_pixels(40, 50)))
     (tmp_path / "empty").mkdir()

@@ -136,7 +136,7 @@ def draw_values(field):
     return values | strategies.none() if type(None) in typing.get_args(field.type) else values
 
 
-@hypothesis.settings(max_examples=300, deadline=None, suppress_health_check=[hypothesis.HealthCheck.filter_too_much])
+@hypothesis.settings(max_examples=100, deadline=None, suppress_health_check=[hypothesis.HealthCheck.filter_too_much])
 @hypothesis.given(
     strategies.lists(strategies.sampled_from(config_fields()), max_size=6, unique_by=lambda field: field.name).flatmap(
         lambda fields: strategies.fixed_dictionaries({field.name: draw_values(field) for field in fields})

@@ -32,7 +32,7 @@ def test_the_notebook_is_valid_and_stores_no_outputs():
     assert [cell.metadata.get("tags") for cell in cells].count(["parameters"]) == 1
 
 
-@pytest.mark.slow  # .ci/run executes it by name.
+@pytest.mark.slow
 def test_the_notebook_runs_on_synthetic_radiographs(tmp_path, monkeypatch):
     from nbclient import NotebookClient
 

@@ -28,6 +28,7 @@ def images(tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_files_folders_and_archives_are_predicted_and_a_second_start_predicts_none(
     make_run, processes, images, tmp_path
 ):

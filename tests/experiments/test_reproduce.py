@@ -37,6 +37,7 @@ def read_metrics(workdir, name):
     return [json.loads((run / "evaluation" / "test" / "metrics.json").read_text())["metrics"] for run in runs]
 
 
+@pytest.mark.slow
 def test_the_table_holds_the_means_over_the_seeds_of_the_runs_own_figures(reproduced):
     workdir, _, done = reproduced
     rows = read_csv(workdir)
@@ -62,6 +63,7 @@ def test_the_table_holds_the_means_over_the_seeds_of_the_runs_own_figures(reprod
         assert "is a smoke test" in text and "Leaky protocol" in text and "multilayer perceptron" in text
 
 
+@pytest.mark.slow
 def test_a_second_start_trains_nothing_again(reproduce, reproduced):
     workdir, command, _ = reproduced
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.parent != workdir and path.is_file()}
@@ -72,6 +74,7 @@ def test_a_second_start_trains_nothing_again(reproduce, reproduced):
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_before_its_cost_was_written_is_no_obstacle(reproduce, reproduced):
     workdir, command, _ = reproduced
     cost = workdir / "e1" / "seed_0" / "cost.json"
@@ -84,6 +87,7 @@ def test_a_run_that_was_killed_before_its_cost_was_written_is_no_obstacle(reprod
     cost.write_text(earlier)
 
 
+@pytest.mark.slow
 def test_the_leaky_protocol_chooses_on_test_and_says_so(reproduced):
     workdir, _, _ = reproduced
     for name, split in (("e1", "validation"), (f"e1_{LEAKY}", "test")):

@@ -59,6 +59,7 @@ def test_what_diverges_is_a_sentence(racer, monkeypatch):
         racer.time(2)
 
 
+@pytest.mark.slow
 def test_a_small_speedrun_is_resumed_from_the_command_to_the_table(run_speedrun, data_dir, tmp_path):
     results = tmp_path / "rows.jsonl"
     config = ["--model=mlp", "--mlp_widths=8", "--image_px=16", "--epochs=1", "--batch_size=16", "--chunk_steps=4"]

@@ -2,9 +2,11 @@
 
 import json
 
+import pytest
 from forked import run_script
 
 
+@pytest.mark.slow
 def test_replicas_are_trained_as_runs_and_the_next_command_evaluates_them_together(processes, data_dir, tmp_path):
     workdir = tmp_path / "run"
     tiny = ("--image_px=16", "--model=mlp", "--mlp_widths=8", "--batch_size=16", "--epochs=1", "--chunk_steps=2")

@@ -52,6 +52,7 @@ def test_the_logits_are_those_of_its_blocks(bottleneck, strided, first_of_stage2
     np.testing.assert_allclose(predict(model, IMAGES), logits, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_frozen_stages_keep_their_statistics_in_training():
     model, weights = make(False, frozen=("stem", "stage1", "stage2"))
     np.testing.assert_array_equal(model.extract(IMAGES, train=True), model.extract(IMAGES, train=False))
@@ -78,7 +79,7 @@ def differentiate(bottleneck, platform):
 
 
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])
-@pytest.mark.parametrize("bottleneck", [False, True])
+@pytest.mark.parametrize("bottleneck", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_training_step_is_the_same_on_all_platforms(bottleneck, platform):
     ours, plain = differentiate(bottleneck, platform), differentiate(bottleneck, "xla")
     for mine, theirs in zip(jax.tree.leaves(ours), jax.tree.leaves(plain), strict=True):

@@ -23,7 +23,7 @@ def test_parameter_count_is_the_published_one_for_a_grey_stem():
     assert count == 138_357_544 - 2 * 3 * 3 * 64
 
 
-@pytest.mark.parametrize(("image_px", "dense_widths"), [(50, (16, 8)), (64, ())])
+@pytest.mark.parametrize(("image_px", "dense_widths"), [(50, (16, 8)), pytest.param(64, (), marks=pytest.mark.slow)])
 def test_it_is_five_stages_of_plain_convolutions(image_px, dense_widths):
     config = ModelConfig(model="vgg16", vgg_width=4, vgg_dense_widths=dense_widths)
     images = np.random.default_rng(0).normal(size=(2, image_px, image_px, 1)).astype(np.float32)
@@ -69,6 +69,7 @@ def test_an_image_too_small_to_be_halved_five_times_is_halved_to_one_place():
     assert jax.eval_shape(lambda s, x: nnx.merge(nnx.graphdef(model), s)(x, False), state, images).shape == (2, 1)
 
 
+@pytest.mark.slow
 def test_training_drops_units_in_front_of_the_second_dense_layer_and_of_the_head():
     @jax.jit
     def compute(key):

@@ -63,6 +63,7 @@ def test_half_precision_keeps_its_dtype_and_comes_near():
         assert jnp.abs(ours - expected).mean() < 0.04 * jnp.abs(expected).mean()
 
 
+@pytest.mark.slow
 def test_devices_of_a_mapped_axis_normalise_their_whole_batch():
     arguments = draw_arguments(adds=True)
     mesh, sharded, replicated = Mesh(np.array(jax.devices()[:4]), ("d",)), PartitionSpec("d"), PartitionSpec()

@@ -8,7 +8,7 @@ from xla_reference import assert_near, plain_convolve
 from pneumojax.ops import winograd
 
 
-@pytest.mark.parametrize(("size", "pad"), [(3, 1), (4, 1), (5, 2)])
+@pytest.mark.parametrize(("size", "pad"), [(3, 1), (4, 1), pytest.param(5, 2, marks=pytest.mark.slow)])
 def test_winograds_gradient_of_the_kernel_is_that_of_xlas_convolution(size, pad):
     rng = np.random.default_rng(size)
     images, kernel = rng.normal(size=(2, 9, 8, 3)), rng.normal(size=(size, size, 3, 4))

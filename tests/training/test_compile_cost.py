@@ -33,7 +33,9 @@ def compile_mlp(chunk_steps, batch_size, parallel):
     return chunk, arguments, compiled, costs | count_step_flops(chunk, arguments, DEVICES, parallel != "jit")
 
 
-@pytest.mark.parametrize("parallel", ["jit", "shard_map", pytest.param("pmap", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "parallel", ["jit", pytest.param("shard_map", marks=pytest.mark.slow), pytest.param("pmap", marks=pytest.mark.slow)]
+)
 def test_flops_are_those_of_one_step_of_all_devices(parallel):
     of_batch = {size: compile_mlp(1, size, parallel)[3]["perf/flops_per_step"] for size in (32, 64)}
     # Work that does not depend on the batch, such as Adam, cancels in the difference.

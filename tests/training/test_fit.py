@@ -247,6 +247,7 @@ def test_a_run_compiles_its_chunk_once(make_config, tmp_path):
     assert at_row[8] == at_row[18]
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_in_a_sentence_and_the_run_goes_on_when_there_is_room(finished, make_config, small_disk):
     workdir = small_disk / "run"
     with pytest.raises(UserError, match="cannot be written .* are kept. Free disk space there"):

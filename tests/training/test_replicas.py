@@ -106,6 +106,7 @@ def test_stopped_replicas_go_on_bitwise(finished, tmp_path):
     assert read_rows(tmp_path) == read_rows(workdir)
 
 
+@pytest.mark.slow
 def test_a_kill_between_two_replicas_saves_loses_no_step_that_both_have(finished, tmp_path, monkeypatch):
     workdir, config, _, _ = finished
     save, saved = replicas.save_checkpoint, []
@@ -178,6 +179,7 @@ def test_a_replica_that_diverges_is_left_behind_and_the_others_go_on(make_config
     assert table[2].split()[3] == "diverged"
 
 
+@pytest.mark.slow
 def test_where_all_diverge_the_run_ends_in_a_sentence(make_config, tmp_path):
     config = make_config(**LIGHT, replicas=2, learning_rate=1e30, warmup=0.0)
     for _ in range(2):

@@ -51,6 +51,7 @@ def test_trials_are_complete_pruned_or_diverged_and_the_best_complete_one_wins(o
     np.testing.assert_allclose(sum(importances.values()), 1)
 
 
+@pytest.mark.slow
 def test_processes_that_share_a_storage_finish_as_many_trials_as_wanted(open_search, trials_by_formula):
     searches = [open_search() for _ in range(3)]
     threads = [threading.Thread(target=run_trials, args=(opened, 6)) for opened in searches]

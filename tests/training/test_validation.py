@@ -57,7 +57,7 @@ def test_selection_scores():
     ("select_by", "replicas"),
     [
         ("shift", 1),
-        ("last", 2),
+        pytest.param("last", 2, marks=pytest.mark.slow),
         pytest.param("shift", 2, marks=pytest.mark.slow),
         pytest.param("last", 1, marks=pytest.mark.slow),
     ],

@@ -11,10 +11,14 @@ def test_each_measure_has_its_word():
     assert list(cases.WHAT) == list(measure.MEASURES)
 
 
+# The measures that train whole runs.
+WHOLE_RUNS = ("fit", "replicas", "train", "epoch")
+
+
 @pytest.mark.parametrize(
     "what",
     [
-        pytest.param(what, marks=[pytest.mark.slow] * (what in ("fit", "replicas")))  # They train whole runs.
+        pytest.param(what, marks=[pytest.mark.slow] * (what in WHOLE_RUNS))
         for what in measure.MEASURES
         if what not in ("start", "tests")
     ],

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 
 from experiments.benchmarks import parity, parity_page
 from pneumojax.evaluation import export
@@ -22,6 +23,7 @@ def test_no_random_variable_has_its_initial_value():
         assert np.isin(leaf, (0, 1)).mean() == 0, path
 
 
+@pytest.mark.slow
 def test_an_export_agrees_and_one_that_leaves_out_the_statistics_does_not(monkeypatch):
     row = parity.measure("small", WORDS)
     assert (row["image_px"], row["classes"], row["reason"], row["platforms"]) == (16, 3, "", ["cpu", "cuda", "tpu"])

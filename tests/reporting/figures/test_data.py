@@ -8,7 +8,7 @@ from pneumojax.reporting.figures import data, style
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("classes", [1, 2, 3])
+@pytest.mark.parametrize("classes", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_pictures_of_data(tmp_path, classes):
     names = ("NORMAL", "BACTERIA", "VIRUS")
     rng = np.random.default_rng(0)
