@@ -6,7 +6,8 @@ import jax
 import numpy as np
 
 from pneumojax import parallel, replica_steps, steps
-from pneumojax.config import Config
+from pneumojax.config import CLASS_NAMES, Config
+from pneumojax.losses import compute_class_weights
 from pneumojax.ops.xla import algorithms, uses_cpu_algorithms
 from pneumojax.optimizer import make_optimizer
 from pneumojax.sharding import make_mesh, put
@@ -26,10 +27,11 @@ class Training:
     def __init__(self, config: Config, num_images: int, chunk_steps: int):
         self.config, self.mesh = config, make_mesh()
         tx, graph = make_optimizer(config.optimizer, 10_000), steps.make_graph(config)
-        chunk = steps.make_train_chunk(config, graph, tx, np.ones(2, np.float32), self.mesh)
+        images, labels, class_weights = draw_images(config, num_images)
+        chunk = steps.make_train_chunk(config, graph, tx, class_weights, self.mesh)
         self.state = steps.init_state(config, tx, self.mesh)
         self.key = steps.make_key(config, self.mesh)
-        self.put_images(*draw_images(num_images, config.data.image_px))
+        self.put_images(images, labels)
         batches = np.arange(chunk_steps * config.train.batch_size, dtype=np.int32) % num_images
         self.batches = parallel.put_batches(batches.reshape(chunk_steps, -1), config, self.mesh)
         arguments: tuple[Any, ...] = (self.state, self.images, self.labels, self.batches, self.key)
@@ -53,14 +55,15 @@ class ReplicaTraining(Training):
     def __init__(self, config: Config, num_images: int, chunk_steps: int):
         self.config, self.mesh = config, make_mesh()
         tx, graph = make_optimizer(config.optimizer, 10_000), steps.make_graph(config)
-        chunk = replica_steps.make_replicas_chunk(config, graph, 10_000, np.ones(2, np.float32), self.mesh)
+        images, labels, class_weights = draw_images(config, num_images)
+        chunk = replica_steps.make_replicas_chunk(config, graph, 10_000, class_weights, self.mesh)
         seeds = np.array([replica.train.seed for replica in plan_replicas(config)], np.int32)
         init = steps.make_init(config, tx, self.mesh)
         states = [jax.device_get(init(jax.random.key(seed))) for seed in seeds]
         state = jax.tree.map(lambda *leaves: np.stack(leaves), *states)
         self.state = replica_steps.put_replicas(state, config, self.mesh)
         self.key = replica_steps.make_replica_keys(seeds, self.mesh)
-        self.put_images(*draw_images(num_images, config.data.image_px))
+        self.put_images(images, labels)
         batches = np.arange(chunk_steps * config.train.batch_size, dtype=np.int32) % num_images
         batches = np.tile(batches.reshape(1, chunk_steps, -1), (len(seeds), 1, 1))
         self.batches = replica_steps.put_replica_batches(batches, config, self.mesh)
@@ -91,7 +94,9 @@ def compile_counted(
     return compiled, {name.removeprefix("perf/"): number for name, number in costs.items()}
 
 
-def draw_images(num_images: int, image_px: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns [N, H, W] uint8 noise images, and [N] int32 labels with half of the images in each class."""
-    images = np.random.default_rng(0).integers(0, 256, (num_images, image_px, image_px), dtype=np.uint8)
-    return images, np.arange(num_images, dtype=np.int32) % 2
+def draw_images(config: Config, num_images: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns [N, H, W] uint8 noise images, [N] int32 labels of all classes in turn, and [C] float32 class weights."""
+    shape = num_images, config.data.image_px, config.data.image_px
+    labels = np.arange(num_images, dtype=np.int32) % len(CLASS_NAMES[config.model.task])
+    class_weights = compute_class_weights(labels, config.model.task, config.optimizer.class_weights)
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8), labels, class_weights

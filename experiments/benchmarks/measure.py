@@ -143,7 +143,7 @@ def start_predict(config: Config, case: dict) -> Measure:
     batches = make_eval_batches(case["steps"] * config.train.eval_batch_size, config.train.eval_batch_size, mesh.size)
     state = steps.init_state(config, make_optimizer(config.optimizer, 1), mesh)
     # All batches contain the same images, to save memory.
-    images = put(draw_images(batches.shape[1], config.data.image_px)[0], mesh)
+    images = put(draw_images(config, batches.shape[1])[0], mesh)
     arguments = (state.eval_variables(), images, put(batches % batches.shape[1], mesh, axis=1))
     predict, ready = compile_counted(make_predict(steps.make_graph(config), mesh), arguments, mesh.size, False)
     jax.block_until_ready(predict(*arguments))

@@ -27,6 +27,7 @@ def test_each_measure_runs(what, data_dir, tmp_path):
     fields = {"data_dir": str(data_dir), "eval_batch_size": "8", "epochs": "2", "chunk_steps": "4"}
     fields |= {"rotate_degrees": "0", "shift": "0", "zoom": "0"}  # Their compilation would take longest.
     fields |= {"replicas": "2"} if what == "replicas" else {}
+    fields |= {"task": "three_class"} if what in ("step", "replicas") else {}
     (case,) = plan(f"--what={what}", "--steps=2", *(f"--{name}={value}" for name, value in (TINY | fields).items()))
     case |= {"workdir": str(tmp_path / "run"), "resume": False}
     if what in ("epoch", "decode"):
@@ -38,4 +39,6 @@ def test_each_measure_runs(what, data_dir, tmp_path):
     if what in expected:
         assert first.get("images") == expected[what]
     if what in ("step", "epoch", "fit", "predict"):
-        assert ready["flops_per_step"] > 0 and ready["compile_seconds"] > 0
+        assert ready["compile_seconds"] > 0
+        # A training counts them only on a chip whose peak is known.
+        assert ready.get("flops_per_step", 0) > 0 or what == "fit"
