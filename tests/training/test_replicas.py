@@ -68,11 +68,12 @@ def test_a_replica_is_left_as_the_run_it_stands_for(finished, tmp_path, monkeypa
 
 
 @pytest.mark.slow
-def test_replicas_of_growing_images_are_left_as_the_runs_they_stand_for(make_config, tmp_path):
+def test_replicas_of_growing_images_are_left_as_the_runs_they_stand_for(make_config, tmp_path, compile_as_users_do):
     sizes = {"model": "cnn", "cnn_widths": (2, 2), "progressive_px": (16, 32), "flip": False}
     config = make_config(**LIGHT | sizes, replicas=2)
-    fit_replicas(config, tmp_path / "all")
-    fit(plan_replicas(config)[1], tmp_path / "alone")
+    with compile_as_users_do():
+        fit_replicas(config, tmp_path / "all")
+        fit(plan_replicas(config)[1], tmp_path / "alone")
     assert_same_run(tmp_path / "all/replica_1", tmp_path / "alone")
 
 
