@@ -9,7 +9,7 @@ from typing import Any
 
 from absl import flags
 
-from pneumojax.config import Config, config_fields, config_from_dict, config_to_dict
+from pneumojax.config import Config, config_fields, config_from_dict, config_to_dict, replace_fields
 from pneumojax.errors import UserError
 
 flags.disclaim_key_flags()  # The flags belong to the script that defines them, so that its --help lists them.
@@ -95,7 +95,7 @@ def read_preset(path: str | os.PathLike, **fields: Any) -> Config:
         config = parse_config([f"--flagfile={path}"])
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    return config_from_dict(config_to_dict(config) | fields)
+    return replace_fields(config, fields)
 
 
 def find_changed_fields(config: Config, *, ignore: Sequence[str] = ()) -> dict[str, Any]:

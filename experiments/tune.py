@@ -25,11 +25,11 @@ from absl import flags
 from experiments.cli import fail, run
 from experiments.flags import config_from_flags, define_config_flags, format_flagfile, format_value
 from experiments.progress import Progress, format_resume
-from pneumojax.config import Config
+from pneumojax.config import Config, replace_fields
 from pneumojax.files import write_text
 from pneumojax.reporting.caveats import describe_synthetic
 from pneumojax.reporting.tables import Table, format_csv
-from pneumojax.training.search_space import Choices, Range, apply_values, read_space
+from pneumojax.training.search_space import Choices, Range, read_space
 
 if TYPE_CHECKING:
     from pneumojax.training.search import Search
@@ -129,7 +129,7 @@ def write_results(search: "Search") -> str:
     workdir, importances = search.workdir, compute_importances(search)
     write_text(workdir / "trials.csv", format_trials(rows, list(search.space)))
     if best:
-        config = apply_values(search.base, best["values"])
+        config = replace_fields(search.base, best["values"])
         write_text(workdir / "best.flags", format_best(best, rows, config))
     scales = {name: find_scale(values) for name, values in search.space.items()}
     save_search(workdir / "tune.png", rows, scales, importances)

@@ -2,8 +2,8 @@
 
 Layout of a workdir:
     config.json            the run: config, class names, pixel range, data fingerprints, versions, device
-    metrics.jsonl          one row of JSON for each chunk and each validation
-    learning_curves.png
+    metrics.jsonl          one row of JSON for each chunk and each validation; learning_curves.png shows them
+    gate.npz               after predict.py or gate.py: what flags unsuitable images
     threshold.json         the threshold, chosen on the selection split
     calibration.json       the temperature and the biases of the classes, fitted on the selection split
     backbone.safetensors   only after pretraining: the weights from which train.py can start
@@ -156,7 +156,7 @@ def find_best(checkpoints: ocp.CheckpointManager) -> tuple[int, float] | None:
 
 
 def restore_state(checkpoints: ocp.CheckpointManager, step: int, fresh: TrainState, mesh: Mesh) -> TrainState:
-    """Restores a state to the devices of this process. The state may have been saved from other devices.
+    """Restores a state, replicated over the mesh. It may have been saved from other devices.
 
     Args:
       checkpoints: from `open_checkpoints`.

@@ -46,8 +46,8 @@ class DataConfig(Checked):
     )
     folds_by: str = option(
         "patient",
-        "how images are assigned to folds: at random by patient, or, for the NORMAL images, by series: the test split "
-        "of a fold then has all images of a series, and no image of it is trained on",
+        "assignment to folds: at random by patient (patient), or so that the NORMAL images of the test split are all "
+        "images of one series of file names (series); the other images are then assigned by patient",
         choices=("patient", "series"),
     )
     fold: int = option(0, "index of the fold that is the test split, from 0", at_least=0)
@@ -90,7 +90,7 @@ class ModelConfig(Checked):
         choices=("mlp", "cnn", "flatiron", "vgg16", "resnet9", "resnet18", "resnet34", "resnet50"),
     )
     task: str = option(
-        "binary", "classes: NORMAL, PNEUMONIA (binary) or NORMAL, BACTERIA, VIRUS", choices=tuple(CLASS_NAMES)
+        "binary", "binary: NORMAL, PNEUMONIA; three_class: NORMAL, BACTERIA, VIRUS", choices=tuple(CLASS_NAMES)
     )
     mlp_widths: tuple[int, ...] = option((512, 128), "units in each hidden layer of mlp", at_least=1)
     cnn_widths: tuple[int, ...] = option((32, 64, 128, 256), "channels of each convolution of cnn", at_least=1)
@@ -102,7 +102,7 @@ class ModelConfig(Checked):
         "units in each dense layer of vgg16; if empty, global average pooling replaces these layers",
         at_least=1,
     )
-    resnet_width: int = option(64, "channels in a resnet's first stage; each further stage doubles them", at_least=1)
+    resnet_width: int = option(64, "channels of a resnet's stem, which later stages double", at_least=1)
     resnet_stem: str = option(
         "imagenet",
         "first layers of a resnet: 7x7 at stride 2 and max-pooling at stride 2 (imagenet), 3x3 at stride 2 (strided), "
@@ -121,7 +121,7 @@ class ModelConfig(Checked):
     )
     frozen: tuple[str, ...] = option(
         (),
-        "stages whose weights are not trained: stem and stage1 .. stage4 of a resnet, or stage1 .. stage5 of vgg16",
+        "stages that are not trained: stem, stage1, ... of a resnet; stage1, ... of vgg16; conv1, norm1, ... of cnn",
     )
     cached_views: int | None = option(
         None,
@@ -129,7 +129,7 @@ class ModelConfig(Checked):
         "and augmented copies of it (default: compute the features in each step)",
         at_least=1,
     )
-    dropout: float = option(0.0, "dropout rate before the last layer", at_least=0.0, below=1.0)
+    dropout: float = option(0.0, "dropout rate in the classifier", at_least=0.0, below=1.0)
     dtype: str = option(
         "float32",
         "data type of the computation; parameters, batch statistics and loss are always float32",
@@ -192,7 +192,7 @@ class AugmentConfig(Checked):
     )
     mixup_alpha: float = option(0.0, "parameter of the beta distribution of mixup; 0 disables mixup", at_least=0.0)
     augment_strength: float = option(
-        1.0, "factor on all augmentation ranges and on erase_probability (not on flip and mixup_alpha)", at_least=0.0
+        1.0, "factor on augmentation ranges and erase_probability, not crop_max_aspect, flip, mixup_alpha", at_least=0.0
     )
     test_time_views: int = option(
         1,
@@ -364,14 +364,9 @@ def replace_fields(config: Config, values: dict[str, Any]) -> Config:
     """Returns a copy of the config in which some fields, named without their group, have new values.
 
     Raises:
-      UserError: a value is outside its limits.
+      UserError: a field is unknown or a value outside its limits, or two values exclude each other.
     """
-    groups = {}
-    for group in dataclasses.fields(config):
-        old = getattr(config, group.name)
-        new = {field.name: values[field.name] for field in dataclasses.fields(old) if field.name in values}
-        groups[group.name] = dataclasses.replace(old, **new)
-    return Config(**groups)
+    return config_from_dict(config_to_dict(config) | values)
 
 
 def config_fields() -> list[dataclasses.Field]:

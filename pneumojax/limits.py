@@ -66,8 +66,8 @@ def check_strength(augment: "AugmentConfig") -> None:
       UserError: a scaled range is outside the limits of its field.
     """
     fields = {field.name: field for field in dataclasses.fields(augment)}
-    for name in ("rotate_degrees", "shift", "zoom", "brightness", "contrast", "noise", "erase_probability"):
-        _check(fields[name], augment.augment_strength * getattr(augment, name), f"augment_strength times {name}")
+    for key in ("rotate_degrees", "shift", "zoom", "brightness", "contrast", "sharpness", "noise", "erase_probability"):
+        _check(fields[key], augment.augment_strength * getattr(augment, key), f"augment_strength times {key}")
     smallest = 1 - augment.augment_strength * (1 - augment.crop_min_area)
     _check(fields["crop_min_area"], smallest, "1 - augment_strength times (1 - crop_min_area)")
 
@@ -127,9 +127,10 @@ def _check_replicas(config: "Config") -> None:
 
 def _check_network(config: "Config") -> None:
     model, augment = config.model, config.augment
-    geometry = augment.rotate_degrees or augment.shift or augment.zoom or augment.crop_min_area < 1 or augment.flip
-    intensity = augment.brightness or augment.contrast or augment.gamma
-    if augment.test_time_views > 1 and not (geometry or intensity):
+    geometry = (augment.rotate_degrees, augment.shift, augment.zoom, augment.stretch, augment.flip)
+    intensity = (augment.brightness, augment.contrast, augment.gamma, augment.tone, augment.sharpness, augment.noise)
+    varies = augment.crop_min_area < 1 or any(geometry) or any(intensity)
+    if augment.test_time_views > 1 and not varies:
         raise UserError(
             f"test_time_views={augment.test_time_views} needs an augmentation range above zero: "
             "otherwise all views are identical."

@@ -13,8 +13,8 @@ from pneumojax.sharding import AXIS, put, replicated
 from pneumojax.state import StepResult, TrainState
 
 
-def compile_chunk(step: Callable[..., StepResult], num_columns: int, config: Config, mesh: Mesh) -> jax.stages.Wrapped:
-    """Compiles a `lax.scan` of steps, parallelised over the devices as the config specifies.
+def make_chunk(step: Callable[..., StepResult], num_columns: int, config: Config, mesh: Mesh) -> jax.stages.Wrapped:
+    """Makes a jitted `lax.scan` of steps, parallelised over the devices as the config specifies.
 
     A column is an array with a row for each image: the images, their features or their labels.
 

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from pneumojax.config import Config
 from pneumojax.data.augment import make_augment
 from pneumojax.losses import compute_contrastive
-from pneumojax.parallel import compile_chunk
+from pneumojax.parallel import make_chunk
 from pneumojax.preprocessing import gather, normalise, scale_pixels
 from pneumojax.state import StepResult, TrainState
 from pneumojax.steps import fold_in_positions, make_update
@@ -72,4 +72,4 @@ def make_pretrain_chunk(
       `pretrain_chunk(state, images, batches, key) -> (state, metrics)`, as in `make_train_chunk`. With loader=stream,
       it is `pretrain_chunk(state, images, key)`.
     """
-    return compile_chunk(make_pretrain_step(config, graph, tx), 1, config, mesh)
+    return make_chunk(make_pretrain_step(config, graph, tx), 1, config, mesh)

@@ -1,8 +1,8 @@
 """The compiled steps of training: from a batch of pixels to the updated state.
 
-A step is a pure function of the state, the data, a batch and the run's key. A chunk is a `lax.scan` of steps, compiled
-once by `parallel.py`. `pretrain_steps.py`, `replica_steps.py`, `inference.py` and `attribution.py` hold the other
-compiled functions; no other module compiles.
+A step is a pure function of the state, the data, a batch and the run's key. A chunk is a `lax.scan` of steps, jitted
+by `parallel.py`. `pretrain_steps.py`, `replica_steps.py`, `inference.py`, `attribution.py` and `exported_program.py`
+hold the other jitted functions; no other module calls `jax.jit`.
 """
 
 import functools
@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from pneumojax.config import Config, ModelConfig
 from pneumojax.losses import as_class_logits, compute_cross_entropy
 from pneumojax.models import Network, make_model, split_frozen
-from pneumojax.parallel import compile_chunk
+from pneumojax.parallel import make_chunk
 from pneumojax.preprocessing import gather, make_prepare, make_prepare_features
 from pneumojax.sharding import AXIS, replicated
 from pneumojax.state import StepResult, TrainState
@@ -56,14 +56,14 @@ def _make_abstract_model(
 def init_state(
     config: Config, tx: optax.GradientTransformation, mesh: Mesh, make: Callable[..., Network] = make_model
 ) -> TrainState:
-    """Initialises the state from the config's seed, replicated over the devices; arguments as in `make_graph`."""
+    """Initialises the state from the config's seed, replicated over the devices. See `make_graph` for `make`."""
     return make_init(config, tx, mesh, make)(jax.random.key(config.train.seed))
 
 
 def make_init(
     config: Config, tx: optax.GradientTransformation, mesh: Mesh, make: Callable[..., Network] = make_model
 ) -> Callable[[jax.Array], TrainState]:
-    """Compiles `init(key) -> state`. The state is replicated over the devices. See `make_graph` for the arguments."""
+    """Compiles `init(key) -> state`. The state is replicated over the devices. Arguments as in `init_state`."""
 
     def init(key: jax.Array) -> TrainState:
         model = make(config.model, config.data.image_px, key)
@@ -78,7 +78,7 @@ def make_init(
 
 
 def make_key(config: Config, mesh: Mesh) -> jax.Array:
-    """Makes the only PRNG key of a run. Each step folds the step number into the key, so a checkpoint stores no key."""
+    """Makes the PRNG key of the training steps. Each step folds its number into it, so a checkpoint stores no key."""
     # jit caches by function. `derive_key` is one function for all seeds, so another seed is not compiled again.
     return jax.jit(derive_key, out_shardings=replicated(mesh))(config.train.seed)
 
@@ -213,4 +213,4 @@ def make_train_chunk(
       [S, B] of the chunk are sharded along B, in the shape that `parallel.shape_batches` gives.
     """
     train_step = make_train_step(config, graph, tx, class_weights, config.train.parallel != "jit", image_px)
-    return compile_chunk(train_step, 2, config, mesh)
+    return make_chunk(train_step, 2, config, mesh)

@@ -16,6 +16,7 @@ from pneumojax.config import (
     config_fields,
     config_from_dict,
     config_to_dict,
+    replace_fields,
 )
 from pneumojax.errors import UserError
 from pneumojax.models import MODELS
@@ -66,3 +67,10 @@ def test_unknown_fields_are_named():
 def test_a_config_cannot_be_changed_after_its_check():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Config().train.epochs = -1
+
+
+def test_a_field_that_does_not_exist_is_not_replaced():
+    config = config_from_dict({})
+    assert replace_fields(config, {"epochs": 3}).train.epochs == 3
+    with pytest.raises(UserError, match="unknown config fields: epoch"):
+        replace_fields(config, {"epoch": 3})

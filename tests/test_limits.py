@@ -22,7 +22,8 @@ def test_views_without_augmentation_are_refused(make_config):
     still = dict.fromkeys(("rotate_degrees", "shift", "zoom", "brightness", "contrast", "gamma"), 0.0)
     with pytest.raises(UserError, match="test_time_views=4 needs an augmentation range"):
         make_config(**still, crop_min_area=1.0, test_time_views=4)
-    assert make_config(**still, crop_min_area=1.0, flip=True, test_time_views=4).augment.test_time_views == 4
+    for varied in ({"flip": True}, {"stretch": 0.1}, {"tone": 0.1}, {"sharpness": 0.1}, {"noise": 0.1}):
+        assert make_config(**still, crop_min_area=1.0, test_time_views=4, **varied).augment.test_time_views == 4
 
 
 EVERY_FIELD = pytest.mark.parametrize("field", config_fields(), ids=lambda field: field.name)
@@ -124,6 +125,8 @@ def test_the_weights_of_the_other_networks_fit_every_size(model):
 def test_the_strength_of_augmentation_keeps_every_range_within_its_limits():
     with pytest.raises(UserError, match=r"^augment_strength times rotate_degrees must be at most 180\.0, not 200\.0\."):
         AugmentConfig(rotate_degrees=100.0, augment_strength=2.0)
+    with pytest.raises(UserError, match=r"^augment_strength times sharpness must be at most 1\.0, not 2\.0\."):
+        AugmentConfig(sharpness=1.0, augment_strength=2.0)
     with pytest.raises(UserError, match=r"^1 - augment_strength times \(1 - crop_min_area\) must be greater than 0"):
         AugmentConfig(crop_min_area=0.5, augment_strength=2.0)
 

@@ -39,7 +39,7 @@ def test_a_chunk_is_the_loop_over_its_steps(mode, loader):
         arrays = (put(rows, mesh, axis=1),)
     else:
         arrays = put(COLUMN, mesh), parallel.put_batches(BATCHES, config, mesh)
-    last, metrics = parallel.compile_chunk(step, 1, config, mesh)(state, *arrays, key)
+    last, metrics = parallel.make_chunk(step, 1, config, mesh)(state, *arrays, key)
     expected = [1.0]
     for index in BATCHES:
         expected.append(0.5 * expected[-1] + np.sin(COLUMN[index]).sum() + float(jax.random.uniform(key)))

@@ -55,7 +55,7 @@ class Racer:
         state, key = self.init(jax.random.key(seed)), steps.make_key(config, self.mesh)
         chunk_inputs = make_chunk_inputs(plan, (plan.data.images, plan.labels()), key, 0)
         for number, inputs in enumerate(chunk_inputs):
-            size = plan.find_size(number * plan.chunk_steps)
+            size = plan.find_size_index(number * plan.chunk_steps)
             state, _ = self._compile(size, (state, *inputs))(state, *inputs)
         return jax.block_until_ready(state.eval_variables())
 

@@ -220,7 +220,7 @@ def change_sharpness(key: jax.Array, image: jax.Array, largest: float | jax.Arra
     Args:
       key: PRNG key.
       image: [H, W] float32, 0..1.
-      largest: -1 is the blur by the 3x3 binomial filter; 1 doubles the detail that this blur removes.
+      largest: 0..1. The amount -1 blurs by the 3x3 binomial filter; 1 doubles the detail that this blur removes.
 
     Returns:
       [H, W] float32, 0..1.
@@ -248,7 +248,7 @@ def add_noise(key: jax.Array, image: jax.Array, deviation: float | jax.Array) ->
     return jnp.clip(image + sampled * jax.random.normal(keys[1], image.shape), 0, 1)
 
 
-def erase(key: jax.Array, image: jax.Array, probability: float) -> jax.Array:
+def erase(key: jax.Array, image: jax.Array, probability: float | jax.Array) -> jax.Array:
     """Erases a random rectangle: fills 2 to 20 % of the area with one grey value.
 
     Args:

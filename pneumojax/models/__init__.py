@@ -60,7 +60,7 @@ def _make_resnet(
 def _make_resnet9(config: ModelConfig, image_px: int, **common: Any) -> Network:
     from pneumojax.models.resnet9 import ResNet9
 
-    return ResNet9(config.resnet_width, config.resnet_stem, **common)
+    return ResNet9(config.resnet_width, config.resnet_stem, frozen=config.frozen, **common)
 
 
 MODELS: dict[str, Callable[..., Network]] = {

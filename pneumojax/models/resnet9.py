@@ -28,8 +28,9 @@ class ResNet9(Network):
         dtype: str,
         axis_name: str | None,
         rngs: nnx.Rngs,
+        frozen: tuple[str, ...] = (),
     ):
-        size, stride, self.pools = STEMS[stem]
+        self.frozen, (size, stride, self.pools) = frozen, STEMS[stem]
         layers = {
             "stem": (1, width, size, stride),
             "stage1": (width, 2 * width, 3, 1),
@@ -49,7 +50,8 @@ class ResNet9(Network):
         """Computes the maps of images, [B, H, W, 1] -> [B, P, P, 8 * width]."""
 
         def apply(name: str, x: jax.Array, window: int | None = None) -> jax.Array:
-            x = getattr(self, f"{name}_norm")(getattr(self, f"{name}_conv")(x), train)
+            trains = train and name.split("_")[0] not in self.frozen
+            x = getattr(self, f"{name}_norm")(getattr(self, f"{name}_conv")(x), trains)
             return nnx.relu(max_pool(x, window) if window else x)
 
         x = apply("stem", images, 3 if self.pools else None)

@@ -115,7 +115,7 @@ def fit(
 
 
 def make_train_chunks(plan: TrainingPlan) -> list[jax.stages.Wrapped]:
-    """Makes the training chunk of each image size. JAX compiles it when it is first called."""
+    """Makes the training chunk of each image size. `train_until_stopped` compiles it before its first call."""
     class_weights = plan.class_weights()
     return [
         steps.make_train_chunk(plan.config, plan.graph, plan.tx, class_weights, plan.mesh, image_px)
@@ -156,7 +156,7 @@ def train_until_stopped(
             stopped_by := max_over_processes(caught[0] if caught else log.stop_requested)
         ):
             log.start_chunk()
-            size = plan.find_size(step)
+            size = plan.find_size_index(step)
             inputs = (state, *next(chunk_inputs))
             new = size not in compiled
             if new:

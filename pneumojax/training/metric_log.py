@@ -76,7 +76,7 @@ class ChunkLog(Protocol):
 
         Args:
           step: training steps of the run after this chunk.
-          sums: {metric: [S] float32} on the devices, each a sum over the images of a batch.
+          sums: {metric: [S] float32} on the devices, each a sum over the images of a batch; [R, S] with replicas.
           chunk: the times of the chunk.
         """
 

@@ -68,7 +68,7 @@ class TrainingPlan:
         """The image sizes in pixels, in the order of training. Each has an equal share of the epochs."""
         return self.config.data.progressive_px or (self.config.data.image_px,)
 
-    def find_size(self, step: int) -> int:
+    def find_size_index(self, step: int) -> int:
         """Returns the index in `image_sizes` of the size of the chunk that starts at `step`."""
         epoch = step // self.steps_per_epoch
         return epoch * len(self.image_sizes) // self.config.train.epochs

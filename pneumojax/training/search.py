@@ -21,7 +21,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from pneumojax.checkpoint import find_latest_step
-from pneumojax.config import Config, config_fields, config_to_dict
+from pneumojax.config import Config, config_fields, config_to_dict, replace_fields
 from pneumojax.data.dataset import ensure_prepared
 from pneumojax.errors import Diverged, UserError
 from pneumojax.files import lock_folder, read_rows
@@ -29,7 +29,7 @@ from pneumojax.reporting.figures.training import save_learning_curves
 from pneumojax.training import search_storage
 from pneumojax.training.fit import fit
 from pneumojax.training.search_resume import Halving, Storage, count_begun, fail_dead_trials, take_up
-from pneumojax.training.search_space import Choices, Range, apply_values
+from pneumojax.training.search_space import Choices, Range
 
 logger = logging.getLogger(__name__)
 
@@ -264,7 +264,7 @@ def _run_trial(
     logger.info("%s (%d wanted): %s", name, trials, words)
     started, spent = time.perf_counter(), trial.user_attrs.get("seconds", 0.0)
     try:
-        return _train(search, trial, workdir, apply_values(search.base, values), report)
+        return _train(search, trial, workdir, replace_fields(search.base, values), report)
     except Diverged as error:
         trial.set_user_attr("diverged", str(error))
         raise optuna.TrialPruned from error

@@ -26,8 +26,7 @@ from pneumojax.config import (
     OptimizerConfig,
     TrainConfig,
     config_fields,
-    config_from_dict,
-    config_to_dict,
+    replace_fields,
 )
 from pneumojax.errors import UserError
 
@@ -94,15 +93,6 @@ def read_space(path: str | pathlib.Path, base: Config) -> dict[str, Range | Choi
     return space
 
 
-def apply_values(base: Config, values: dict[str, Any]) -> Config:
-    """Returns the base config with some fields replaced.
-
-    Raises:
-      UserError: a value is outside its limits, or two values exclude each other.
-    """
-    return config_from_dict(config_to_dict(base) | values)
-
-
 def _read_field(name: str, table: Any, base: Config) -> Range | Choices:
     fields = {field.name: field for field in config_fields()}
     searched = {field.name for group in GROUPS for field in dataclasses.fields(group)} - FIXED
@@ -130,7 +120,7 @@ def _read_field(name: str, table: Any, base: Config) -> Range | Choices:
         found = _read_range(table, kind, several)
         values = (found.low, found.high)
     for value in values:
-        apply_values(base, {name: value})
+        replace_fields(base, {name: value})
     return found
 
 

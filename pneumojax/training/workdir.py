@@ -40,6 +40,7 @@ RUN_FILES = (
     "learning_curves.png",
     "threshold.json",
     "calibration.json",
+    "gate.npz",
     "config.json",
 )
 

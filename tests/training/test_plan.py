@@ -27,10 +27,10 @@ def test_the_schedule_of_steps_and_sizes(make_config):
     assert made.image_sizes == (16, 24, 32)
     # Each of the three sizes gets a third of the four epochs, rounded to whole epochs.
     first_steps = [epoch * made.steps_per_epoch for epoch in range(4)]
-    assert [made.find_size(step) for step in first_steps] == [0, 0, 1, 2]
-    assert made.find_size(first_steps[2] - 1) == 0
+    assert [made.find_size_index(step) for step in first_steps] == [0, 0, 1, 2]
+    assert made.find_size_index(first_steps[2] - 1) == 0
     plain = plan.make_plan(make_config())
-    assert plain.image_sizes == (32,) and plain.find_size(plain.total_steps - 1) == 0
+    assert plain.image_sizes == (32,) and plain.find_size_index(plain.total_steps - 1) == 0
 
 
 @pytest.mark.parametrize(

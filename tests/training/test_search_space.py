@@ -6,9 +6,9 @@ import re
 import pytest
 
 from experiments.flags import read_preset
-from pneumojax.config import Config, config_fields, config_from_dict
+from pneumojax.config import Config, config_fields, config_from_dict, replace_fields
 from pneumojax.errors import UserError
-from pneumojax.training.search_space import FIXED, Choices, Range, apply_values, read_space
+from pneumojax.training.search_space import FIXED, Choices, Range, read_space
 
 EXPERIMENTS = pathlib.Path(__file__).parents[2] / "experiments"
 
@@ -91,7 +91,7 @@ def test_a_missing_file_is_told(tmp_path):
 def test_the_base_config_counts(tmp_path):
     base = config_from_dict({"parallel": "shard_map"})
     space = read(tmp_path, "[batch_norm]\nchoices = ['global', 'local']", base)
-    assert apply_values(base, {"batch_norm": "local"}).train.batch_norm == "local"
+    assert replace_fields(base, {"batch_norm": "local"}).train.batch_norm == "local"
     assert space["batch_norm"] == Choices(("global", "local"))
 
 
