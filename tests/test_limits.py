@@ -14,7 +14,6 @@ from pneumojax.config import (
     config_to_dict,
 )
 from pneumojax.errors import UserError
-from pneumojax.models import MODELS
 from pneumojax.steps import make_abstract_variables
 
 
@@ -111,7 +110,9 @@ def test_sizes_and_loaders_that_do_not_fit_the_rest_are_refused(fields, sentence
         config_from_dict(fields)
 
 
-@pytest.mark.parametrize("model", [model for model in MODELS if model not in ("mlp", "flatiron")])
+@pytest.mark.parametrize(
+    "model", ["cnn", "vgg16", "resnet9", "resnet18", pytest.param("resnet50", marks=pytest.mark.slow)]
+)
 def test_the_weights_of_the_other_networks_fit_every_size(model):
     assert config_from_dict({"model": model, "progressive_px": (32, 64)}).data.progressive_px == (32, 64)
     small = {"resnet_width": 4, "vgg_width": 4, "vgg_dense_widths": (8,), "cnn_widths": (4, 8), "model": model}

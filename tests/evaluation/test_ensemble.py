@@ -52,6 +52,7 @@ def test_ensemble_is_the_mean_of_calibrated_probabilities(make_run):
     assert load_or_choose_threshold(retrained, ensemble.config.threshold)["value"] == chosen
 
 
+@pytest.mark.slow
 def test_ensembles_that_do_not_go_together(make_run, tmp_path):
     binary = make_run()
     with pytest.raises(UserError, match="different classes"):

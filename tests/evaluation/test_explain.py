@@ -51,6 +51,7 @@ def test_a_split_is_explained_in_more_than_one_batch(workdir, tmp_path):
     assert len(rows) == 2
 
 
+@pytest.mark.slow
 def test_the_maps_of_an_image_do_not_depend_on_its_batch(workdir):
     run = open_run(workdir)
     images = np.asarray(load_split(run.config.data, "validation").images[: BATCH_SIZE + 3])

@@ -69,7 +69,10 @@ def test_files(data_dir, tmp_path_factory):
     "fields",
     [
         {"task": "binary"},
-        {"task": "three_class", "pixel_scaling": "image", "resize": "crop", "test_time_views": 2},
+        pytest.param(
+            {"task": "three_class", "pixel_scaling": "image", "resize": "crop", "test_time_views": 2},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_scores_and_decisions_are_those_of_the_evaluation(make_run, test_files, tmp_path, fields):

@@ -142,6 +142,7 @@ def test_sigterm_saves_and_the_printed_command_resumes(data_dir, tmp_path):
     assert again.returncode == 130
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_a_progress_bar(processes, data_dir, tmp_path):
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (40, 120))

@@ -39,6 +39,7 @@ def racer(config):
     return racing.Racer(config)
 
 
+@pytest.mark.slow
 def test_a_training_is_bitwise_that_of_fit_and_another_seed_compiles_nothing(config, racer, tmp_path):
     first = racer.train(1)
     compiled = dict(racer.compiled)

@@ -58,13 +58,16 @@ def apply_abstract(config, batch=3):
     return jax.eval_shape(call, nnx.state(model), images, KEYS[:batch])
 
 
+DEEP = ("resnet34", "resnet50")
+
+
 @pytest.mark.parametrize(
     ("name", "task", "dtype"),
     [
-        *((name, "three_class", "bfloat16") for name in MODELS if name != "resnet34"),
-        pytest.param("resnet34", "three_class", "bfloat16", marks=pytest.mark.slow),
         # The deeper ones have the same class as ResNet-18, and take seconds to trace.
-        *((name, "binary", "float32") for name in MODELS if name not in ("resnet34", "resnet50")),
+        *((name, "three_class", "bfloat16") for name in MODELS if name not in DEEP),
+        *(pytest.param(name, "three_class", "bfloat16", marks=pytest.mark.slow) for name in DEEP),
+        *((name, "binary", "float32") for name in MODELS if name not in DEEP),
     ],
 )
 def test_logits_are_float32_one_or_three_and_the_state_keeps_its_shapes_and_float32(name, task, dtype):

@@ -72,6 +72,7 @@ def test_default_data_dir_missing_test_folder_and_bad_images_are_told(chest_xray
     assert dataset_dir("kermany", tmp_path / "tensorflow_datasets").is_dir()
 
 
+@pytest.mark.slow
 def test_verify_reads_everything_again(chest_xray, tmp_path):
     assert run_script(f"--source={chest_xray}", f"--data_dir={tmp_path}").returncode == 0
     good = run_script("--verify", f"--data_dir={tmp_path}")

@@ -85,6 +85,7 @@ def test_views_are_the_image_itself_and_augmented_ones_and_do_not_depend_on_the_
     assert not changed[labels == 1].any()
 
 
+@pytest.mark.slow
 def test_a_run_on_kept_features_is_a_whole_run(make_config, tmp_path):
     fields = CNN | {"mixup_alpha": 0.0, "epochs": 2, "cached_views": 2}
     result = fit(make_config(**fields), tmp_path / "run")

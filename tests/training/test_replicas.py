@@ -159,6 +159,7 @@ def test_the_evaluation_of_the_folder_is_that_of_the_ensemble_of_its_parts(finis
         open_run(workdir)
 
 
+@pytest.mark.slow
 def test_a_replica_that_diverges_is_left_behind_and_the_others_go_on(make_config, tmp_path):
     path = tmp_path / "sweep.toml"
     path.write_text("learning_rate = [0.01, 1e30]")

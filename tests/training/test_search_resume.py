@@ -11,6 +11,7 @@ optuna = pytest.importorskip("optuna")
 from pneumojax.training import search, search_resume  # noqa: E402
 
 
+@pytest.mark.slow
 def test_a_trial_that_is_stopped_goes_on_in_its_folder_with_its_values(
     open_search, make_config, trials_by_formula, tmp_path
 ):

@@ -60,6 +60,7 @@ def test_a_damaged_or_foreign_file_is_refused_and_left_as_it_is(
     assert path.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_file_that_stays_locked_is_told(open_search, trials_by_formula, tmp_path, monkeypatch):
     monkeypatch.setattr(search_storage, "LOCK_SECONDS", 1)
     opened = open_search()

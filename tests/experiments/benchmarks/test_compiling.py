@@ -77,6 +77,7 @@ def test_an_interrupted_compilation_leaves_no_process(monkeypatch, tmp_path):
         os.kill(int(started.read_text()), 0)
 
 
+@pytest.mark.slow
 def test_a_compilation_ends_after_the_process_that_started_it():
     worker = "from experiments.benchmarks.compiling import *; end_with_caller(); print(flush=True); time.sleep(60)"
     command = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {worker!r}])"
