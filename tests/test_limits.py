@@ -111,7 +111,11 @@ def test_sizes_and_loaders_that_do_not_fit_the_rest_are_refused(fields, sentence
 
 
 @pytest.mark.parametrize(
-    "model", ["cnn", "vgg16", "resnet9", "resnet18", pytest.param("resnet50", marks=pytest.mark.slow)]
+    "model",
+    [
+        *("cnn", "vgg16", "resnet9", "resnet18"),
+        *(pytest.param(model, marks=pytest.mark.slow) for model in ("resnet34", "resnet50")),
+    ],
 )
 def test_the_weights_of_the_other_networks_fit_every_size(model):
     assert config_from_dict({"model": model, "progressive_px": (32, 64)}).data.progressive_px == (32, 64)
