@@ -66,8 +66,9 @@ def check_strength(augment: "AugmentConfig") -> None:
       UserError: a scaled range is outside the limits of its field.
     """
     fields = {field.name: field for field in dataclasses.fields(augment)}
-    for key in ("rotate_degrees", "shift", "zoom", "brightness", "contrast", "sharpness", "noise", "erase_probability"):
-        _check(fields[key], augment.augment_strength * getattr(augment, key), f"augment_strength times {key}")
+    scaled = ("rotate_degrees", "shift", "zoom", "brightness", "contrast", "sharpness", "noise", "erase_probability")
+    for name in scaled:
+        _check(fields[name], augment.augment_strength * getattr(augment, name), f"augment_strength times {name}")
     smallest = 1 - augment.augment_strength * (1 - augment.crop_min_area)
     _check(fields["crop_min_area"], smallest, "1 - augment_strength times (1 - crop_min_area)")
 
